@@ -1,0 +1,114 @@
+//! Requests of the command line to a node's control plane.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ApiError, Attachment, MigrationId, MigrationStatus, NodeIdentity, TransferSettings, VmInfo,
+    dataplane::Finding,
+};
+
+/// A request, answered by one [`Reply`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Request {
+    /// Who are you.
+    Node,
+    /// Attach a VM.
+    AttachVm {
+        /// Name.
+        name: String,
+        /// How to reach it.
+        attachment: Attachment,
+    },
+    /// Forget a VM.
+    DetachVm {
+        /// Name.
+        name: String,
+    },
+    /// All VMs.
+    ListVms,
+    /// Move a VM to another node.
+    Migrate {
+        /// VM name.
+        vm: String,
+        /// Peer's name from the node's configuration, or `host:port` of its data plane.
+        to: String,
+        /// How.
+        settings: TransferSettings,
+        /// Check everything, negotiate, then stop.
+        dry_run: bool,
+    },
+    /// Cancel by migration id or VM name.
+    Cancel {
+        /// 32 hex digits, or a VM name.
+        which: String,
+    },
+    /// One migration by id or VM name (the newest), or all.
+    Status {
+        /// `None` for all.
+        which: Option<String>,
+    },
+    /// What the node has.
+    Doctor,
+    /// The handover journal's view of who owns what.
+    Ownership,
+}
+
+/// Answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Reply {
+    /// The node.
+    Node(NodeStatus),
+    /// Done.
+    Done,
+    /// A VM.
+    Vm(VmInfo),
+    /// All VMs.
+    Vms(Vec<VmInfo>),
+    /// A migration that was started.
+    Started {
+        /// Its id.
+        id: MigrationId,
+    },
+    /// Migrations.
+    Migrations(Vec<MigrationStatus>),
+    /// Findings of the data plane and of the control plane.
+    Doctor(Vec<Finding>),
+    /// Ownership records.
+    Ownership(Vec<Ownership>),
+    /// Refused.
+    Error(ApiError),
+}
+
+/// A node as its control plane sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Identity.
+    pub node: NodeIdentity,
+    /// Control plane's package version.
+    pub version: String,
+    /// Where the data plane listens, or `None` while it is down.
+    pub dataplane: Option<String>,
+    /// Data plane's process id, when up.
+    pub dataplane_pid: Option<u32>,
+    /// Known peers: name and `host:port`.
+    pub peers: Vec<(String, String)>,
+}
+
+/// Who owns a VM, by this node's journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ownership {
+    /// VM name.
+    pub vm: String,
+    /// Grows with each handover.
+    pub epoch: u64,
+    /// `here`, `away` (handed over to `peer`), `in-doubt` (handover sent, answer unknown).
+    pub owner: String,
+    /// The other node of the newest record.
+    pub peer: String,
+    /// Migration of the newest record.
+    pub migration: MigrationId,
+    /// Plain words.
+    pub note: String,
+}

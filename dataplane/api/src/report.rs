@@ -1,0 +1,225 @@
+//! What is told of a migration, while it runs and afterwards.
+
+use serde::{Deserialize, Serialize};
+
+use crate::MigrationId;
+
+/// Which end of a migration this node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// The guest leaves this node.
+    Source,
+    /// The guest comes to this node.
+    Destination,
+}
+
+/// Phase of a migration, as shown to people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum PhaseName {
+    /// Connecting and agreeing on version and capabilities.
+    Negotiate,
+    /// Arming the tracker, opening streams.
+    Setup,
+    /// Rounds while the guest runs.
+    Precopy,
+    /// The guest is paused.
+    Switchover,
+    /// Handover was sent and its answer is not known yet.
+    InDoubt,
+    /// The guest runs at the destination.
+    Complete,
+    /// The guest runs on at the source.
+    Aborted,
+    /// Something broke that a person must look at; `reason` says where the guest is.
+    Failed,
+}
+
+/// How a migration ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunResult {
+    /// The guest runs at the destination.
+    Completed,
+    /// The guest runs at the source, as before.
+    Aborted,
+    /// Neither is certain; `reason` says which side holds the guest.
+    Failed,
+}
+
+/// Pages by class, counted once per time they were visited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageCounts {
+    /// Sent as a mark.
+    pub zero: u64,
+    /// Not sent: the destination holds the same content.
+    pub unchanged: u64,
+    /// Sent by name: the destination knows the content from elsewhere.
+    pub known: u64,
+    /// Sent as a difference.
+    pub delta: u64,
+    /// Sent compressed.
+    pub compressed: u64,
+    /// Sent as they are.
+    pub raw: u64,
+}
+
+impl PageCounts {
+    /// Pages visited.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.zero + self.unchanged + self.known + self.delta + self.compressed + self.raw
+    }
+}
+
+/// The pause, part by part, in order. Milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DowntimePartsMs {
+    /// From the decision until the vCPUs stand.
+    pub pause: f64,
+    /// Last dirty pages sent and acknowledged.
+    pub last_dirty_pages: f64,
+    /// Device state saved, moved, loaded.
+    pub device_state: f64,
+    /// Proof of the whole RAM.
+    pub verify: f64,
+    /// The durable commit at the destination.
+    pub handover: f64,
+    /// Until the destination's vCPUs run.
+    pub resume: f64,
+}
+
+/// One pre-copy round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RoundReport {
+    /// 0 is the first pass over all of RAM.
+    pub round: u32,
+    /// Pages the tracker named.
+    pub pages: u64,
+    /// Pages by class.
+    pub classes: PageCounts,
+    /// Bytes put on the wire.
+    pub wire_bytes: u64,
+    /// Duration.
+    pub ms: f64,
+    /// Time the tracker took.
+    pub scan_ms: f64,
+    /// Pages that arrived damaged or torn and were sent again in the next round.
+    pub suspect_pages: u64,
+}
+
+/// What keeps a migration from being faster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Limit {
+    /// Not known yet.
+    #[default]
+    Unknown,
+    /// The link is full.
+    Link,
+    /// The source's cores are.
+    Cpu,
+    /// The guest writes faster than pages leave.
+    DirtyRate,
+    /// Device state.
+    Device,
+    /// The destination does not keep up.
+    Destination,
+}
+
+/// Live numbers of a migration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Round under way.
+    pub round: u32,
+    /// Pages of this round not yet sent.
+    pub pages_left: u64,
+    /// Pages of this round.
+    pub pages_in_round: u64,
+    /// Wire bytes so far.
+    pub wire_bytes: u64,
+    /// Wire rate over the last second or so.
+    pub bytes_per_s: f64,
+    /// Pages the guest dirtied per second in the last round.
+    pub dirty_pages_per_s: f64,
+    /// Time left, low and high estimate; `None` until there is a basis.
+    pub eta_ms: Option<(u64, u64)>,
+    /// What limits the rate.
+    pub limit: Limit,
+}
+
+/// A migration as it is now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MigrationStatus {
+    /// Which.
+    pub id: MigrationId,
+    /// VM name.
+    pub vm: String,
+    /// This node's part.
+    pub role: Role,
+    /// The other node, as `name` or `host:port`.
+    pub peer: String,
+    /// Phase.
+    pub phase: PhaseName,
+    /// Numbers.
+    pub progress: Progress,
+    /// Finished rounds.
+    pub rounds: Vec<RoundReport>,
+    /// The end, when it has come.
+    pub report: Option<MigrationReport>,
+}
+
+/// The end of a migration: `dwcp.migration/1`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MigrationReport {
+    /// Always `dwcp.migration/1`.
+    pub schema: String,
+    /// Which.
+    pub id: MigrationId,
+    /// VM name.
+    pub vm: String,
+    /// How it ended.
+    pub result: RunResult,
+    /// Mode.
+    pub mode: String,
+    /// The whole-RAM proof held.
+    pub verified: bool,
+    /// The guest's own check at the destination, where one was made.
+    pub guest_verified: Option<bool>,
+    /// Rounds, the last one under pause included.
+    pub rounds: u32,
+    /// From the start to the guest running at the destination, or to the abort.
+    pub total_ms: f64,
+    /// Pause of the guest.
+    pub downtime_ms: f64,
+    /// Its parts.
+    pub downtime_parts_ms: DowntimePartsMs,
+    /// Guest RAM.
+    pub ram_bytes: u64,
+    /// Bytes on the wire, all streams, headers included.
+    pub wire_bytes: u64,
+    /// Pages by class.
+    pub pages: PageCounts,
+    /// Data streams.
+    pub streams: u16,
+    /// `tcp-uring`, `tcp-poll`, `memory`, `rdma`.
+    pub transport: String,
+    /// Dirty tracker in use.
+    pub tracker: String,
+    /// Why it ended so.
+    pub reason: String,
+    /// Whole-RAM root, 32 hex digits, when both ends agreed on it.
+    pub ram_root: Option<String>,
+    /// Who owns the VM now, by the journal: `source`, `destination`, `unknown`.
+    pub owner: String,
+    /// Ownership epoch after this migration.
+    pub epoch: u64,
+    /// Every round.
+    pub round_reports: Vec<RoundReport>,
+    /// CPU seconds this node's data plane spent on it.
+    pub cpu_s: f64,
+    /// Notes for a person: fallbacks taken, limits met.
+    pub notes: Vec<String>,
+}

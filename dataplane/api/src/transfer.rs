@@ -1,0 +1,94 @@
+//! How one migration is to be moved: what a profile resolves to.
+
+use serde::{Deserialize, Serialize};
+
+/// Resolved settings of one migration; every number has its unit in its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferSettings {
+    /// Profile or mode name that these came from: `datacenter`, `hybrid`, `internet`.
+    pub mode: String,
+    /// Data streams, 1..=32.
+    pub streams: u16,
+    /// Worker threads at each end; 0 lets the data plane choose from the topology.
+    pub workers: u16,
+    /// Which transport loop the workers run.
+    pub io: IoPath,
+    /// Bytes that may be sent and not yet acknowledged, over all streams.
+    pub window_bytes: u64,
+    /// How pages that are neither zero nor unchanged are encoded.
+    pub codec: Codec,
+    /// Which dirty tracker to use.
+    pub tracker: TrackerChoice,
+    /// How much of RAM is read again before the guest runs at the destination.
+    pub verify: Verify,
+    /// Pages read again at the pause when `verify` is `Sample`.
+    pub sample_pages: u32,
+    /// Switch over only when the forecast pause fits this.
+    pub downtime_limit_ms: u32,
+    /// Pre-copy rounds before switching over, or giving up, at the latest.
+    pub rounds_max: u32,
+    /// What happens when `rounds_max` is reached and the pause does not fit: `true` aborts (the
+    /// guest stays at the source), `false` switches over with a longer pause.
+    pub abort_if_not_converged: bool,
+    /// Time limit for connecting and negotiating.
+    pub connect_timeout_ms: u32,
+    /// A peer that says nothing for so long is lost.
+    pub peer_silence_ms: u32,
+    /// TCP congestion control for the data streams (`cubic`, `bbr`), or the host's default.
+    pub congestion_control: Option<String>,
+    /// Pin workers to cores.
+    pub pin_workers: bool,
+}
+
+/// Transport loop of the workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IoPath {
+    /// io_uring when the kernel allows it, otherwise poll.
+    #[default]
+    Auto,
+    /// io_uring or an error.
+    Uring,
+    /// Non-blocking sockets and poll(2).
+    Poll,
+}
+
+/// Page codec.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Codec {
+    /// Zero pages as marks, the rest as they are.
+    #[default]
+    Raw,
+    /// zstd over runs of up to 16 pages, raw where that is no smaller.
+    Zstd {
+        /// zstd level, -7..=19.
+        level: i32,
+    },
+}
+
+/// Dirty tracker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrackerChoice {
+    /// The best that works: userfaultfd, then soft-dirty, then fingerprints.
+    #[default]
+    Auto,
+    /// userfaultfd write protection (asynchronous) and PAGEMAP_SCAN.
+    Userfaultfd,
+    /// /proc/PID/clear_refs and pagemap.
+    SoftDirty,
+    /// Compare page fingerprints with those last sent.
+    Fingerprint,
+}
+
+/// How much of RAM is read again at the pause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verify {
+    /// Equal roots, and a sample of pages read again at both ends.
+    #[default]
+    Sample,
+    /// Equal roots, and every page read again at both ends.
+    Full,
+}
