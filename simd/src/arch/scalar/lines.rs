@@ -1,0 +1,98 @@
+//! Lines as eight 64-bit words, little-endian whatever the processor.
+
+use crate::arch::generic::{Isa, LineBytes};
+use crate::fingerprint::PRIME32_1;
+
+/// Any processor will do.
+#[derive(Clone, Copy)]
+pub(super) struct Scalar;
+
+const LOW_SEVEN: u64 = 0x7F7F_7F7F_7F7F_7F7F;
+
+impl Isa for Scalar {
+    type Line = [u64; 8];
+    type Tally = u32;
+
+    #[inline(always)]
+    fn load(self, from: &LineBytes) -> Self::Line {
+        let (words, _) = from.as_chunks::<8>();
+        let mut line = [0; 8];
+        for lane in 0..8 {
+            line[lane] = u64::from_le_bytes(words[lane]);
+        }
+        line
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut LineBytes, line: Self::Line) {
+        let (words, _) = to.as_chunks_mut::<8>();
+        for lane in 0..8 {
+            words[lane] = line[lane].to_le_bytes();
+        }
+    }
+
+    #[inline(always)]
+    fn or(self, mut a: Self::Line, b: Self::Line) -> Self::Line {
+        for lane in 0..8 {
+            a[lane] |= b[lane];
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn xor(self, mut a: Self::Line, b: Self::Line) -> Self::Line {
+        for lane in 0..8 {
+            a[lane] ^= b[lane];
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn is_zero(self, line: Self::Line) -> bool {
+        line.iter().fold(0, |all, word| all | word) == 0
+    }
+
+    #[inline(always)]
+    fn tally_start(self) -> Self::Tally {
+        0
+    }
+
+    /// Per byte: adding 0x7F to the low seven bits carries into the top bit unless they are zero;
+    /// or-ing the byte itself adds its own top bit. No carry leaves a byte.
+    #[inline(always)]
+    fn tally(self, tally: Self::Tally, line: Self::Line) -> Self::Tally {
+        let mut sum = tally;
+        for word in line {
+            let top_bits = (((word & LOW_SEVEN) + LOW_SEVEN) | word) & !LOW_SEVEN;
+            sum += top_bits.count_ones();
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn tally_total(self, tally: Self::Tally) -> u32 {
+        tally
+    }
+
+    #[inline(always)]
+    fn accumulate(self, acc: Self::Line, data: Self::Line, secret: Self::Line) -> Self::Line {
+        let mut next = acc;
+        for lane in 0..8 {
+            let keyed = data[lane] ^ secret[lane];
+            let product = (keyed & 0xFFFF_FFFF).wrapping_mul(keyed >> 32);
+            next[lane] = next[lane]
+                .wrapping_add(product)
+                .wrapping_add(data[lane ^ 1]);
+        }
+        next
+    }
+
+    #[inline(always)]
+    fn scramble(self, mut acc: Self::Line, secret: Self::Line) -> Self::Line {
+        for lane in 0..8 {
+            let folded = acc[lane] ^ (acc[lane] >> 47) ^ secret[lane];
+            acc[lane] = folded.wrapping_mul(PRIME32_1);
+        }
+        acc
+    }
+}
