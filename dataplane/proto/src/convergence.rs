@@ -1,0 +1,176 @@
+//! Whether another pre-copy round is worth its bytes.
+
+use dwcp_wire::limits::PAGE_BYTES;
+
+/// What the last round told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoundInput {
+    /// Round that has just ended, from 0.
+    pub round: u32,
+    /// Pages that it had to send (not zero, not unchanged are counted alike).
+    pub pages: u64,
+    /// Pages of the round before it.
+    pub pages_before: u64,
+    /// Duration of the round, from its scan to the report.
+    pub round_ns: u64,
+    /// Time over which those pages had become dirty; 0 for the first round.
+    pub dirty_ns: u64,
+    /// Bytes that it put on the wire.
+    pub wire_bytes: u64,
+    /// Pages that must be sent again in any case.
+    pub suspects: u64,
+}
+
+/// Where an operator draws the lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoundLimits {
+    /// Longest pause wanted.
+    pub downtime_ns_max: u64,
+    /// Rounds at most while the guest runs.
+    pub rounds_max: u32,
+    /// When the rounds are used up and the pause would not fit: give the guest back.
+    pub abort_if_not_converged: bool,
+}
+
+/// What to do after a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoundDecision {
+    /// Send what became dirty meanwhile.
+    Continue,
+    /// Pause the guest and send the rest.
+    Switchover,
+    /// Give up: it does not converge.
+    Abort,
+}
+
+/// So few dirty pages that a further round gains nothing: less than one frame.
+const PAGES_FEW: u64 = 64;
+
+/// Pages expected to be dirty by now: the dirty rate of the last interval over the last round.
+fn expected_pages(input: &RoundInput) -> u64 {
+    if input.dirty_ns == 0 {
+        return u64::MAX;
+    }
+    let pages = u128::from(input.pages) * u128::from(input.round_ns) / u128::from(input.dirty_ns);
+    u64::try_from(pages)
+        .unwrap_or(u64::MAX)
+        .saturating_add(input.suspects)
+}
+
+/// Pause to expect if the guest were paused now, without device state: the expected dirty pages at
+/// the last round's rate. `None` while there is no dirty rate yet.
+#[must_use]
+pub fn expected_downtime_ns(input: &RoundInput) -> Option<u64> {
+    let pages = expected_pages(input);
+    if pages == u64::MAX {
+        return None;
+    }
+    let bytes = u128::from(pages) * PAGE_BYTES as u128;
+    // A round of few pages measures its fixed cost, not the link: that cost is paid once.
+    let sent = u128::from(input.pages.max(1)) * PAGE_BYTES as u128;
+    let ns = bytes * u128::from(input.round_ns) / sent;
+    u64::try_from(ns).ok().map(|ns| ns.min(u64::MAX / 2))
+}
+
+/// Decides, first match wins.
+///
+/// | condition | result |
+/// |---|---|
+/// | first round | `Continue` |
+/// | fewer than 64 pages are expected to be dirty | `Switchover` |
+/// | the pause fits, and the last round did not halve the pages | `Switchover` |
+/// | `rounds_max` reached, and the pause fits or is forced | `Switchover` |
+/// | `rounds_max` reached | `Abort` |
+/// | otherwise | `Continue` |
+///
+/// Pure. Device state and resume are not in the forecast; they take milliseconds and are measured
+/// as parts of the pause.
+#[must_use]
+pub fn decide_round(input: &RoundInput, limits: &RoundLimits) -> RoundDecision {
+    let Some(downtime_ns) = expected_downtime_ns(input) else {
+        return if limits.rounds_max == 0 {
+            RoundDecision::Switchover
+        } else {
+            RoundDecision::Continue
+        };
+    };
+    let fits = downtime_ns <= limits.downtime_ns_max;
+    let shrinking = input.pages.saturating_mul(2) <= input.pages_before;
+    if expected_pages(input) < PAGES_FEW || (fits && !shrinking) {
+        RoundDecision::Switchover
+    } else if input.round < limits.rounds_max {
+        RoundDecision::Continue
+    } else if fits || !limits.abort_if_not_converged {
+        RoundDecision::Switchover
+    } else {
+        RoundDecision::Abort
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+    const LIMITS: RoundLimits = RoundLimits {
+        downtime_ns_max: 300 * MS,
+        rounds_max: 5,
+        abort_if_not_converged: true,
+    };
+
+    #[test]
+    fn the_first_round_is_never_the_last() {
+        let input = RoundInput {
+            pages: 100_000,
+            round_ns: 400 * MS,
+            ..Default::default()
+        };
+        assert_eq!(decide_round(&input, &LIMITS), RoundDecision::Continue);
+    }
+
+    #[test]
+    fn a_quiet_guest_is_switched_over() {
+        let input = RoundInput {
+            round: 1,
+            pages: 10,
+            pages_before: 100_000,
+            round_ns: MS,
+            dirty_ns: 400 * MS,
+            ..Default::default()
+        };
+        assert_eq!(decide_round(&input, &LIMITS), RoundDecision::Switchover);
+    }
+
+    #[test]
+    fn a_guest_that_outruns_the_link_is_given_back_or_forced() {
+        let input = RoundInput {
+            round: 5,
+            pages: 500_000,
+            pages_before: 500_000,
+            round_ns: 2000 * MS,
+            dirty_ns: 2000 * MS,
+            ..Default::default()
+        };
+        assert_eq!(decide_round(&input, &LIMITS), RoundDecision::Abort);
+        let force = RoundLimits {
+            abort_if_not_converged: false,
+            ..LIMITS
+        };
+        assert_eq!(decide_round(&input, &force), RoundDecision::Switchover);
+        let earlier = RoundInput { round: 2, ..input };
+        assert_eq!(decide_round(&earlier, &force), RoundDecision::Continue);
+    }
+
+    #[test]
+    fn while_rounds_halve_the_pages_another_is_worth_it() {
+        let input = RoundInput {
+            round: 2,
+            pages: 10_000,
+            pages_before: 100_000,
+            round_ns: 40 * MS,
+            dirty_ns: 400 * MS,
+            ..Default::default()
+        };
+        assert_eq!(decide_round(&input, &LIMITS), RoundDecision::Continue);
+    }
+}

@@ -1,0 +1,93 @@
+//! What a restarted daemon does with a migration that was under way when it died.
+//!
+//! Pure tables: the journal's last record and what the VMM says decide, nothing else.
+
+/// The newest record that this node's journal holds of the migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastRecord {
+    /// It began.
+    Begin,
+    /// Source: a handover may have been sent.
+    Prepared,
+    /// Destination: owned here. Source: learned that it is owned there.
+    Committed,
+    /// Destination: promised never to commit.
+    Refused,
+}
+
+/// What the VMM says of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmState {
+    /// Its vCPUs run.
+    Running,
+    /// They stand, and can be told to run.
+    Paused,
+    /// It waits for a migration.
+    Incoming,
+    /// The VMM is gone.
+    Gone,
+}
+
+/// What a restarted source does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceRecovery {
+    /// The guest was never given away: run it, write `Aborted`.
+    Resume,
+    /// It runs already: write `Aborted`.
+    RunsHere,
+    /// Ask the destination, and keep the guest paused until it answers.
+    AskDestination,
+    /// The destination owns it: nothing to do.
+    GivenAway,
+    /// The VMM died here before the guest was given away: say so.
+    Lost,
+}
+
+/// What a restarted destination does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DestinationRecovery {
+    /// Owned here and paused: run it, write `Resumed`.
+    Resume,
+    /// Owned here and running: write `Resumed`.
+    RunsHere,
+    /// Not owned here: write `Refused`, so that the source may run it.
+    Refuse,
+    /// Owned here, but the VMM is gone: say so.
+    Lost,
+}
+
+/// | last record | guest | do |
+/// |---|---|---|
+/// | `Committed` | any | `GivenAway` |
+/// | any other | runs | `RunsHere`: a guest handed over stands still here |
+/// | `Prepared` | stands or is gone | `AskDestination` |
+/// | `Begin` | stands | `Resume` |
+/// | `Begin` | gone | `Lost` |
+#[must_use]
+pub const fn recover_source(last: LastRecord, vm: VmState) -> SourceRecovery {
+    match (last, vm) {
+        (LastRecord::Committed, _) => SourceRecovery::GivenAway,
+        (_, VmState::Running) => SourceRecovery::RunsHere,
+        (LastRecord::Prepared, _) => SourceRecovery::AskDestination,
+        (_, VmState::Paused | VmState::Incoming) => SourceRecovery::Resume,
+        (_, VmState::Gone) => SourceRecovery::Lost,
+    }
+}
+
+/// | last record | guest | do |
+/// |---|---|---|
+/// | `Committed` | stands | `Resume` |
+/// | `Committed` | runs | `RunsHere` |
+/// | `Committed` | gone | `Lost` |
+/// | any other | any | `Refuse` |
+#[must_use]
+pub const fn recover_destination(last: LastRecord, vm: VmState) -> DestinationRecovery {
+    match (last, vm) {
+        (LastRecord::Committed, VmState::Running) => DestinationRecovery::RunsHere,
+        (LastRecord::Committed, VmState::Gone) => DestinationRecovery::Lost,
+        (LastRecord::Committed, VmState::Paused | VmState::Incoming) => DestinationRecovery::Resume,
+        (LastRecord::Begin | LastRecord::Prepared | LastRecord::Refused, _) => {
+            DestinationRecovery::Refuse
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Messages on the control connection: what was agreed, rounds, the switchover.
+//!
+//! Encoded by postcard (`https://postcard.jamesmunns.com/wire-format`), one message per frame, the
+//! whole of it under the frame's checksum. Variants are only ever added at the end.
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::{
+    CONTROL_BYTES_MAX, NAME_BYTES_MAX, PAGE_BYTES, RAM_BLOCK_BYTES_MAX, RAM_BLOCKS_MAX,
+    REASON_BYTES_MAX, STREAMS_MAX, SUSPECT_RANGES_MAX,
+};
+
+/// One RAM block, as both ends must have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RamBlockInfo {
+    /// The VMM's name of the block.
+    pub name: String,
+    /// Its size; a multiple of the page size.
+    pub bytes: u64,
+}
+
+/// What the source wants to move, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Names the migration on both nodes.
+    pub migration: u128,
+    /// VM name; the destination must have a VM of that name waiting.
+    pub vm: String,
+    /// The source node's name.
+    pub source_node: String,
+    /// Ownership epoch before the move.
+    pub epoch: u64,
+    /// Which VMM: `qemu` or `process`; both ends must be of one kind.
+    pub vmm: String,
+    /// RAM blocks in order.
+    pub ram: Vec<RamBlockInfo>,
+    /// Data streams wanted.
+    pub streams: u16,
+    /// Seed of the page fingerprints.
+    pub fingerprint_seed: u64,
+    /// Read every page again at the pause, at both ends.
+    pub verify_full: bool,
+    /// Pages read again at the pause otherwise.
+    pub sample_pages: u32,
+    /// Bytes between acknowledgements of a stream at most.
+    pub ack_bytes: u64,
+    /// Silence after which the peer is lost.
+    pub peer_silence_ms: u32,
+    /// Negotiate, then stop.
+    pub dry_run: bool,
+}
+
+/// A run of pages of one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PageRange {
+    /// RAM block index.
+    pub ram_block: u32,
+    /// First page.
+    pub page: u32,
+    /// Pages.
+    pub count: u32,
+}
+
+/// What one end counted in a round. Both ends must come to the same numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundSummary {
+    /// Page frames.
+    pub frames: u64,
+    /// Bytes of those frames, headers included.
+    pub wire_bytes: u64,
+    /// Pages named in them.
+    pub pages: u64,
+}
+
+/// Why the destination does not take a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum RefuseCode {
+    /// No VM of that name waits here.
+    NoSuchVm,
+    /// The VM runs here, or is being moved.
+    Busy,
+    /// RAM blocks differ.
+    RamDiffers,
+    /// Not enough memory.
+    TooSmall,
+    /// Another VMM.
+    VmmDiffers,
+    /// The epoch is older than what this node has seen.
+    StaleEpoch,
+    /// Something else, in words.
+    Other,
+}
+
+/// Why an end gives up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum AbortCode {
+    /// An operator cancelled.
+    Cancelled,
+    /// The proof of the RAM failed.
+    ProofFailed,
+    /// The VMM failed.
+    Vmm,
+    /// The peer broke the protocol.
+    Protocol,
+    /// It would not converge within its limits.
+    NotConverging,
+    /// A connection was lost.
+    Connection,
+    /// The journal could not be written.
+    Journal,
+    /// A check without a move has ended.
+    DryRun,
+    /// Something else, in words.
+    Other,
+}
+
+/// A control message. S: sent by the source, D: by the destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Control {
+    /// S: first after the hello.
+    Offer(Offer),
+    /// D: the VM waits here; `token` lets further connections join.
+    Accept {
+        /// Secret of this migration.
+        token: u128,
+        /// Data streams granted, 1..=asked.
+        streams: u16,
+    },
+    /// D: no.
+    Refuse {
+        /// Kind.
+        code: RefuseCode,
+        /// In words.
+        reason: String,
+    },
+    /// D: every stream has joined, RAM is empty and ready.
+    Ready,
+    /// S: every page frame of the round has been sent, with a mark behind them on each stream.
+    RoundEnd {
+        /// Round.
+        round: u32,
+        /// What was sent.
+        sent: RoundSummary,
+        /// The guest is paused: if nothing is suspect and the roots agree, RAM is proven and the
+        /// device state that follows may be loaded.
+        paused: bool,
+        /// Whole-RAM root of what was sent so far.
+        root: u128,
+    },
+    /// D: every frame of the round was applied, and after a paused round RAM was read again.
+    RoundReport {
+        /// Round.
+        round: u32,
+        /// What was applied.
+        applied: RoundSummary,
+        /// Pages that did not arrive as they were sent.
+        suspects: Vec<PageRange>,
+        /// Whole-RAM root of what is held.
+        root: u128,
+        /// After a paused round: pages read again and found right.
+        pages_proven: Option<u64>,
+    },
+    /// S: the guest is about to be paused; get ready for device state.
+    SwitchoverStart,
+    /// D: the VMM has loaded the device state and stands still.
+    DeviceLoaded,
+    /// S: take the VM. The source has made durable that it is waiting for the answer.
+    Handover {
+        /// Epoch of the new owner.
+        epoch: u64,
+    },
+    /// D: it is durable that the VM is owned here.
+    Committed {
+        /// Epoch.
+        epoch: u64,
+    },
+    /// D: the guest runs.
+    Resumed,
+    /// Either: the migration is over, the guest stays at the source.
+    Abort {
+        /// Kind.
+        code: AbortCode,
+        /// In words.
+        reason: String,
+    },
+    /// S, on a new connection: did you commit this migration? Asked when an answer was lost.
+    OwnerQuery {
+        /// Which.
+        migration: u128,
+        /// VM name.
+        vm: String,
+        /// Epoch that was handed over.
+        epoch: u64,
+    },
+    /// D: the durable answer. `false` promises never to commit it.
+    OwnerAnswer {
+        /// Whether this node owns the VM.
+        committed: bool,
+    },
+    /// Either: still here.
+    Alive,
+}
+
+/// Why a control message is refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// Not a message.
+    #[error("malformed control message: {0}")]
+    Malformed(#[from] postcard::Error),
+    /// Bytes are left after the message.
+    #[error("{0} bytes after the control message")]
+    Trailing(usize),
+    /// A field is outside its range.
+    #[error("control message field {field} is out of range ({value})")]
+    Field {
+        /// Which.
+        field: &'static str,
+        /// Value or length.
+        value: u64,
+    },
+}
+
+/// A message's payload bytes.
+///
+/// # Errors
+/// [`ControlError::Field`] when a field is outside what the peer would accept.
+pub fn encode_control(message: &Control) -> Result<Vec<u8>, ControlError> {
+    check(message)?;
+    let bytes = postcard::to_stdvec(message)?;
+    limit("message", bytes.len() as u64, CONTROL_BYTES_MAX as u64)?;
+    Ok(bytes)
+}
+
+/// The message in a payload.
+///
+/// # Errors
+/// [`ControlError`].
+pub fn decode_control(payload: &[u8]) -> Result<Control, ControlError> {
+    limit("message", payload.len() as u64, CONTROL_BYTES_MAX as u64)?;
+    let (message, rest) = postcard::take_from_bytes(payload)?;
+    if !rest.is_empty() {
+        return Err(ControlError::Trailing(rest.len()));
+    }
+    check(&message)?;
+    Ok(message)
+}
+
+fn check(message: &Control) -> Result<(), ControlError> {
+    match message {
+        Control::Offer(offer) => check_offer(offer),
+        Control::Accept { streams, .. } => check_streams(*streams),
+        Control::Refuse { reason, .. } | Control::Abort { reason, .. } => {
+            limit("reason", reason.len() as u64, REASON_BYTES_MAX as u64)
+        }
+        Control::RoundReport { suspects, .. } => {
+            limit("suspects", suspects.len() as u64, SUSPECT_RANGES_MAX as u64)
+        }
+        Control::OwnerQuery { vm, .. } => name("vm", vm),
+        Control::Ready
+        | Control::RoundEnd { .. }
+        | Control::SwitchoverStart
+        | Control::DeviceLoaded
+        | Control::Handover { .. }
+        | Control::Committed { .. }
+        | Control::Resumed
+        | Control::OwnerAnswer { .. }
+        | Control::Alive => Ok(()),
+    }
+}
+
+fn check_offer(offer: &Offer) -> Result<(), ControlError> {
+    name("vm", &offer.vm)?;
+    name("source_node", &offer.source_node)?;
+    name("vmm", &offer.vmm)?;
+    check_streams(offer.streams)?;
+    let blocks = offer.ram.len();
+    if blocks == 0 {
+        return Err(ControlError::Field {
+            field: "ram",
+            value: 0,
+        });
+    }
+    limit("ram", blocks as u64, RAM_BLOCKS_MAX as u64)?;
+    for block in &offer.ram {
+        name("ram.name", &block.name)?;
+        limit("ram.bytes", block.bytes, RAM_BLOCK_BYTES_MAX)?;
+        if block.bytes == 0 || !block.bytes.is_multiple_of(PAGE_BYTES as u64) {
+            return Err(ControlError::Field {
+                field: "ram.bytes",
+                value: block.bytes,
+            });
+        }
+    }
+    if offer.ack_bytes < 64 * 1024 {
+        return Err(ControlError::Field {
+            field: "ack_bytes",
+            value: offer.ack_bytes,
+        });
+    }
+    Ok(())
+}
+
+fn check_streams(streams: u16) -> Result<(), ControlError> {
+    if streams == 0 {
+        return Err(ControlError::Field {
+            field: "streams",
+            value: 0,
+        });
+    }
+    limit("streams", u64::from(streams), STREAMS_MAX as u64)
+}
+
+fn name(field: &'static str, text: &str) -> Result<(), ControlError> {
+    if text.is_empty() {
+        return Err(ControlError::Field { field, value: 0 });
+    }
+    limit(field, text.len() as u64, NAME_BYTES_MAX as u64)
+}
+
+const fn limit(field: &'static str, value: u64, most: u64) -> Result<(), ControlError> {
+    if value > most {
+        Err(ControlError::Field { field, value })
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,56 @@
+//! Every upper bound of the protocol, and the relations between them.
+
+/// Bytes of a page. Larger host pages are moved as runs of these.
+pub const PAGE_BYTES: usize = dwcp_simd::PAGE_BYTES;
+
+/// Pages with data in one frame: 256 KiB, which stays in a core's L2 between the stages. Larger
+/// frames gained nothing on loopback or veth, 4 KiB ones cost twice as much.
+pub const FRAME_DATA_PAGES_MAX: usize = 64;
+
+/// Runs named in one frame.
+pub const FRAME_ENTRIES_MAX: usize = 256;
+
+/// Pages in one run. Zero runs may be longer than a frame's data.
+pub const RUN_PAGES_MAX: usize = u16::MAX as usize;
+
+/// Largest table: all entries, and a fingerprint for each page with data.
+pub const TABLE_BYTES_MAX: usize =
+    FRAME_ENTRIES_MAX * crate::ENTRY_BYTES + FRAME_DATA_PAGES_MAX * crate::FINGERPRINT_BYTES;
+
+/// Largest payload of a page frame.
+pub const PAYLOAD_BYTES_MAX: usize = TABLE_BYTES_MAX + FRAME_DATA_PAGES_MAX * PAGE_BYTES;
+
+/// Largest frame, header included; the size of a worker's buffers.
+pub const FRAME_BYTES_MAX: usize = crate::HEADER_BYTES + PAYLOAD_BYTES_MAX;
+
+/// Largest control message.
+pub const CONTROL_BYTES_MAX: usize = 192 * 1024;
+
+/// Largest piece of device state in one frame.
+pub const DEVICE_BYTES_MAX: usize = 64 * 1024;
+
+/// RAM blocks of one VM.
+pub const RAM_BLOCKS_MAX: usize = 64;
+
+/// Bytes of one RAM block: page indexes are 32 bits wide.
+pub const RAM_BLOCK_BYTES_MAX: u64 = (u32::MAX as u64) * PAGE_BYTES as u64;
+
+/// Data streams of one migration.
+pub const STREAMS_MAX: usize = 32;
+
+/// Bytes of a name (VM, node, RAM block).
+pub const NAME_BYTES_MAX: usize = 255;
+
+/// Bytes of a reason given in words.
+pub const REASON_BYTES_MAX: usize = 1024;
+
+/// Page ranges in one suspect report; a peer with more reports the rest in the next round.
+pub const SUSPECT_RANGES_MAX: usize = 8192;
+
+const _: () = {
+    assert!(CONTROL_BYTES_MAX <= PAYLOAD_BYTES_MAX);
+    assert!(DEVICE_BYTES_MAX <= PAYLOAD_BYTES_MAX);
+    // A range is at most three varints of 5 bytes.
+    assert!(SUSPECT_RANGES_MAX * 15 + 1024 <= CONTROL_BYTES_MAX);
+    assert!(FRAME_BYTES_MAX <= 512 * 1024);
+};
