@@ -4,11 +4,15 @@
 //! eight 64-bit words. Every function here is `#[inline(always)]`: it becomes part of the
 //! `#[target_feature]` function that calls it, and is compiled for that instruction set.
 
+#[cfg(target_arch = "x86_64")]
+mod checksum;
 mod compare;
 mod delta;
 mod fingerprint;
 mod zero;
 
+#[cfg(target_arch = "x86_64")]
+pub(super) use checksum::{Fold, FoldKey, crc32c};
 pub(super) use compare::{differing_bytes, equal};
 pub(super) use delta::xor;
 pub(super) use fingerprint::fingerprint;

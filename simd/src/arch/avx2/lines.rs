@@ -1,0 +1,153 @@
+//! Lines as two 256-bit registers.
+
+use std::arch::x86_64::{
+    __m256i, _mm256_add_epi8, _mm256_add_epi64, _mm256_extract_epi64, _mm256_loadu_si256,
+    _mm256_min_epu8, _mm256_mul_epu32, _mm256_or_si256, _mm256_sad_epu8, _mm256_set1_epi8,
+    _mm256_set1_epi64x, _mm256_setzero_si256, _mm256_shuffle_epi32, _mm256_slli_epi64,
+    _mm256_srli_epi64, _mm256_storeu_si256, _mm256_testz_si256, _mm256_xor_si256,
+};
+
+use crate::arch::generic::{Isa, LineBytes};
+use crate::arch::x86::forward;
+use crate::fingerprint::PRIME32_1;
+
+/// Proof that the processor has AVX2.
+#[derive(Clone, Copy)]
+pub(super) struct Avx2(());
+
+impl Avx2 {
+    /// The caller runs with AVX2, which is the proof.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn here() -> Self {
+        Self(())
+    }
+}
+
+type Line = [__m256i; 2];
+
+impl Isa for Avx2 {
+    type Line = Line;
+    /// Per byte lane: at most 128 in 64 lines of two registers, so it cannot overflow.
+    type Tally = __m256i;
+
+    forward! {
+        fn load(from: &LineBytes) -> Line;
+        fn store(to: &mut LineBytes, line: Line);
+        fn or(a: Line, b: Line) -> Line;
+        fn xor(a: Line, b: Line) -> Line;
+        fn is_zero(line: Line) -> bool;
+        fn tally_start() -> __m256i;
+        fn tally(sum: __m256i, line: Line) -> __m256i;
+        fn tally_total(sum: __m256i) -> u32;
+        fn accumulate(acc: Line, data: Line, secret: Line) -> Line;
+        fn scramble(acc: Line, secret: Line) -> Line;
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn load(from: &LineBytes) -> Line {
+    let low = from.as_ptr().cast::<__m256i>();
+    // SAFETY: `low` points to 64 readable bytes, 32 bytes ahead stays inside them.
+    let high = unsafe { low.add(1) };
+    // SAFETY: 32 readable bytes follow `low`; the load needs no alignment.
+    let low = unsafe { _mm256_loadu_si256(low) };
+    // SAFETY: 32 readable bytes follow `high`; the load needs no alignment.
+    let high = unsafe { _mm256_loadu_si256(high) };
+    [low, high]
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store(to: &mut LineBytes, line: Line) {
+    let low = to.as_mut_ptr().cast::<__m256i>();
+    // SAFETY: `low` points to 64 writable bytes, 32 bytes ahead stays inside them.
+    let high = unsafe { low.add(1) };
+    // SAFETY: 32 writable bytes follow `low`, borrowed exclusively; the store needs no alignment.
+    unsafe { _mm256_storeu_si256(low, line[0]) };
+    // SAFETY: 32 writable bytes follow `high`, borrowed exclusively; the store needs no alignment.
+    unsafe { _mm256_storeu_si256(high, line[1]) };
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn or(a: Line, b: Line) -> Line {
+    [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])]
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn xor(a: Line, b: Line) -> Line {
+    [_mm256_xor_si256(a[0], b[0]), _mm256_xor_si256(a[1], b[1])]
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn is_zero(line: Line) -> bool {
+    let both = _mm256_or_si256(line[0], line[1]);
+    _mm256_testz_si256(both, both) == 1
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn tally_start() -> __m256i {
+    _mm256_setzero_si256()
+}
+
+/// A byte contributes `min(byte, 1)`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn tally(sum: __m256i, line: Line) -> __m256i {
+    let one = _mm256_set1_epi8(1);
+    let low = _mm256_add_epi8(sum, _mm256_min_epu8(line[0], one));
+    _mm256_add_epi8(low, _mm256_min_epu8(line[1], one))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn tally_total(sum: __m256i) -> u32 {
+    let sums = _mm256_sad_epu8(sum, _mm256_setzero_si256());
+    let front = _mm256_extract_epi64::<0>(sums) + _mm256_extract_epi64::<1>(sums);
+    let back = _mm256_extract_epi64::<2>(sums) + _mm256_extract_epi64::<3>(sums);
+    (front + back) as u32
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn accumulate(acc: Line, data: Line, secret: Line) -> Line {
+    [
+        accumulate_half(acc[0], data[0], secret[0]),
+        accumulate_half(acc[1], data[1], secret[1]),
+    ]
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn accumulate_half(acc: __m256i, data: __m256i, secret: __m256i) -> __m256i {
+    let keyed = _mm256_xor_si256(data, secret);
+    let product = _mm256_mul_epu32(keyed, _mm256_srli_epi64::<32>(keyed));
+    let neighbour = _mm256_shuffle_epi32::<0b01_00_11_10>(data);
+    _mm256_add_epi64(_mm256_add_epi64(acc, neighbour), product)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn scramble(acc: Line, secret: Line) -> Line {
+    [
+        scramble_half(acc[0], secret[0]),
+        scramble_half(acc[1], secret[1]),
+    ]
+}
+
+/// The 64-bit product by a 32-bit prime, from two 32-bit products.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn scramble_half(acc: __m256i, secret: __m256i) -> __m256i {
+    let folded = _mm256_xor_si256(acc, _mm256_srli_epi64::<47>(acc));
+    let keyed = _mm256_xor_si256(folded, secret);
+    let prime = _mm256_set1_epi64x(PRIME32_1 as i64);
+    let low = _mm256_mul_epu32(keyed, prime);
+    let high = _mm256_mul_epu32(_mm256_srli_epi64::<32>(keyed), prime);
+    _mm256_add_epi64(low, _mm256_slli_epi64::<32>(high))
+}

@@ -1,0 +1,115 @@
+//! Lines as one 512-bit register.
+
+use std::arch::x86_64::{
+    __m512i, _mm512_add_epi8, _mm512_add_epi64, _mm512_loadu_si512, _mm512_min_epu8,
+    _mm512_mul_epu32, _mm512_mullo_epi64, _mm512_or_si512, _mm512_reduce_add_epi64,
+    _mm512_sad_epu8, _mm512_set1_epi8, _mm512_set1_epi64, _mm512_setzero_si512,
+    _mm512_shuffle_epi32, _mm512_srli_epi64, _mm512_storeu_si512, _mm512_test_epi64_mask,
+    _mm512_xor_si512,
+};
+
+use crate::arch::generic::{Isa, LineBytes};
+use crate::arch::x86::forward;
+use crate::fingerprint::PRIME32_1;
+
+/// Proof that the processor has AVX-512 F, BW and DQ.
+#[derive(Clone, Copy)]
+pub(super) struct Avx512(());
+
+impl Avx512 {
+    /// The caller runs with the features, which is the proof.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+    pub(super) fn here() -> Self {
+        Self(())
+    }
+}
+
+type Line = __m512i;
+
+impl Isa for Avx512 {
+    type Line = Line;
+    /// Per byte lane: at most 64 in 64 lines, so it cannot overflow.
+    type Tally = __m512i;
+
+    forward! {
+        fn load(from: &LineBytes) -> Line;
+        fn store(to: &mut LineBytes, line: Line);
+        fn or(a: Line, b: Line) -> Line;
+        fn xor(a: Line, b: Line) -> Line;
+        fn is_zero(line: Line) -> bool;
+        fn tally_start() -> __m512i;
+        fn tally(sum: __m512i, line: Line) -> __m512i;
+        fn tally_total(sum: __m512i) -> u32;
+        fn accumulate(acc: Line, data: Line, secret: Line) -> Line;
+        fn scramble(acc: Line, secret: Line) -> Line;
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+pub(super) fn load(from: &LineBytes) -> Line {
+    // SAFETY: `from` is 64 readable bytes; the load needs no alignment.
+    unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn store(to: &mut LineBytes, line: Line) {
+    // SAFETY: `to` is 64 writable bytes, borrowed exclusively; the store needs no alignment.
+    unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), line) };
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn or(a: Line, b: Line) -> Line {
+    _mm512_or_si512(a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn xor(a: Line, b: Line) -> Line {
+    _mm512_xor_si512(a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn is_zero(line: Line) -> bool {
+    _mm512_test_epi64_mask(line, line) == 0
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn tally_start() -> __m512i {
+    _mm512_setzero_si512()
+}
+
+/// A byte contributes `min(byte, 1)`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn tally(sum: __m512i, line: Line) -> __m512i {
+    _mm512_add_epi8(sum, _mm512_min_epu8(line, _mm512_set1_epi8(1)))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn tally_total(sum: __m512i) -> u32 {
+    _mm512_reduce_add_epi64(_mm512_sad_epu8(sum, _mm512_setzero_si512())) as u32
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn accumulate(acc: Line, data: Line, secret: Line) -> Line {
+    let keyed = _mm512_xor_si512(data, secret);
+    let product = _mm512_mul_epu32(keyed, _mm512_srli_epi64::<32>(keyed));
+    let neighbour = _mm512_shuffle_epi32::<0b01_00_11_10>(data);
+    _mm512_add_epi64(_mm512_add_epi64(acc, neighbour), product)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn scramble(acc: Line, secret: Line) -> Line {
+    let folded = _mm512_xor_si512(acc, _mm512_srli_epi64::<47>(acc));
+    let keyed = _mm512_xor_si512(folded, secret);
+    _mm512_mullo_epi64(keyed, _mm512_set1_epi64(PRIME32_1 as i64))
+}
