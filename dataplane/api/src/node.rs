@@ -108,7 +108,43 @@ pub struct Ownership {
     /// The other node of the newest record.
     pub peer: String,
     /// Migration of the newest record.
+    #[serde(with = "id_as_hex")]
     pub migration: MigrationId,
     /// Plain words.
     pub note: String,
+}
+
+/// A [`MigrationId`] as 32 hex digits where people read (JSON numbers above 2^53 lose digits in
+/// most readers), as it is in frames: `#[serde(with = "dwcp_api::node::id_as_hex")]`.
+pub mod id_as_hex {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    use crate::MigrationId;
+
+    /// Writes the id.
+    ///
+    /// # Errors
+    /// The serializer's.
+    pub fn serialize<S: Serializer>(id: &MigrationId, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            serializer.collect_str(id)
+        } else {
+            id.serialize(serializer)
+        }
+    }
+
+    /// Reads the id.
+    ///
+    /// # Errors
+    /// The deserializer's, and text that is not hex.
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<MigrationId, D::Error> {
+        if deserializer.is_human_readable() {
+            let text = String::deserialize(deserializer)?;
+            text.parse().map_err(D::Error::custom)
+        } else {
+            MigrationId::deserialize(deserializer)
+        }
+    }
 }

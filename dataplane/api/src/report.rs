@@ -154,6 +154,7 @@ pub struct Progress {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MigrationStatus {
     /// Which.
+    #[serde(with = "crate::node::id_as_hex")]
     pub id: MigrationId,
     /// VM name.
     pub vm: String,
@@ -177,6 +178,7 @@ pub struct MigrationReport {
     /// Always `dwcp.migration/1`.
     pub schema: String,
     /// Which.
+    #[serde(with = "crate::node::id_as_hex")]
     pub id: MigrationId,
     /// VM name.
     pub vm: String,

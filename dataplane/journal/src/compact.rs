@@ -1,0 +1,56 @@
+//! Which records a shorter journal must keep.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dwcp_api::Role;
+
+use crate::{Record, RecordKind, State};
+
+/// Outcomes of this node as destination that are kept beyond the newest state of every VM: a source
+/// that was down may still ask for them, and "not committed" would be a wrong answer.
+pub(crate) const OUTCOMES_MAX: usize = 65_536;
+
+/// The records, in order, that hold
+/// - everything of unfinished migrations,
+/// - per VM, everything of the migration that decides who owns it and of the newest one,
+/// - the newest [`OUTCOMES_MAX`] commits and refusals of this node as destination.
+pub(crate) fn compact(records: &[Record]) -> Vec<Record> {
+    let state = State::from_records(records);
+    let mut whole: BTreeSet<_> = state
+        .unfinished()
+        .into_iter()
+        .map(|unfinished| unfinished.migration)
+        .collect();
+    let newest: BTreeMap<_, _> = records
+        .iter()
+        .map(|record| (record.vm.as_str(), record.migration))
+        .collect();
+    for (vm, migration) in newest {
+        whole.insert(migration);
+        whole.extend(state.decided_by(vm));
+    }
+    let mut outcomes_left = OUTCOMES_MAX;
+    let mut kept: Vec<_> = records
+        .iter()
+        .rev()
+        .filter(|record| {
+            if whole.contains(&record.migration) {
+                return true;
+            }
+            let keep = is_outcome(record) && outcomes_left > 0;
+            outcomes_left -= usize::from(keep);
+            keep
+        })
+        .cloned()
+        .collect();
+    kept.reverse();
+    kept
+}
+
+fn is_outcome(record: &Record) -> bool {
+    record.role == Role::Destination
+        && matches!(
+            record.kind,
+            RecordKind::Committed | RecordKind::Refused | RecordKind::Aborted { .. }
+        )
+}

@@ -1,0 +1,86 @@
+//! What is written.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use dwcp_api::{Attachment, MigrationId, Role};
+use serde::{Deserialize, Serialize};
+
+/// One step of one migration, as this node saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Grows by one with each record of the node; 0 lets [`crate::Journal::append`] choose.
+    pub sequence: u64,
+    /// Which migration.
+    #[serde(with = "dwcp_api::node::id_as_hex")]
+    pub migration: MigrationId,
+    /// VM name.
+    pub vm: String,
+    /// This node's part in it.
+    pub role: Role,
+    /// Name of the other node.
+    pub peer_node: String,
+    /// `host:port` of its data plane.
+    pub peer_address: String,
+    /// Ownership epoch after this record: the old owner's until `Committed`, one more from there.
+    pub epoch: u64,
+    /// Wall clock, milliseconds since 1970. For people; nothing is decided by it.
+    pub wall_ms: u64,
+    /// What happened.
+    pub kind: RecordKind,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum RecordKind {
+    /// A migration began; the VM is reached so, also after a restart.
+    Begin {
+        /// How the VM is reached on this node.
+        attachment: Attachment,
+    },
+    /// Source: the handover message may leave after this.
+    Prepared,
+    /// Destination: the VM is owned here from now on. Source: learned that it is owned there.
+    Committed,
+    /// Destination: this migration will never be committed.
+    Refused,
+    /// Destination: the guest runs.
+    Resumed,
+    /// Source: the guest runs here again. Destination: gave up before the commit, for good.
+    Aborted {
+        /// Why.
+        reason: String,
+    },
+    /// Something broke that a person must look at. Changes nobody's ownership.
+    Failed {
+        /// What.
+        reason: String,
+    },
+}
+
+impl RecordKind {
+    /// The kind's name as in the file.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Begin { .. } => "begin",
+            Self::Prepared => "prepared",
+            Self::Committed => "committed",
+            Self::Refused => "refused",
+            Self::Resumed => "resumed",
+            Self::Aborted { .. } => "aborted",
+            Self::Failed { .. } => "failed",
+        }
+    }
+}
+
+/// The wall clock, as records carry it.
+#[must_use]
+pub fn wall_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| {
+            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        })
+}

@@ -1,0 +1,356 @@
+//! Records folded into answers. Pure.
+
+use std::collections::BTreeMap;
+
+use dwcp_api::{Attachment, MigrationId, Role, node::Ownership};
+
+use crate::{JournalError, Record, RecordKind};
+
+/// How far a migration got at this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Under way; the source owns the VM.
+    Begun,
+    /// Source: the handover message may have left.
+    Prepared,
+    /// The destination owns the VM.
+    Committed,
+    /// Destination: owns the VM, and the guest runs.
+    Resumed,
+    /// Destination: promised never to commit.
+    Refused,
+    /// Over; the source owns the VM.
+    Aborted,
+}
+
+/// A migration that a restarted daemon must bring to an end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// Which.
+    pub migration: MigrationId,
+    /// VM name.
+    pub vm: String,
+    /// This node's part.
+    pub role: Role,
+    /// Name of the other node.
+    pub peer_node: String,
+    /// `host:port` of its data plane.
+    pub peer_address: String,
+    /// Epoch of the newest record.
+    pub epoch: u64,
+    /// How the VM was reached when it began.
+    pub attachment: Option<Attachment>,
+    /// How far it got.
+    pub stage: Stage,
+    /// Its newest record.
+    pub last: Record,
+}
+
+#[derive(Clone, Debug)]
+struct Migration {
+    stage: Stage,
+    failed: bool,
+    attachment: Option<Attachment>,
+    last: Record,
+}
+
+#[derive(Clone, Debug)]
+struct Vm {
+    owner: Owner,
+    epoch: u64,
+    /// The migration whose records decide about `owner` now.
+    decided_by: MigrationId,
+    last: Record,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    Here,
+    Away,
+    InDoubt,
+}
+
+/// What the records say of each VM and each migration.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    migrations: BTreeMap<(MigrationId, bool), Migration>,
+    vms: BTreeMap<String, Vm>,
+}
+
+impl State {
+    /// Folds records, oldest first.
+    #[must_use]
+    pub fn from_records<'a>(records: impl IntoIterator<Item = &'a Record>) -> Self {
+        let mut state = Self::default();
+        for record in records {
+            state.apply(record);
+        }
+        state
+    }
+
+    /// Adds the next record. Orders were checked when it was written, see [`Self::check`].
+    pub fn apply(&mut self, record: &Record) {
+        self.apply_to_vm(record);
+        let stage = match record.kind {
+            RecordKind::Begin { .. } => Some(Stage::Begun),
+            RecordKind::Prepared => Some(Stage::Prepared),
+            RecordKind::Committed => Some(Stage::Committed),
+            RecordKind::Refused => Some(Stage::Refused),
+            RecordKind::Resumed => Some(Stage::Resumed),
+            RecordKind::Aborted { .. } => Some(Stage::Aborted),
+            RecordKind::Failed { .. } => None,
+        };
+        let migration = self
+            .migrations
+            .entry(key(record.migration, record.role))
+            .or_insert_with(|| Migration {
+                stage: Stage::Begun,
+                failed: false,
+                attachment: None,
+                last: record.clone(),
+            });
+        migration.stage = stage.unwrap_or(migration.stage);
+        migration.failed |= stage.is_none();
+        if let RecordKind::Begin { attachment } = &record.kind {
+            migration.attachment = Some(attachment.clone());
+        }
+        migration.last = record.clone();
+    }
+
+    /// | role | record | owner becomes |
+    /// |---|---|---|
+    /// | source | `Begin` | here |
+    /// | source | `Prepared`, `Committed`, `Aborted` of the migration that decides | in doubt, away, here |
+    /// | destination | `Committed`, `Resumed` | here |
+    /// | destination | any, VM never seen before | away |
+    /// | any | other | as it was |
+    fn apply_to_vm(&mut self, record: &Record) {
+        let vm = self.vms.entry(record.vm.clone()).or_insert_with(|| Vm {
+            owner: Owner::Away,
+            epoch: record.epoch,
+            decided_by: record.migration,
+            last: record.clone(),
+        });
+        vm.last = record.clone();
+        let decides = vm.decided_by == record.migration;
+        let owner = match (record.role, &record.kind) {
+            (Role::Source, RecordKind::Begin { .. })
+            | (Role::Destination, RecordKind::Committed | RecordKind::Resumed) => Owner::Here,
+            (Role::Source, RecordKind::Prepared) if decides => Owner::InDoubt,
+            (Role::Source, RecordKind::Committed) if decides => Owner::Away,
+            (Role::Source, RecordKind::Aborted { .. }) if decides => Owner::Here,
+            _ => return,
+        };
+        vm.owner = owner;
+        vm.epoch = record.epoch;
+        vm.decided_by = record.migration;
+    }
+
+    /// Whether `next` may be written after what this state holds.
+    ///
+    /// | role | record | allowed after |
+    /// |---|---|---|
+    /// | source | `Begin` | nothing, and the VM is not in doubt |
+    /// | source | `Prepared` | `Begin`, `Prepared` |
+    /// | source | `Committed` | `Prepared`, `Committed` |
+    /// | source | `Aborted` | `Begin`, `Prepared`, `Aborted` |
+    /// | destination | `Begin` | nothing |
+    /// | destination | `Committed` | `Begin`, `Committed` |
+    /// | destination | `Resumed` | `Committed`, `Resumed` |
+    /// | destination | `Refused` | nothing, `Begin`, `Refused`, `Aborted` |
+    /// | destination | `Aborted` | `Begin`, `Refused`, `Aborted` |
+    /// | both | `Failed` | anything |
+    ///
+    /// # Errors
+    /// [`JournalError::Forbidden`] says what stands against it.
+    pub fn check(&self, next: &Record) -> Result<(), JournalError> {
+        let stage = self.stage(next.migration, next.role);
+        let forbidden = |why: String| JournalError::Forbidden {
+            migration: next.migration,
+            role: next.role,
+            next: next.kind.name(),
+            why,
+        };
+        let in_doubt = self
+            .vms
+            .get(&next.vm)
+            .is_some_and(|vm| vm.owner == Owner::InDoubt);
+        let begins_as_source =
+            next.role == Role::Source && matches!(next.kind, RecordKind::Begin { .. });
+        if in_doubt && begins_as_source {
+            return Err(forbidden(format!(
+                "who owns VM {} is in doubt since an earlier migration",
+                next.vm
+            )));
+        }
+        if is_allowed(next.role, stage, &next.kind) {
+            return Ok(());
+        }
+        Err(forbidden(stage.map_or_else(
+            || "it has not begun here".to_owned(),
+            |stage| format!("it is {stage:?} here"),
+        )))
+    }
+
+    /// How far a migration got at this node, in that part; `None` when the journal knows nothing.
+    #[must_use]
+    pub fn stage(&self, migration: MigrationId, role: Role) -> Option<Stage> {
+        Some(self.migrations.get(&key(migration, role))?.stage)
+    }
+
+    /// Who owns each VM, by name.
+    #[must_use]
+    pub fn ownership(&self) -> Vec<Ownership> {
+        self.vms.values().map(Vm::ownership).collect()
+    }
+
+    /// Who owns a VM.
+    #[must_use]
+    pub fn ownership_of(&self, vm: &str) -> Option<Ownership> {
+        self.vms.get(vm).map(Vm::ownership)
+    }
+
+    /// Ownership epoch of a VM; 0 before its first migration.
+    #[must_use]
+    pub fn epoch_of(&self, vm: &str) -> u64 {
+        self.vms.get(vm).map_or(0, |vm| vm.epoch)
+    }
+
+    /// Whether this node knows that the migration was committed.
+    #[must_use]
+    pub fn committed(&self, migration: MigrationId) -> bool {
+        [Role::Source, Role::Destination].into_iter().any(|role| {
+            matches!(
+                self.stage(migration, role),
+                Some(Stage::Committed | Stage::Resumed)
+            )
+        })
+    }
+
+    /// Whether this node, as destination, promised never to commit the migration.
+    #[must_use]
+    pub fn refused(&self, migration: MigrationId) -> bool {
+        matches!(
+            self.stage(migration, Role::Destination),
+            Some(Stage::Refused | Stage::Aborted)
+        )
+    }
+
+    /// Migrations without an end, oldest last record first. A source in doubt stays here even when
+    /// it wrote `Failed`: only the destination's answer ends it.
+    #[must_use]
+    pub fn unfinished(&self) -> Vec<Unfinished> {
+        let mut list: Vec<_> = self
+            .migrations
+            .values()
+            .filter(|migration| migration.is_unfinished())
+            .map(Migration::unfinished)
+            .collect();
+        list.sort_by_key(|unfinished| unfinished.last.sequence);
+        list
+    }
+
+    /// The migration whose records decide who owns the VM now.
+    pub(crate) fn decided_by(&self, vm: &str) -> Option<MigrationId> {
+        Some(self.vms.get(vm)?.decided_by)
+    }
+}
+
+const fn key(migration: MigrationId, role: Role) -> (MigrationId, bool) {
+    (migration, matches!(role, Role::Source))
+}
+
+const fn is_allowed(role: Role, stage: Option<Stage>, next: &RecordKind) -> bool {
+    use Stage::{Aborted, Begun, Committed, Prepared, Refused, Resumed};
+    match (role, next) {
+        (_, RecordKind::Begin { .. }) => stage.is_none(),
+        (_, RecordKind::Failed { .. }) => stage.is_some(),
+        (Role::Source, RecordKind::Prepared) => matches!(stage, Some(Begun | Prepared)),
+        (Role::Source, RecordKind::Committed) => matches!(stage, Some(Prepared | Committed)),
+        (Role::Source, RecordKind::Aborted { .. }) => {
+            matches!(stage, Some(Begun | Prepared | Aborted))
+        }
+        (Role::Destination, RecordKind::Committed) => matches!(stage, Some(Begun | Committed)),
+        (Role::Destination, RecordKind::Resumed) => matches!(stage, Some(Committed | Resumed)),
+        (Role::Destination, RecordKind::Refused) => {
+            matches!(stage, None | Some(Begun | Refused | Aborted))
+        }
+        (Role::Destination, RecordKind::Aborted { .. }) => {
+            matches!(stage, Some(Begun | Refused | Aborted))
+        }
+        (Role::Source, RecordKind::Refused | RecordKind::Resumed)
+        | (Role::Destination, RecordKind::Prepared) => false,
+    }
+}
+
+impl Migration {
+    const fn is_unfinished(&self) -> bool {
+        match (self.last.role, self.stage) {
+            (Role::Source, Stage::Prepared) => true,
+            (Role::Source | Role::Destination, Stage::Begun)
+            | (Role::Destination, Stage::Committed) => !self.failed,
+            _ => false,
+        }
+    }
+
+    fn unfinished(&self) -> Unfinished {
+        Unfinished {
+            migration: self.last.migration,
+            vm: self.last.vm.clone(),
+            role: self.last.role,
+            peer_node: self.last.peer_node.clone(),
+            peer_address: self.last.peer_address.clone(),
+            epoch: self.last.epoch,
+            attachment: self.attachment.clone(),
+            stage: self.stage,
+            last: self.last.clone(),
+        }
+    }
+}
+
+impl Vm {
+    fn ownership(&self) -> Ownership {
+        let owner = match self.owner {
+            Owner::Here => "here",
+            Owner::Away => "away",
+            Owner::InDoubt => "in-doubt",
+        };
+        Ownership {
+            vm: self.last.vm.clone(),
+            epoch: self.epoch,
+            owner: owner.to_owned(),
+            peer: self.last.peer_node.clone(),
+            migration: self.last.migration,
+            note: self.note(),
+        }
+    }
+
+    fn note(&self) -> String {
+        let peer = &self.last.peer_node;
+        match (self.last.role, &self.last.kind, self.owner) {
+            (_, RecordKind::Failed { reason }, _) => format!("needs a look: {reason}"),
+            (Role::Source, RecordKind::Begin { .. }, _) => {
+                format!("being moved to {peer}; owned here until the handover")
+            }
+            (Role::Source, RecordKind::Aborted { reason }, Owner::Here) => {
+                format!("the move to {peer} was given up, the guest stayed here: {reason}")
+            }
+            (Role::Source, _, Owner::InDoubt) => format!(
+                "handover sent to {peer}, its answer is not known; the guest stays paused here \
+                 until {peer} says whether it took over"
+            ),
+            (Role::Source, _, Owner::Away) => format!("handed over to {peer}"),
+            (Role::Destination, RecordKind::Committed, _) => {
+                format!("taken over from {peer}; not yet running")
+            }
+            (Role::Destination, RecordKind::Resumed, _) => format!("taken over from {peer}"),
+            (Role::Destination, RecordKind::Begin { .. }, _) => {
+                format!("arriving from {peer}; not owned here until the handover")
+            }
+            (Role::Destination, RecordKind::Refused | RecordKind::Aborted { .. }, _) => {
+                format!("a move from {peer} was given up before the handover")
+            }
+            _ => format!("an older migration with {peer} was settled"),
+        }
+    }
+}
