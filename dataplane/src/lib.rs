@@ -1,1 +1,5 @@
-//! Under construction.
+//! The data plane: moves guest memory between nodes.
+
+pub mod path;
+pub mod ram;
+pub mod transport;

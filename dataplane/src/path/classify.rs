@@ -1,0 +1,42 @@
+//! Stage 2 of 8: what kind of page is this.
+//!
+//! In: a private copy of a page, and the fingerprint of what the destination holds. Out: its kind.
+
+use dwcp_simd::{Fingerprint, FingerprintKey, Kernels, Page};
+
+/// Kind of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageKind {
+    /// Zero, and the destination holds zeros already.
+    ZeroHeld,
+    /// Zero, to be sent as a mark.
+    Zero,
+    /// The destination holds this content.
+    Unchanged,
+    /// To be sent.
+    Data(Fingerprint),
+}
+
+/// Decides on the copy alone. `held` is what the destination holds (`None`: zeros); a `forced` page
+/// is sent in any case, since the destination may not hold what it was sent.
+#[must_use]
+pub fn classify(
+    kernels: &Kernels,
+    key: &FingerprintKey,
+    copy: &Page,
+    held: Option<Fingerprint>,
+    forced: bool,
+) -> PageKind {
+    if kernels.is_zero(copy) {
+        return if held.is_none() && !forced {
+            PageKind::ZeroHeld
+        } else {
+            PageKind::Zero
+        };
+    }
+    let fingerprint = kernels.fingerprint(key, copy);
+    if held == Some(fingerprint) && !forced {
+        return PageKind::Unchanged;
+    }
+    PageKind::Data(fingerprint)
+}

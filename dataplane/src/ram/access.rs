@@ -1,0 +1,49 @@
+//! The one place that touches guest memory.
+//!
+//! A guest writes its memory while we read it, from another process. So no reference to guest
+//! memory is ever formed: bytes are copied through raw pointers, whole words at a time, and only
+//! the private copy is looked at.
+
+use dwcp_simd::{PAGE_BYTES, Page};
+use memmap2::MmapRaw;
+
+/// A shared mapping of a RAM block's file.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    map: MmapRaw,
+}
+
+impl Mapping {
+    pub(super) const fn new(map: MmapRaw) -> Self {
+        Self { map }
+    }
+
+    /// Copies one page out. The page as a whole may be torn; each byte is one that it held.
+    pub(super) fn read_page(&self, page: usize, out: &mut Page) {
+        let from = self.page_pointer(page).cast_const();
+        // SAFETY: `page_pointer` proved that PAGE_BYTES bytes from `from` lie in the mapping, which
+        // lives as long as `self`. `out` is exclusive and private, so they cannot overlap. Other
+        // processes may write the source meanwhile: the copy is then a mix of old and new bytes,
+        // which the caller's dirty bit makes good.
+        unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), PAGE_BYTES) };
+    }
+
+    /// Copies one page in.
+    pub(super) fn write_page(&self, page: usize, data: &Page) {
+        let to = self.page_pointer(page);
+        // SAFETY: as in `read_page`, with the directions exchanged. Within this process one worker
+        // alone writes a page: a stream's frames are applied by the worker that owns the stream,
+        // and a page is on one stream in a round.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to, PAGE_BYTES) };
+    }
+
+    fn page_pointer(&self, page: usize) -> *mut u8 {
+        assert!(
+            page < self.map.len() / PAGE_BYTES,
+            "page {page} is outside its block"
+        );
+        // SAFETY: `page * PAGE_BYTES + PAGE_BYTES <= len` by the assertion, so the result and the
+        // page behind it lie within the one mapping.
+        unsafe { self.map.as_mut_ptr().add(page * PAGE_BYTES) }
+    }
+}

@@ -1,0 +1,280 @@
+//! RAM blocks: files that this process and the VMM both map.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use dwcp_simd::{PAGE_BYTES, Page};
+use dwcp_wire::limits::{RAM_BLOCK_BYTES_MAX, RAM_BLOCKS_MAX};
+use memmap2::MmapOptions;
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::unistd::{Whence, lseek};
+
+use super::access::Mapping;
+use super::bitmap::{DirtyBitmap, RamBitmap};
+
+/// Why RAM cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RamError {
+    /// A size that cannot be moved.
+    #[error(
+        "RAM block {name} has {bytes} bytes: must be 1 page to {RAM_BLOCK_BYTES_MAX} bytes, whole pages"
+    )]
+    Size {
+        /// Block.
+        name: String,
+        /// Its size.
+        bytes: u64,
+    },
+    /// More blocks than the protocol names, or none.
+    #[error("{0} RAM blocks, must be 1 to {RAM_BLOCKS_MAX}")]
+    Blocks(usize),
+    /// A system call on the block's file failed.
+    #[error("RAM block {name}: {what}: {source}")]
+    System {
+        /// Block.
+        name: String,
+        /// What was tried.
+        what: &'static str,
+        /// The failure.
+        source: std::io::Error,
+    },
+    /// The file is shorter than the block.
+    #[error("RAM block {name}: its file has {file_bytes} bytes, the block {bytes}")]
+    Short {
+        /// Block.
+        name: String,
+        /// Size of the block.
+        bytes: u64,
+        /// Size of the file.
+        file_bytes: u64,
+    },
+}
+
+/// One RAM block, mapped.
+#[derive(Debug)]
+pub struct RamBlock {
+    name: String,
+    mapping: Mapping,
+    file: OwnedFd,
+    bytes: u64,
+    vmm_address: u64,
+}
+
+impl RamBlock {
+    /// Maps a block's file. `vmm_address` is where the VMM has mapped it.
+    ///
+    /// # Errors
+    /// [`RamError::Size`], [`RamError::Short`], [`RamError::System`].
+    pub fn map(
+        name: String,
+        file: OwnedFd,
+        bytes: u64,
+        vmm_address: u64,
+    ) -> Result<Self, RamError> {
+        let page = PAGE_BYTES as u64;
+        if bytes == 0 || !bytes.is_multiple_of(page) || bytes > RAM_BLOCK_BYTES_MAX {
+            return Err(RamError::Size { name, bytes });
+        }
+        let system = |what, source| RamError::System {
+            name: name.clone(),
+            what,
+            source,
+        };
+        let stat = nix::sys::stat::fstat(&file).map_err(|errno| system("fstat", errno.into()))?;
+        let file_bytes = stat.st_size as u64;
+        if file_bytes < bytes {
+            return Err(RamError::Short {
+                name,
+                bytes,
+                file_bytes,
+            });
+        }
+        let map = MmapOptions::new()
+            .len(bytes as usize)
+            .map_raw(&file)
+            .map_err(|source| system("mmap", source))?;
+        Ok(Self {
+            mapping: Mapping::new(map),
+            name,
+            file,
+            bytes,
+            vmm_address,
+        })
+    }
+
+    /// The VMM's name of it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Size.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Pages.
+    #[must_use]
+    pub const fn pages(&self) -> u32 {
+        // `map` bounded the size, so that page indexes fit 32 bits.
+        (self.bytes / PAGE_BYTES as u64) as u32
+    }
+
+    /// Where the VMM has mapped it.
+    #[must_use]
+    pub const fn vmm_address(&self) -> u64 {
+        self.vmm_address
+    }
+
+    /// Copies a page out of live RAM.
+    ///
+    /// # Panics
+    /// When `page` is outside the block: pages come from our own bitmaps, or were checked.
+    pub fn read_page(&self, page: u32, out: &mut Page) {
+        self.mapping.read_page(page as usize, out);
+    }
+
+    /// Copies a page into RAM.
+    ///
+    /// # Panics
+    /// When `page` is outside the block: the decoder has checked it.
+    pub fn write_page(&self, page: u32, data: &Page) {
+        self.mapping.write_page(page as usize, data);
+    }
+
+    /// Gives all memory back: every page is zero afterwards.
+    ///
+    /// # Errors
+    /// [`RamError::System`].
+    pub fn discard(&self) -> Result<(), RamError> {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&self.file, flags, 0, self.bytes as i64)
+            .map_err(|errno| self.system("discard", errno))
+    }
+
+    /// Marks every page that may hold something else than zeros: what the file has allocated.
+    ///
+    /// # Errors
+    /// [`RamError::System`].
+    pub fn mark_data(&self, bitmap: &mut DirtyBitmap) -> Result<(), RamError> {
+        let page = PAGE_BYTES as i64;
+        let mut offset = 0;
+        while offset < self.bytes as i64 {
+            let data = match lseek(&self.file, offset, Whence::SeekData) {
+                Ok(data) => data,
+                Err(Errno::ENXIO) => return Ok(()),
+                // The file system cannot tell: all of it is data.
+                Err(Errno::EINVAL) => {
+                    bitmap.set_range(0, self.pages());
+                    return Ok(());
+                }
+                Err(errno) => return Err(self.system("lseek", errno)),
+            };
+            let hole = lseek(&self.file, data, Whence::SeekHole)
+                .map_err(|errno| self.system("lseek", errno))?;
+            let first = (data / page).clamp(0, i64::from(u32::MAX)) as u32;
+            let end = ((hole + page - 1) / page).clamp(0, i64::from(u32::MAX)) as u32;
+            bitmap.set_range(first, end.saturating_sub(first));
+            offset = hole;
+        }
+        Ok(())
+    }
+
+    /// Takes the memory for all pages now, so that neither a fault nor a full tmpfs comes later.
+    ///
+    /// # Errors
+    /// [`RamError::System`] with `ENOSPC` when the destination is too small.
+    pub fn reserve(&self) -> Result<(), RamError> {
+        fallocate(&self.file, FallocateFlags::empty(), 0, self.bytes as i64)
+            .map_err(|errno| self.system("reserve", errno))
+    }
+
+    fn system(&self, what: &'static str, errno: Errno) -> RamError {
+        RamError::System {
+            name: self.name.clone(),
+            what,
+            source: errno.into(),
+        }
+    }
+}
+
+impl AsFd for RamBlock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl AsRawFd for RamBlock {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+/// All RAM blocks of a VM. Pages are numbered through all blocks for the whole-RAM proof.
+#[derive(Debug)]
+pub struct RamLayout {
+    blocks: Vec<RamBlock>,
+    first_page: Vec<u64>,
+    pages: u64,
+}
+
+impl RamLayout {
+    /// A layout of blocks in the VMM's order.
+    ///
+    /// # Errors
+    /// [`RamError::Blocks`].
+    pub fn new(blocks: Vec<RamBlock>) -> Result<Self, RamError> {
+        if blocks.is_empty() || blocks.len() > RAM_BLOCKS_MAX {
+            return Err(RamError::Blocks(blocks.len()));
+        }
+        let mut pages = 0;
+        let mut first_page = Vec::with_capacity(blocks.len());
+        for block in &blocks {
+            first_page.push(pages);
+            pages += u64::from(block.pages());
+        }
+        Ok(Self {
+            blocks,
+            first_page,
+            pages,
+        })
+    }
+
+    /// The blocks.
+    #[must_use]
+    pub fn blocks(&self) -> &[RamBlock] {
+        &self.blocks
+    }
+
+    /// Pages of all blocks.
+    #[must_use]
+    pub const fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// Bytes of all blocks.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.pages * PAGE_BYTES as u64
+    }
+
+    /// Number of a page through all blocks.
+    #[must_use]
+    pub fn global_page(&self, block: usize, page: u32) -> u64 {
+        self.first_page[block] + u64::from(page)
+    }
+
+    /// A bitmap of the right shape, empty.
+    #[must_use]
+    pub fn empty_bitmap(&self) -> RamBitmap {
+        RamBitmap {
+            blocks: self
+                .blocks
+                .iter()
+                .map(|b| DirtyBitmap::new(b.pages()))
+                .collect(),
+        }
+    }
+}

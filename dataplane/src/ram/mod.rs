@@ -1,0 +1,10 @@
+//! Guest RAM as a mover sees it: blocks, dirty bitmaps, and what was last sent or applied.
+
+mod access;
+mod bitmap;
+mod block;
+mod digest;
+
+pub use bitmap::{DirtyBitmap, PAGES_PER_WORD, RamBitmap};
+pub use block::{RamBlock, RamError, RamLayout};
+pub use digest::Digests;
