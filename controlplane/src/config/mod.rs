@@ -1,0 +1,33 @@
+//! Configuration files: one table of keys is the parser, the help and the documentation.
+
+mod error;
+mod node;
+mod parse;
+mod quantity;
+mod schema;
+mod suggest;
+
+pub use error::{ConfigError, ConfigErrors};
+pub use node::{NodeConfig, STATE_FOLDER, keys};
+pub use quantity::{Dimension, QuantityError, QuantityFault};
+pub use schema::{Key, Kind, Reload, Value, Values};
+
+pub(crate) use error::Source;
+pub use parse::is_address;
+pub(crate) use parse::parse;
+
+/// The word of `known` that was probably meant by `word`.
+pub fn nearest_word<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    suggest::nearest(word, known)
+}
+
+/// The key of `keys` whose name is nearest to `name`.
+#[must_use]
+pub fn nearest_key<'a>(name: &str, keys: impl IntoIterator<Item = &'a Key>) -> Option<&'a str> {
+    let last = |name: &'a str| name.rsplit('.').next().unwrap_or(name);
+    let names: Vec<&str> = keys.into_iter().map(|key| key.name).collect();
+    suggest::nearest(name, names.iter().copied()).or_else(|| {
+        let short = suggest::nearest(name, names.iter().map(|name| last(name)))?;
+        names.iter().copied().find(|name| last(name) == short)
+    })
+}

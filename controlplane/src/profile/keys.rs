@@ -1,0 +1,146 @@
+//! Every key of a profile.
+
+use crate::config::{Dimension, Key, Kind, Reload};
+
+/// The built-in profiles, which are also the modes.
+pub(super) const MODES: &[&str] = &["datacenter", "hybrid", "internet"];
+
+/// Congestion control that leaves the choice to the host.
+pub(super) const HOST: &str = "host";
+
+const fn key(name: &'static str, kind: Kind, doc: &'static str) -> Key {
+    Key {
+        name,
+        kind,
+        reload: Reload::NextMigration,
+        doc,
+    }
+}
+
+const fn integer(min: i64, max: i64) -> Kind {
+    Kind::Integer { min, max }
+}
+
+const fn bytes(min: u64, max: u64) -> Kind {
+    let dimension = Dimension::Bytes;
+    Kind::Quantity {
+        dimension,
+        min,
+        max,
+    }
+}
+
+const fn time(min: u64, max: u64) -> Kind {
+    let dimension = Dimension::Milliseconds;
+    Kind::Quantity {
+        dimension,
+        min,
+        max,
+    }
+}
+
+/// The table, in the order of the files.
+pub(super) const KEYS: &[Key] = &[
+    key(
+        "mode",
+        Kind::Choice(MODES),
+        "What kind of path the profile is for. Also names the built-in profile that gives the keys \
+         which a file leaves out. Required in a profile file.",
+    ),
+    key(
+        "transfer.streams",
+        integer(1, 32),
+        "Data streams between the nodes. One stream fills a short link; several fill a long one, \
+         and let more workers send at once.",
+    ),
+    key(
+        "transfer.workers",
+        integer(0, 256),
+        "Worker threads at each end. 0 lets the data plane choose from the node's cores and the \
+         number of streams.",
+    ),
+    key(
+        "transfer.io",
+        Kind::Choice(&["auto", "uring", "poll"]),
+        "Transport loop of the workers. auto takes io_uring when the kernel allows it, and poll \
+         otherwise; uring makes its absence an error.",
+    ),
+    key(
+        "transfer.window",
+        bytes(1 << 20, 4 << 30),
+        "Bytes that may be on the way and not yet acknowledged, over all streams. At least \
+         bandwidth times round-trip time, or the link stays partly idle: 10 Gbit/s at 50 ms needs \
+         64MiB.",
+    ),
+    key(
+        "transfer.congestion_control",
+        Kind::Choice(&[HOST, "cubic", "bbr", "reno", "dctcp"]),
+        "TCP congestion control of the data streams. bbr keeps its rate when packets are lost; the \
+         kernel must have it (module tcp_bbr). host leaves the choice to the host's setting.",
+    ),
+    key(
+        "transfer.pin",
+        Kind::Boolean,
+        "Pin each worker to a core near the guest's memory. Better rates on a node with cores to \
+         spare; worse when guests own every core.",
+    ),
+    key(
+        "pages.codec",
+        Kind::Choice(&["raw", "zstd"]),
+        "How pages that are neither zero nor unchanged are encoded. raw sends them as they are; \
+         zstd compresses runs of them, and sends raw what does not get smaller.",
+    ),
+    key(
+        "pages.zstd_level",
+        integer(-7, 19),
+        "Level of the zstd codec: lower is faster, higher is smaller. Without effect when \
+         pages.codec is raw.",
+    ),
+    key(
+        "tracker.prefer",
+        Kind::Choice(&["auto", "userfaultfd", "soft-dirty", "fingerprint"]),
+        "How pages that the guest wrote are found. auto takes the first that works: userfaultfd \
+         (needs the preload library), soft-dirty (needs a kernel with it), fingerprint (reads all \
+         of RAM every round, needs nothing). Another value makes its absence an error.",
+    ),
+    key(
+        "switchover.downtime_limit",
+        time(1, 60_000),
+        "The guest is paused for the switchover only when the forecast pause fits this.",
+    ),
+    key(
+        "switchover.rounds_max",
+        integer(1, 1000),
+        "Pre-copy rounds at most. Then switchover.if_not_converged decides.",
+    ),
+    key(
+        "switchover.if_not_converged",
+        Kind::Choice(&["abort", "switch-over"]),
+        "What happens when the rounds are used up and the pause would still be longer than \
+         downtime_limit. abort leaves the guest running at the source; switch-over accepts the \
+         longer pause.",
+    ),
+    key(
+        "verify.mode",
+        Kind::Choice(&["sample", "full"]),
+        "How much of RAM is read again before the guest runs at the destination. Both modes \
+         compare the proof over all of RAM; sample reads verify.sample_pages pages again, full \
+         reads every page again and makes the pause longer by that.",
+    ),
+    key(
+        "verify.sample_pages",
+        integer(0, 1 << 20),
+        "Pages read again at the pause in sample mode: they catch a tracker that missed a write.",
+    ),
+    key(
+        "timeouts.connect",
+        time(100, 600_000),
+        "Time limit for connecting to the other node and negotiating.",
+    ),
+    key(
+        "timeouts.peer_silence",
+        time(100, 3_600_000),
+        "A peer that says nothing for so long counts as lost. Before the handover the guest then \
+         runs on at the source.",
+    ),
+];

@@ -1,0 +1,121 @@
+//! Values of keys to settings, and back.
+
+use dwcp_api::{Codec, IoPath, TrackerChoice, TransferSettings, Verify};
+
+use super::keys::HOST;
+use crate::config::{Value, Values};
+
+const LEVEL_WHEN_RAW: i64 = 1;
+
+/// The settings that a complete set of values stands for; `None` when one is absent or of the wrong
+/// type, which the parser and the tests of the built-in profiles rule out.
+pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
+    let word = |key: &str| match values.get(key) {
+        Some(Value::Text(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let integer = |key: &str| match values.get(key) {
+        Some(Value::Integer(value)) => Some(*value),
+        _ => None,
+    };
+    let quantity = |key: &str| match values.get(key) {
+        Some(Value::Quantity(value)) => Some(*value),
+        _ => None,
+    };
+    let ms = |key: &str| u32::try_from(quantity(key)?).ok();
+    let congestion_control = word("transfer.congestion_control")?;
+    Some(TransferSettings {
+        mode: word("mode")?.to_owned(),
+        streams: u16::try_from(integer("transfer.streams")?).ok()?,
+        workers: u16::try_from(integer("transfer.workers")?).ok()?,
+        io: match word("transfer.io")? {
+            "uring" => IoPath::Uring,
+            "poll" => IoPath::Poll,
+            _ => IoPath::Auto,
+        },
+        window_bytes: quantity("transfer.window")?,
+        codec: match word("pages.codec")? {
+            "zstd" => Codec::Zstd {
+                level: i32::try_from(integer("pages.zstd_level")?).ok()?,
+            },
+            _ => Codec::Raw,
+        },
+        tracker: match word("tracker.prefer")? {
+            "userfaultfd" => TrackerChoice::Userfaultfd,
+            "soft-dirty" => TrackerChoice::SoftDirty,
+            "fingerprint" => TrackerChoice::Fingerprint,
+            _ => TrackerChoice::Auto,
+        },
+        verify: match word("verify.mode")? {
+            "full" => Verify::Full,
+            _ => Verify::Sample,
+        },
+        sample_pages: u32::try_from(integer("verify.sample_pages")?).ok()?,
+        downtime_limit_ms: ms("switchover.downtime_limit")?,
+        rounds_max: u32::try_from(integer("switchover.rounds_max")?).ok()?,
+        abort_if_not_converged: word("switchover.if_not_converged")? == "abort",
+        connect_timeout_ms: ms("timeouts.connect")?,
+        peer_silence_ms: ms("timeouts.peer_silence")?,
+        congestion_control: (congestion_control != HOST).then(|| congestion_control.to_owned()),
+        pin_workers: matches!(values.get("transfer.pin"), Some(Value::Boolean(true))),
+    })
+}
+
+/// The values that settings stand for: [`settings`] of them gives the same settings.
+pub(super) fn values(settings: &TransferSettings) -> Values {
+    let word = |text: &str| Value::Text(text.to_owned());
+    let io = match settings.io {
+        IoPath::Auto => "auto",
+        IoPath::Uring => "uring",
+        IoPath::Poll => "poll",
+    };
+    let (codec, level) = match settings.codec {
+        Codec::Raw => ("raw", LEVEL_WHEN_RAW),
+        Codec::Zstd { level } => ("zstd", level.into()),
+    };
+    let tracker = match settings.tracker {
+        TrackerChoice::Auto => "auto",
+        TrackerChoice::Userfaultfd => "userfaultfd",
+        TrackerChoice::SoftDirty => "soft-dirty",
+        TrackerChoice::Fingerprint => "fingerprint",
+    };
+    let verify = match settings.verify {
+        Verify::Sample => "sample",
+        Verify::Full => "full",
+    };
+    let if_not_converged = if settings.abort_if_not_converged {
+        "abort"
+    } else {
+        "switch-over"
+    };
+    let congestion_control = settings.congestion_control.as_deref().unwrap_or(HOST);
+    let quantity = |ms: u32| Value::Quantity(ms.into());
+    Values::from([
+        ("mode", word(&settings.mode)),
+        ("transfer.streams", Value::Integer(settings.streams.into())),
+        ("transfer.workers", Value::Integer(settings.workers.into())),
+        ("transfer.io", word(io)),
+        ("transfer.window", Value::Quantity(settings.window_bytes)),
+        ("transfer.congestion_control", word(congestion_control)),
+        ("transfer.pin", Value::Boolean(settings.pin_workers)),
+        ("pages.codec", word(codec)),
+        ("pages.zstd_level", Value::Integer(level)),
+        ("tracker.prefer", word(tracker)),
+        (
+            "switchover.downtime_limit",
+            quantity(settings.downtime_limit_ms),
+        ),
+        (
+            "switchover.rounds_max",
+            Value::Integer(settings.rounds_max.into()),
+        ),
+        ("switchover.if_not_converged", word(if_not_converged)),
+        ("verify.mode", word(verify)),
+        (
+            "verify.sample_pages",
+            Value::Integer(settings.sample_pages.into()),
+        ),
+        ("timeouts.connect", quantity(settings.connect_timeout_ms)),
+        ("timeouts.peer_silence", quantity(settings.peer_silence_ms)),
+    ])
+}
