@@ -94,6 +94,8 @@ pub struct NodeStatus {
     pub dataplane_pid: Option<u32>,
     /// Known peers: name and `host:port`.
     pub peers: Vec<(String, String)>,
+    /// The profile that migrations take which name none, resolved.
+    pub default_settings: TransferSettings,
 }
 
 /// Who owns a VM, by this node's journal.

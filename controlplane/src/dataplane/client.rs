@@ -1,0 +1,171 @@
+//! The client that others hold: calls, and the state of the connection.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use dwcp_api::counters::CountersPage;
+use dwcp_api::dataplane::{Reply, Request};
+use dwcp_api::{ApiError, ErrorCode, NodeIdentity};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::connection::{self, Call};
+
+/// Calls that may wait for the connection.
+const CALLS_MAX: usize = 64;
+
+/// What a request may take at the data plane, when nothing in it takes longer.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// The data plane at the other end.
+#[derive(Debug)]
+pub struct Peer {
+    /// Version of its package.
+    pub version: String,
+    /// Where it listens for other nodes, `host:port`.
+    pub listen: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Its counters, when it passed a page that can be read.
+    pub counters: Option<CountersPage>,
+}
+
+/// State of the connection.
+#[derive(Clone, Debug)]
+pub enum Link {
+    /// Greeted and in use.
+    Up(Arc<Peer>),
+    /// Not there; why.
+    Down(Arc<str>),
+}
+
+/// The way to the data plane. Cheap to clone; the connection ends with the last one.
+#[derive(Clone, Debug)]
+pub struct Client {
+    calls: mpsc::Sender<Call>,
+    link: watch::Receiver<Link>,
+    path: Arc<Path>,
+}
+
+impl Client {
+    /// A client, and the future that connects to `path` and keeps at it. Where that one runs is the
+    /// caller's choice; it ends after the last clone of the client was dropped.
+    pub fn new(
+        path: PathBuf,
+        identity: NodeIdentity,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (call_sender, call_receiver) = mpsc::channel(CALLS_MAX);
+        let (link_sender, link) = watch::channel(Link::Down("not yet connected".into()));
+        let connecting = run(path.clone(), identity, call_receiver, link_sender);
+        let client = Self {
+            calls: call_sender,
+            link,
+            path: path.into(),
+        };
+        (client, connecting)
+    }
+
+    /// State of the connection now.
+    #[must_use]
+    pub fn link(&self) -> Link {
+        self.link.borrow().clone()
+    }
+
+    /// Changes of the connection's state.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Link> {
+        self.link.clone()
+    }
+
+    /// Makes a request.
+    ///
+    /// # Errors
+    /// [`ErrorCode::PlaneDown`] at once without a connection, and when it is lost on the way;
+    /// the data plane's own refusal otherwise.
+    pub async fn call(&self, request: Request) -> Result<Reply, ApiError> {
+        if let Link::Down(why) = self.link() {
+            return Err(self.down(&why));
+        }
+        let patience = PATIENCE + extra_patience(&request);
+        let (reply, answer) = oneshot::channel();
+        let call = Call {
+            request,
+            patience,
+            reply,
+        };
+        if self.calls.try_send(call).is_err() {
+            let error = ApiError::new(ErrorCode::Busy, "too many requests wait for the data plane");
+            return Err(error.with_hint("try again"));
+        }
+        match answer.await {
+            Ok(Reply::Error(error)) => Err(error),
+            Ok(reply) => Ok(reply),
+            Err(_) => match self.link() {
+                Link::Down(why) => Err(self.down(&why)),
+                Link::Up(_) => Err(self.down("the connection was lost during the request")),
+            },
+        }
+    }
+
+    fn down(&self, why: &str) -> ApiError {
+        let message = format!("{}: no data plane: {why}", self.path.display());
+        ApiError::new(ErrorCode::PlaneDown, message)
+            .with_hint("start dwcp-dataplane on this node, with the same state folder")
+    }
+}
+
+/// What a request may take at the data plane beyond the usual.
+fn extra_patience(request: &Request) -> Duration {
+    match request {
+        Request::StartMigration { settings, .. } => {
+            let ms = u64::from(settings.connect_timeout_ms) + u64::from(settings.peer_silence_ms);
+            Duration::from_millis(ms)
+        }
+        _ => Duration::ZERO,
+    }
+}
+
+async fn run(
+    path: PathBuf,
+    identity: NodeIdentity,
+    mut calls: mpsc::Receiver<Call>,
+    link: watch::Sender<Link>,
+) {
+    let mut pause = BACKOFF_FIRST;
+    while !calls.is_closed() {
+        let why = match connection::connect(&path, &identity).await {
+            Ok((connection, peer)) => {
+                pause = BACKOFF_FIRST;
+                tracing::info!(listen = peer.listen, pid = peer.pid, "data plane is up");
+                link.send_replace(Link::Up(Arc::new(peer)));
+                let why = connection.serve(&mut calls).await;
+                tracing::warn!(why, "data plane is down");
+                why
+            }
+            Err(error) => error.to_string(),
+        };
+        link.send_replace(Link::Down(why.into()));
+        while calls.try_recv().is_ok() {}
+        if wait_dropping_calls(&mut calls, pause).await {
+            return;
+        }
+        pause = (pause * 2).min(BACKOFF_MAX);
+    }
+}
+
+/// Waits before the next attempt; calls that slipped in are dropped, so that their callers get an
+/// answer. `true` when no client is left.
+async fn wait_dropping_calls(calls: &mut mpsc::Receiver<Call>, pause: Duration) -> bool {
+    let until = tokio::time::Instant::now() + pause;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep_until(until) => return false,
+            call = calls.recv() => if call.is_none() {
+                return true;
+            },
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The VMs of this node: attached at the data plane, and again whenever one of the two daemons was
+//! restarted.
+
+mod store;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use dwcp_api::dataplane::{Reply, Request};
+use dwcp_api::{ApiError, Attachment, ErrorCode, VmInfo};
+use tokio::sync::Mutex;
+
+use crate::dataplane::{Client, Link};
+use crate::folder::FolderError;
+use store::Store;
+
+/// VMs that a node may have.
+pub const VMS_MAX: usize = 1000;
+
+/// The VMs of this node.
+#[derive(Clone, Debug)]
+pub struct Vms {
+    store: Arc<Mutex<Store>>,
+    client: Client,
+}
+
+impl Vms {
+    /// The VMs recorded in a state folder.
+    ///
+    /// # Errors
+    /// [`FolderError`] when the record cannot be read.
+    pub fn open(folder: &Path, client: Client) -> Result<Self, FolderError> {
+        let store = Store::open(folder.join(store::FILE_NAME))?;
+        Ok(Self {
+            store: Arc::new(Mutex::new(store)),
+            client,
+        })
+    }
+
+    /// Attaches a VM and keeps it attached.
+    ///
+    /// # Errors
+    /// The data plane's refusal; [`ErrorCode::BadRequest`] for a name or path that cannot be.
+    pub async fn attach(&self, name: String, attachment: Attachment) -> Result<VmInfo, ApiError> {
+        check_name(&name)?;
+        check_attachment(&attachment)?;
+        let mut store = self.store.lock().await;
+        if store.vms().len() >= VMS_MAX && !store.vms().contains_key(&name) {
+            let message = format!("this node has {VMS_MAX} VMs already");
+            return Err(ApiError::new(ErrorCode::Busy, message));
+        }
+        let request = Request::AttachVm {
+            name: name.clone(),
+            attachment: attachment.clone(),
+        };
+        let info = match self.client.call(request).await? {
+            Reply::Vm(info) => info,
+            other => return Err(unexpected(&other)),
+        };
+        store
+            .insert(&name, attachment)
+            .map_err(|error| system(&error))?;
+        Ok(info)
+    }
+
+    /// Forgets a VM, which goes on running.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`], and the data plane's refusal while the VM is being moved.
+    pub async fn detach(&self, name: String) -> Result<(), ApiError> {
+        let mut store = self.store.lock().await;
+        let known = store.vms().contains_key(&name);
+        match self
+            .client
+            .call(Request::DetachVm { name: name.clone() })
+            .await
+        {
+            Ok(_) => {}
+            Err(error) if error.code == ErrorCode::NotFound && known => {}
+            Err(error) => return Err(error),
+        }
+        store.remove(&name).map_err(|error| system(&error))?;
+        Ok(())
+    }
+
+    /// All VMs; one that is recorded but that the data plane could not attach again is `gone`.
+    ///
+    /// # Errors
+    /// [`ErrorCode::PlaneDown`].
+    pub async fn list(&self) -> Result<Vec<VmInfo>, ApiError> {
+        let mut list = match self.client.call(Request::ListVms).await? {
+            Reply::Vms(list) => list,
+            other => return Err(unexpected(&other)),
+        };
+        for (name, attachment) in self.store.lock().await.vms() {
+            if !list.iter().any(|vm| vm.name == *name) {
+                list.push(VmInfo {
+                    name: name.clone(),
+                    attachment: attachment.clone(),
+                    state: "gone".to_owned(),
+                    ram_bytes: 0,
+                    tracker: String::new(),
+                    vmm: String::new(),
+                });
+            }
+        }
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(list)
+    }
+
+    /// Attaches the recorded VMs whenever the data plane comes up; ends with the connection's task.
+    pub async fn keep_attached(self) {
+        let mut links = self.client.watch();
+        loop {
+            if matches!(*links.borrow_and_update(), Link::Up(_)) {
+                self.attach_recorded().await;
+            }
+            if links.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn attach_recorded(&self) {
+        let store = self.store.lock().await;
+        for (name, attachment) in store.vms() {
+            let request = Request::AttachVm {
+                name: name.clone(),
+                attachment: attachment.clone(),
+            };
+            match self.client.call(request).await {
+                Ok(_) => tracing::info!(vm = name, "attached again"),
+                // This daemon was restarted, the data plane was not.
+                Err(error) if error.code == ErrorCode::Busy => {}
+                Err(error) if error.code == ErrorCode::PlaneDown => return,
+                Err(error) => tracing::warn!(vm = name, %error, "not attached again"),
+            }
+        }
+    }
+}
+
+fn check_name(name: &str) -> Result<(), ApiError> {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if (1..=64).contains(&name.len()) && name.chars().all(good) && !name.starts_with(['-', '.']) {
+        return Ok(());
+    }
+    let error = ApiError::new(
+        ErrorCode::BadRequest,
+        format!("`{name:.80}` cannot name a VM"),
+    );
+    Err(error.with_hint("1 to 64 letters, digits, `-`, `_` or `.`, not beginning with `-` or `.`"))
+}
+
+fn check_attachment(attachment: &Attachment) -> Result<(), ApiError> {
+    let paths = match attachment {
+        Attachment::Qemu {
+            qmp_socket,
+            uffd_socket,
+        } => vec![Some(qmp_socket), uffd_socket.as_ref()],
+        Attachment::Process { socket } => vec![Some(socket)],
+    };
+    for path in paths.into_iter().flatten() {
+        if !Path::new(path).is_absolute() || path.len() > 107 {
+            let message = format!("`{path:.120}` is not the absolute path of a Unix socket");
+            let error = ApiError::new(ErrorCode::BadRequest, message);
+            return Err(error.with_hint("it begins with / and has 107 bytes at most"));
+        }
+    }
+    Ok(())
+}
+
+/// A reply of the wrong kind: the two daemons are of different releases.
+pub(crate) fn unexpected(reply: &Reply) -> ApiError {
+    let kind = format!("{reply:?}");
+    let kind = kind.split(['(', ' ', '{']).next().unwrap_or_default();
+    let message = format!("the data plane answered with `{kind}`, which fits no request made");
+    ApiError::new(ErrorCode::System, message).with_hint("install the same release of both daemons")
+}
+
+fn system(error: &FolderError) -> ApiError {
+    ApiError::new(ErrorCode::System, error.to_string())
+}
