@@ -37,7 +37,8 @@ pub enum DestinationEvent {
         round: u32,
         /// What was applied.
         applied: RoundSummary,
-        /// What did not arrive as it was sent.
+        /// Every page that is suspect now, from this round or an earlier one. A page leaves the
+        /// set when it arrives as it was sent; the report may carry only the first of many.
         suspects: Vec<PageRange>,
         /// Root of what is held.
         root: u128,
@@ -101,7 +102,7 @@ pub enum DestinationAction {
 pub struct Destination {
     state: State,
     silence_ns: u64,
-    heard: Instant,
+    heard: Option<Instant>,
     spoke: Instant,
 }
 
@@ -113,8 +114,13 @@ enum State {
     Precopy(Receiving),
     Switchover(Receiving),
     Committing(Commit),
+    /// The commit could not be written, or nobody knows: it is being revoked.
+    Refusing(Refusing),
     Committed(Commit),
     Ended(Phase),
+    /// Neither the commit nor its refusal is known to be durable: only a restart, that reads the
+    /// journal again, can tell. Until then nobody is answered and the guest stays paused.
+    Unknown,
 }
 
 /// Both halves of a round: what the source says it sent, and what was applied here.
@@ -149,6 +155,12 @@ struct Commit {
     asked: bool,
 }
 
+#[derive(Debug)]
+struct Refusing {
+    asked: bool,
+    reason: String,
+}
+
 type Actions = Vec<DestinationAction>;
 
 impl Destination {
@@ -158,7 +170,7 @@ impl Destination {
         Self {
             state: State::Idle,
             silence_ns: config.silence_ns,
-            heard: Instant(0),
+            heard: None,
             spoke: Instant(0),
         }
     }
@@ -172,8 +184,9 @@ impl Destination {
             State::Setup(_) => Phase::Setup,
             State::Precopy(_) => Phase::Precopy,
             State::Switchover(_) => Phase::Switchover,
-            State::Committing(_) | State::Committed(_) => Phase::Handover,
+            State::Committing(_) | State::Refusing(_) | State::Committed(_) => Phase::Handover,
             State::Ended(phase) => *phase,
+            State::Unknown => Phase::Failed,
         }
     }
 
@@ -182,7 +195,7 @@ impl Destination {
     pub fn on_event(&mut self, now: Instant, event: DestinationEvent) -> Actions {
         let before = self.phase();
         if let DestinationEvent::Peer(message) = &event {
-            self.heard = now;
+            self.heard = Some(now);
             if let Control::Offer(offer) = message {
                 self.silence_ns = u64::from(offer.peer_silence_ms) * 1_000_000;
             }
@@ -207,7 +220,9 @@ impl Destination {
     fn step(&self, now: Instant, state: State, event: DestinationEvent) -> (State, Actions) {
         match (state, event) {
             (State::Ended(phase), event) => ended(phase, &event),
+            (State::Unknown, _) => (State::Unknown, vec![]),
             (State::Committing(commit), event) => committing(commit, event),
+            (State::Refusing(refusing), event) => refusing.on_event(event),
             (State::Committed(commit), event) => committed(commit, event),
             (state, DestinationEvent::OwnerQuery) => refuse_for_good(&state),
             (state, DestinationEvent::Cancel) => give_up(
@@ -244,10 +259,10 @@ impl Destination {
     }
 
     fn tick(&self, now: Instant, state: State) -> (State, Actions) {
-        if self.heard == Instant(0) {
+        let Some(heard) = self.heard else {
             return (state, vec![]);
-        }
-        let silent = now.since(self.heard);
+        };
+        let silent = now.since(heard);
         if silent > self.silence_ns {
             let reason = format!("source silent for {} ms", silent / 1_000_000);
             return give_up(&state, AbortCode::Connection, reason);
@@ -389,7 +404,7 @@ fn switchover(mut at: Receiving, event: DestinationEvent) -> (State, Actions) {
             )
         }
         DestinationEvent::Peer(Control::Handover { epoch })
-            if at.loaded && epoch == at.offer.epoch + 1 =>
+            if at.loaded && at.offer.epoch.checked_add(1) == Some(epoch) =>
         {
             let entry = JournalEntry::Committed { epoch };
             let commit = Commit {
@@ -401,6 +416,8 @@ fn switchover(mut at: Receiving, event: DestinationEvent) -> (State, Actions) {
                 vec![DestinationAction::Journal(entry)],
             )
         }
+        // What was proven is what runs: no page comes between the proof and the handover.
+        event if at.proven => unexpected(&State::Switchover(at), &event),
         event => receiving(at, event, State::Switchover),
     }
 }
@@ -418,29 +435,52 @@ fn committing(mut at: Commit, event: DestinationEvent) -> (State, Actions) {
             actions.push(DestinationAction::ResumeVm);
             (State::Committed(at), actions)
         }
+        // An error does not say that nothing was written. Only a durable refusal makes it certain
+        // that no restart finds a commit here; before that nobody may be told.
         DestinationEvent::Failed(AbortCode::Journal, reason) => {
             let reason = format!("commit could not be made durable: {reason}");
-            let mut actions = vec![];
-            if at.asked {
-                actions.push(DestinationAction::AnswerOwner { committed: false });
-            }
-            let tell = Control::Abort {
-                code: AbortCode::Journal,
-                reason: reason.clone(),
-            };
-            actions.push(DestinationAction::DiscardVm);
-            actions.push(DestinationAction::Send(tell));
-            actions.push(DestinationAction::Finish(Outcome::new(
-                Ending::Aborted,
-                reason,
-            )));
-            (State::Ended(Phase::Aborted), actions)
+            let asked = at.asked;
+            (
+                State::Refusing(Refusing { asked, reason }),
+                vec![DestinationAction::Journal(JournalEntry::Refused)],
+            )
         }
         DestinationEvent::OwnerQuery => {
             at.asked = true;
             (State::Committing(at), vec![])
         }
         _ => (State::Committing(at), vec![]),
+    }
+}
+
+impl Refusing {
+    fn on_event(mut self, event: DestinationEvent) -> (State, Actions) {
+        match event {
+            DestinationEvent::Journaled(JournalEntry::Refused) => {
+                let mut actions = vec![DestinationAction::DiscardVm];
+                actions.push(tell_abort(AbortCode::Journal, &self.reason));
+                if self.asked {
+                    actions.push(DestinationAction::AnswerOwner { committed: false });
+                }
+                let done = Outcome::new(Ending::Aborted, self.reason);
+                actions.push(DestinationAction::Finish(done));
+                (State::Ended(Phase::Aborted), actions)
+            }
+            DestinationEvent::Failed(AbortCode::Journal, reason) => {
+                let reason = format!(
+                    "{}; nor could its refusal: {reason}. The guest stays paused at both ends \
+                     until this data plane is started again and reads its journal",
+                    self.reason
+                );
+                let done = Outcome::new(Ending::Failed, reason);
+                (State::Unknown, vec![DestinationAction::Finish(done)])
+            }
+            DestinationEvent::OwnerQuery => {
+                self.asked = true;
+                (State::Refusing(self), vec![])
+            }
+            _ => (State::Refusing(self), vec![]),
+        }
     }
 }
 
@@ -499,8 +539,10 @@ fn ended(phase: Phase, event: &DestinationEvent) -> (State, Actions) {
 /// The source lost its connection and wants the guest back before any commit: promise it.
 fn refuse_for_good(state: &State) -> (State, Actions) {
     let (next, mut actions) = abandon(state, "source asked for the guest back".into(), vec![]);
+    let discards = matches!(actions.first(), Some(DestinationAction::DiscardVm));
     actions.insert(0, DestinationAction::Journal(JournalEntry::Refused));
-    actions.insert(1, DestinationAction::AnswerOwner { committed: false });
+    let answer = DestinationAction::AnswerOwner { committed: false };
+    actions.insert(1 + usize::from(discards), answer);
     (next, actions)
 }
 
@@ -514,10 +556,15 @@ fn unexpected(state: &State, event: &DestinationEvent) -> (State, Actions) {
 
 /// Tells the source and discards what came.
 fn give_up(state: &State, code: AbortCode, reason: String) -> (State, Actions) {
-    let mut told = reason.clone();
-    told.truncate(floor_char(&told, dwcp_wire::limits::REASON_BYTES_MAX));
-    let tell = DestinationAction::Send(Control::Abort { code, reason: told });
+    let tell = tell_abort(code, &reason);
     abandon(state, reason, vec![tell])
+}
+
+/// The message that gives up, its reason cut to what may be sent.
+fn tell_abort(code: AbortCode, reason: &str) -> DestinationAction {
+    let most = floor_char(reason, dwcp_wire::limits::REASON_BYTES_MAX);
+    let reason = reason[..most].to_owned();
+    DestinationAction::Send(Control::Abort { code, reason })
 }
 
 /// Discards what came. Only ever called before the commit.

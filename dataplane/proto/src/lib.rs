@@ -27,7 +27,8 @@ pub use recovery::{
     DestinationRecovery, LastRecord, SourceRecovery, VmState, recover_destination, recover_source,
 };
 pub use source::{
-    RoundMeasure, Source, SourceAction, SourceConfig, SourceEvent, TRIES_WHILE_PAUSED_MAX,
+    RESUME_TRIES_MAX, RoundMeasure, Source, SourceAction, SourceConfig, SourceEvent,
+    TRIES_WHILE_PAUSED_MAX,
 };
 
 /// Nanoseconds since the driver's own beginning of time. Our own type, so that a simulation can

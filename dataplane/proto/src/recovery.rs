@@ -22,7 +22,7 @@ pub enum VmState {
     Running,
     /// They stand, and can be told to run.
     Paused,
-    /// It waits for a migration.
+    /// It waits for a migration: an empty VMM, whatever it was before.
     Incoming,
     /// The VMM is gone.
     Gone,
@@ -60,17 +60,17 @@ pub enum DestinationRecovery {
 /// |---|---|---|
 /// | `Committed` | any | `GivenAway` |
 /// | any other | runs | `RunsHere`: a guest handed over stands still here |
-/// | `Prepared` | stands or is gone | `AskDestination` |
+/// | `Prepared` | any other | `AskDestination` |
 /// | `Begin` | stands | `Resume` |
-/// | `Begin` | gone | `Lost` |
+/// | `Begin` | gone | `Lost`: so too when an empty VMM waits in its place |
 #[must_use]
 pub const fn recover_source(last: LastRecord, vm: VmState) -> SourceRecovery {
     match (last, vm) {
         (LastRecord::Committed, _) => SourceRecovery::GivenAway,
         (_, VmState::Running) => SourceRecovery::RunsHere,
         (LastRecord::Prepared, _) => SourceRecovery::AskDestination,
-        (_, VmState::Paused | VmState::Incoming) => SourceRecovery::Resume,
-        (_, VmState::Gone) => SourceRecovery::Lost,
+        (_, VmState::Paused) => SourceRecovery::Resume,
+        (_, VmState::Incoming | VmState::Gone) => SourceRecovery::Lost,
     }
 }
 
@@ -78,14 +78,14 @@ pub const fn recover_source(last: LastRecord, vm: VmState) -> SourceRecovery {
 /// |---|---|---|
 /// | `Committed` | stands | `Resume` |
 /// | `Committed` | runs | `RunsHere` |
-/// | `Committed` | gone | `Lost` |
+/// | `Committed` | gone | `Lost`: so too when an empty VMM waits in its place |
 /// | any other | any | `Refuse` |
 #[must_use]
 pub const fn recover_destination(last: LastRecord, vm: VmState) -> DestinationRecovery {
     match (last, vm) {
         (LastRecord::Committed, VmState::Running) => DestinationRecovery::RunsHere,
-        (LastRecord::Committed, VmState::Gone) => DestinationRecovery::Lost,
-        (LastRecord::Committed, VmState::Paused | VmState::Incoming) => DestinationRecovery::Resume,
+        (LastRecord::Committed, VmState::Incoming | VmState::Gone) => DestinationRecovery::Lost,
+        (LastRecord::Committed, VmState::Paused) => DestinationRecovery::Resume,
         (LastRecord::Begin | LastRecord::Prepared | LastRecord::Refused, _) => {
             DestinationRecovery::Refuse
         }

@@ -1,5 +1,6 @@
 //! The source: Idle → Negotiate → Setup → Precopy → Switchover → Handover → an end.
 
+use dwcp_wire::limits::PAGE_BYTES;
 use dwcp_wire::{AbortCode, Control, Offer, PageRange, RoundSummary};
 
 use crate::phase::{Phase, is_transition_valid};
@@ -10,6 +11,9 @@ use crate::{
 /// Rounds while the guest is paused: what was suspect, or what a tracker missed, is sent again so
 /// often before the guest is given back.
 pub const TRIES_WHILE_PAUSED_MAX: u32 = 4;
+
+/// So often a VMM is asked to run the guest again, once per tick, before it is said to stand.
+pub const RESUME_TRIES_MAX: u32 = 5;
 
 /// Time between questions to a destination that does not answer.
 const QUERY_INTERVAL_NS: u64 = 1_000_000_000;
@@ -121,7 +125,8 @@ pub enum SourceAction {
     },
     /// Run the guest here, whatever state the VMM is in; put the tracker's bits back.
     ResumeVm,
-    /// Nothing more will be asked for.
+    /// Nothing more will be asked for. Carried out when the actions before it have ended: no command
+    /// to the VMM may outlive the migration.
     Finish(Outcome),
 }
 
@@ -130,7 +135,7 @@ pub enum SourceAction {
 pub struct Source {
     config: SourceConfig,
     state: State,
-    heard: Instant,
+    heard: Option<Instant>,
     spoke: Instant,
 }
 
@@ -142,7 +147,7 @@ enum State {
     Precopy(Precopy),
     Switchover(Switchover),
     Handover(Handover),
-    Resuming(Outcome),
+    Resuming(Resuming),
     Ended(Phase),
 }
 
@@ -169,10 +174,22 @@ struct Switchover {
     prepared: bool,
     paused: bool,
     measure: Option<RoundMeasure>,
+    /// The round's end was sent: its report may come.
+    ended: bool,
+    /// The tracker missed writes: the next round compares all of RAM.
+    missed: bool,
     device_asked: bool,
     device_sent: bool,
     device_loaded: bool,
     proven: bool,
+}
+
+#[derive(Debug)]
+struct Resuming {
+    outcome: Outcome,
+    failures: u32,
+    /// The VMM failed a command; whether it was the resume or an older one is not known.
+    again: bool,
 }
 
 #[derive(Debug)]
@@ -191,7 +208,7 @@ impl Source {
         Self {
             config,
             state: State::Idle,
-            heard: Instant(0),
+            heard: None,
             spoke: Instant(0),
         }
     }
@@ -229,7 +246,7 @@ impl Source {
     pub fn on_event(&mut self, now: Instant, event: SourceEvent) -> Actions {
         let before = self.phase();
         if matches!(event, SourceEvent::Peer(_) | SourceEvent::Connected) {
-            self.heard = now;
+            self.heard = Some(now);
         }
         let state = std::mem::replace(&mut self.state, State::Ended(before));
         let (next, actions) = self.step(now, state, event);
@@ -251,7 +268,7 @@ impl Source {
     fn step(&self, now: Instant, state: State, event: SourceEvent) -> (State, Actions) {
         match (state, event) {
             (State::Ended(phase), _) => (State::Ended(phase), vec![]),
-            (State::Resuming(outcome), event) => Self::resuming(outcome, &event),
+            (State::Resuming(resuming), event) => resuming.on_event(&event),
             (State::Handover(handover), event) => self.handover(now, handover, event),
             (State::Idle, SourceEvent::Start) => (State::Negotiate, vec![SourceAction::Connect]),
             (state, SourceEvent::Cancel) => self.give_up(
@@ -268,10 +285,10 @@ impl Source {
             }
             (state, SourceEvent::Peer(Control::Alive)) => (state, vec![]),
             (state, SourceEvent::Tick) => self.tick(now, state),
-            (State::Negotiate, event) => self.negotiate(now, event),
+            (State::Negotiate, event) => self.negotiate(event),
             (State::Setup(setup), event) => self.setup(now, setup, event),
             (State::Precopy(precopy), event) => self.precopy(now, precopy, event),
-            (State::Switchover(switchover), event) => self.switchover(now, switchover, event),
+            (State::Switchover(switchover), event) => self.switchover(switchover, event),
             (state @ State::Idle, event) => self.unexpected(&state, &event),
         }
     }
@@ -281,14 +298,12 @@ impl Source {
             return (state, vec![]);
         }
         let silence = self.config.silence_ns;
-        if self.heard != Instant(0) && now.since(self.heard) > silence {
-            let reason = format!(
-                "destination silent for {} ms",
-                now.since(self.heard) / 1_000_000
-            );
+        let silent = self.silent_ns(now);
+        if silent > silence {
+            let reason = format!("destination silent for {} ms", silent / 1_000_000);
             return self.give_up(&state, AbortCode::Connection, reason);
         }
-        let due = self.heard != Instant(0) && now.since(self.spoke) > silence / 4;
+        let due = self.heard.is_some() && now.since(self.spoke) > silence / 4;
         (
             state,
             if due {
@@ -299,7 +314,12 @@ impl Source {
         )
     }
 
-    fn negotiate(&self, now: Instant, event: SourceEvent) -> (State, Actions) {
+    /// Time since the destination was heard, 0 before it ever was.
+    fn silent_ns(&self, now: Instant) -> u64 {
+        self.heard.map_or(0, |heard| now.since(heard))
+    }
+
+    fn negotiate(&self, event: SourceEvent) -> (State, Actions) {
         match event {
             SourceEvent::Connected => {
                 let offer = Control::Offer(self.config.offer.clone());
@@ -324,10 +344,7 @@ impl Source {
                 let reason = format!("destination refused: {reason}");
                 self.give_back(&State::Negotiate, reason, vec![])
             }
-            event => {
-                let _ = now;
-                self.unexpected(&State::Negotiate, &event)
-            }
+            event => self.unexpected(&State::Negotiate, &event),
         }
     }
 
@@ -363,9 +380,19 @@ impl Source {
                 (State::Precopy(precopy), vec![SourceAction::Send(end)])
             }
             SourceEvent::Peer(Control::RoundReport {
-                round, suspects, ..
+                round,
+                applied,
+                suspects,
+                root,
+                ..
             }) if round == precopy.round && precopy.measure.is_some() => {
-                self.round_reported(now, precopy, suspects)
+                let measure = precopy.measure.unwrap_or_default();
+                match self.check_report(&measure, applied, &suspects, root) {
+                    Ok(()) => self.round_reported(now, precopy, suspects),
+                    Err(reason) => {
+                        self.give_up(&State::Precopy(precopy), AbortCode::Protocol, reason)
+                    }
+                }
             }
             event => self.unexpected(&State::Precopy(precopy), &event),
         }
@@ -409,6 +436,8 @@ impl Source {
                     prepared: false,
                     paused: false,
                     measure: None,
+                    ended: false,
+                    missed: false,
                     device_asked: false,
                     device_sent: false,
                     device_loaded: false,
@@ -430,7 +459,7 @@ impl Source {
         }
     }
 
-    fn switchover(&self, now: Instant, mut at: Switchover, event: SourceEvent) -> (State, Actions) {
+    fn switchover(&self, mut at: Switchover, event: SourceEvent) -> (State, Actions) {
         let mut actions = vec![];
         match event {
             SourceEvent::Journaled(JournalEntry::Prepared) if !at.prepared => {
@@ -442,23 +471,22 @@ impl Source {
                 at.paused = true;
                 actions.push(start_round(at.round, std::mem::take(&mut at.again), false));
             }
-            SourceEvent::RoundSent(measure) if at.paused => {
+            SourceEvent::RoundSent(measure) if at.paused && at.measure.is_none() => {
                 at.measure = Some(measure);
                 actions.push(SourceAction::ReadSample);
             }
-            SourceEvent::SampleRead { missed } if at.measure.is_some() => {
-                return self.sample_read(at, missed);
+            SourceEvent::SampleRead { missed } if at.measure.is_some() && !at.ended => {
+                return sample_read(at, missed);
             }
-            SourceEvent::Peer(Control::RoundReport {
-                round,
-                suspects,
-                pages_proven,
-                ..
-            }) if at.measure.is_some() && round == at.round => {
-                if suspects.is_empty() && pages_proven.is_some() {
-                    at.proven = true;
-                } else {
-                    return self.paused_round_again(at, suspects, false);
+            SourceEvent::Peer(report @ Control::RoundReport { round, .. })
+                if at.ended && !at.proven && round == at.round =>
+            {
+                match self.paused_report(&at, report) {
+                    Ok(None) => at.proven = true,
+                    Ok(Some(again)) => return self.paused_round_again(at, again),
+                    Err(reason) => {
+                        return self.give_up(&State::Switchover(at), AbortCode::Protocol, reason);
+                    }
                 }
             }
             SourceEvent::DeviceSent if at.device_asked => at.device_sent = true,
@@ -469,7 +497,6 @@ impl Source {
         }
         if at.proven && at.device_sent && at.device_loaded {
             let epoch = self.config.offer.epoch + 1;
-            let _ = now;
             let handover = Handover {
                 epoch,
                 asked: None,
@@ -481,32 +508,61 @@ impl Source {
         (State::Switchover(at), actions)
     }
 
-    fn sample_read(&self, mut at: Switchover, missed: u64) -> (State, Actions) {
-        if missed > 0 {
-            return self.paused_round_again(at, vec![], true);
-        }
-        let measure = at.measure.unwrap_or_default();
-        let end = Control::RoundEnd {
-            round: at.round,
-            sent: measure.sent,
-            paused: true,
-            root: measure.root,
+    /// What is left to send after a paused round, `None` when RAM is proven.
+    fn paused_report(
+        &self,
+        at: &Switchover,
+        report: Control,
+    ) -> Result<Option<Vec<PageRange>>, String> {
+        let Control::RoundReport {
+            applied,
+            suspects,
+            root,
+            pages_proven,
+            ..
+        } = report
+        else {
+            return Err("not a report".to_owned());
         };
-        let mut actions = vec![SourceAction::Send(end)];
-        if !at.device_asked {
-            // The destination holds it back until RAM is proven: no round trip is lost.
-            at.device_asked = true;
-            actions.push(SourceAction::SendDeviceState);
-        }
-        (State::Switchover(at), actions)
+        let measure = at.measure.unwrap_or_default();
+        self.check_report(&measure, applied, &suspects, root)?;
+        let proven = suspects.is_empty() && pages_proven.is_some() && !at.missed;
+        Ok((!proven).then_some(suspects))
     }
 
-    fn paused_round_again(
+    /// What the destination asserts, asserted here too: it may be given a guest for it.
+    fn check_report(
         &self,
-        mut at: Switchover,
-        again: Vec<PageRange>,
-        everything: bool,
-    ) -> (State, Actions) {
+        measure: &RoundMeasure,
+        applied: RoundSummary,
+        suspects: &[PageRange],
+        root: u128,
+    ) -> Result<(), String> {
+        if applied != measure.sent {
+            return Err(format!(
+                "destination applied {applied:?}, sent were {:?}",
+                measure.sent
+            ));
+        }
+        if suspects.is_empty() && root != measure.root {
+            return Err(format!(
+                "destination reports root {root:032x}, sent was {:032x}",
+                measure.root
+            ));
+        }
+        let ram = &self.config.offer.ram;
+        let is_inside = |range: &&PageRange| {
+            let end = u64::from(range.page) + u64::from(range.count);
+            let block = ram.get(range.ram_block as usize);
+            block.is_some_and(|block| end <= block.bytes / PAGE_BYTES as u64)
+        };
+        match suspects.iter().find(|range| !is_inside(range)) {
+            None => Ok(()),
+            Some(range) => Err(format!("destination reports {range:?}, outside of RAM")),
+        }
+    }
+
+    fn paused_round_again(&self, mut at: Switchover, again: Vec<PageRange>) -> (State, Actions) {
         at.tries += 1;
         if at.tries >= TRIES_WHILE_PAUSED_MAX {
             let reason = format!("RAM could not be proven in {} tries", at.tries);
@@ -514,6 +570,8 @@ impl Source {
         }
         at.round += 1;
         at.measure = None;
+        at.ended = false;
+        let everything = std::mem::take(&mut at.missed);
         let round = at.round;
         (
             State::Switchover(at),
@@ -569,7 +627,7 @@ impl Source {
     ) -> (State, Actions) {
         let lost = matches!(event, SourceEvent::PeerLost(_));
         if at.committed {
-            let silent = now.since(self.heard) > self.config.silence_ns;
+            let silent = self.silent_ns(now) > self.config.silence_ns;
             if !lost && !silent {
                 return (State::Handover(at), vec![]);
             }
@@ -583,7 +641,7 @@ impl Source {
             );
         }
         let due = match at.asked {
-            None => lost || now.since(self.heard) > self.config.silence_ns,
+            None => lost || self.silent_ns(now) > self.config.silence_ns,
             Some(asked) => now.since(asked) >= QUERY_INTERVAL_NS,
         };
         if !due {
@@ -597,34 +655,6 @@ impl Source {
         )
     }
 
-    fn resuming(outcome: Outcome, event: &SourceEvent) -> (State, Actions) {
-        match event {
-            SourceEvent::Resumed => {
-                let entry = JournalEntry::Aborted {
-                    reason: outcome.reason.clone(),
-                };
-                let actions = vec![SourceAction::Journal(entry), SourceAction::Finish(outcome)];
-                (State::Ended(Phase::Aborted), actions)
-            }
-            SourceEvent::Failed(AbortCode::Vmm, reason) => {
-                let reason = format!(
-                    "{}; and the guest could not be resumed: {reason}",
-                    outcome.reason
-                );
-                let entry = JournalEntry::Failed {
-                    reason: reason.clone(),
-                };
-                let done = Outcome::new(Ending::Failed, reason);
-                // Aborted in the table's sense: the guest is the source's, though it stands.
-                (
-                    State::Ended(Phase::Aborted),
-                    vec![SourceAction::Journal(entry), SourceAction::Finish(done)],
-                )
-            }
-            _ => (State::Resuming(outcome), vec![]),
-        }
-    }
-
     fn unexpected(&self, state: &State, event: &SourceEvent) -> (State, Actions) {
         let reason = match event {
             SourceEvent::Peer(message) => format!("unexpected message {}", message_name(message)),
@@ -635,8 +665,8 @@ impl Source {
 
     /// Tells the destination and gives the guest back.
     fn give_up(&self, state: &State, code: AbortCode, reason: String) -> (State, Actions) {
-        let mut told = reason.clone();
-        told.truncate(floor_char(&told, dwcp_wire::limits::REASON_BYTES_MAX));
+        let most = floor_char(&reason, dwcp_wire::limits::REASON_BYTES_MAX);
+        let told = reason[..most].to_owned();
         let tell = SourceAction::Send(Control::Abort { code, reason: told });
         let actions = if matches!(state, State::Idle) {
             vec![]
@@ -658,8 +688,80 @@ impl Source {
             return (State::Ended(Phase::Aborted), actions);
         }
         actions.push(SourceAction::ResumeVm);
-        (State::Resuming(outcome), actions)
+        let resuming = Resuming {
+            outcome,
+            failures: 0,
+            again: false,
+        };
+        (State::Resuming(resuming), actions)
     }
+}
+
+impl Resuming {
+    /// A failure of the VMM may be that of an older command (the pause, the device state), or pass:
+    /// the resume is asked for again at the next tick, a few times.
+    fn on_event(mut self, event: &SourceEvent) -> (State, Actions) {
+        match event {
+            SourceEvent::Resumed => {
+                let entry = JournalEntry::Aborted {
+                    reason: self.outcome.reason.clone(),
+                };
+                let finish = SourceAction::Finish(self.outcome);
+                let actions = vec![SourceAction::Journal(entry), finish];
+                (State::Ended(Phase::Aborted), actions)
+            }
+            SourceEvent::Failed(AbortCode::Vmm, reason) => {
+                self.failures += 1;
+                self.again = true;
+                if self.failures < RESUME_TRIES_MAX {
+                    return (State::Resuming(self), vec![]);
+                }
+                self.stands(reason)
+            }
+            SourceEvent::Tick if self.again => {
+                self.again = false;
+                (State::Resuming(self), vec![SourceAction::ResumeVm])
+            }
+            _ => (State::Resuming(self), vec![]),
+        }
+    }
+
+    /// The guest is the source's and stands: aborted in the table's sense, failed for a person.
+    fn stands(self, why: &str) -> (State, Actions) {
+        let reason = format!(
+            "{}; and the guest could not be resumed: {why}",
+            self.outcome.reason
+        );
+        let entry = JournalEntry::Failed {
+            reason: reason.clone(),
+        };
+        let done = Outcome::new(Ending::Failed, reason);
+        (
+            State::Ended(Phase::Aborted),
+            vec![SourceAction::Journal(entry), SourceAction::Finish(done)],
+        )
+    }
+}
+
+/// Ends the paused round. A round that missed writes proves nothing, but must be closed all the
+/// same: its report brings the pages that are suspect, and the destination opens the next.
+fn sample_read(mut at: Switchover, missed: u64) -> (State, Actions) {
+    let measure = at.measure.unwrap_or_default();
+    at.ended = true;
+    at.missed = missed > 0;
+    let end = Control::RoundEnd {
+        round: at.round,
+        sent: measure.sent,
+        paused: !at.missed,
+        root: measure.root,
+    };
+    let mut actions = vec![SourceAction::Send(end)];
+    if !at.missed && !at.device_asked {
+        // The destination holds it back until RAM is proven: no round trip is lost.
+        at.device_asked = true;
+        actions.push(SourceAction::SendDeviceState);
+    }
+    (State::Switchover(at), actions)
 }
 
 const fn start_round(round: u32, again: Vec<PageRange>, everything: bool) -> SourceAction {

@@ -1,0 +1,101 @@
+//! The commit, and what a destination may say when it cannot be written.
+
+mod common;
+
+use common::*;
+use dwcp_proto::{DestinationAction, DestinationEvent, Ending, JournalEntry, Phase};
+use dwcp_wire::{AbortCode, Control};
+
+fn journal_fails() -> DestinationEvent {
+    DestinationEvent::Failed(AbortCode::Journal, "input/output error".into())
+}
+
+/// An error from the journal does not say that nothing was written. If the record is there after
+/// all, a restart would run a guest that the source was told to resume.
+#[test]
+fn a_failed_commit_is_refused_durably_before_anybody_is_told() {
+    let mut destination = destination_committing();
+    let actions = destination.on_event(NOW, journal_fails());
+    assert_eq!(actions, [DestinationAction::Journal(JournalEntry::Refused)]);
+    assert_eq!(destination.phase(), Phase::Handover);
+
+    let asked = destination.on_event(NOW, DestinationEvent::OwnerQuery);
+    assert_eq!(asked, []);
+    let actions = destination.on_event(NOW, DestinationEvent::Journaled(JournalEntry::Refused));
+    assert_eq!(actions[0], DestinationAction::DiscardVm);
+    assert!(aborts(&actions));
+    assert!(actions.contains(&DestinationAction::AnswerOwner { committed: false }));
+    assert_eq!(destination.phase(), Phase::Aborted);
+}
+
+#[test]
+fn when_the_refusal_fails_too_the_guest_stays_paused_and_nobody_is_answered() {
+    let mut destination = destination_committing();
+    let _ = destination.on_event(NOW, journal_fails());
+    let actions = destination.on_event(NOW, journal_fails());
+    let [DestinationAction::Finish(outcome)] = &actions[..] else {
+        panic!("{actions:?}");
+    };
+    assert_eq!(outcome.result, Ending::Failed);
+    assert_eq!(destination.phase(), Phase::Failed);
+    assert_eq!(destination.on_event(NOW, DestinationEvent::OwnerQuery), []);
+}
+
+#[test]
+fn a_long_reason_is_cut_so_that_it_can_be_sent() {
+    let mut destination = destination_committing();
+    let long = "x".repeat(5000);
+    let failed = DestinationEvent::Failed(AbortCode::Journal, long);
+    let mut actions = destination.on_event(NOW, failed);
+    actions.extend(destination.on_event(NOW, DestinationEvent::Journaled(JournalEntry::Refused)));
+    for action in actions {
+        if let DestinationAction::Send(message) = action {
+            dwcp_wire::encode_control(&message).expect("can be sent");
+        }
+    }
+}
+
+#[test]
+fn an_owned_vm_that_does_not_run_is_still_owned() {
+    let mut destination = destination_committing();
+    let entry = JournalEntry::Committed { epoch: EPOCH + 1 };
+    let _ = destination.on_event(NOW, DestinationEvent::Journaled(entry));
+    let dead = DestinationEvent::Failed(AbortCode::Vmm, "gone".into());
+    let _ = destination.on_event(NOW, dead);
+    assert_eq!(destination.phase(), Phase::Failed);
+    let answer = destination.on_event(NOW, DestinationEvent::OwnerQuery);
+    assert_eq!(answer, [DestinationAction::AnswerOwner { committed: true }]);
+}
+
+/// What was proven must be what runs: no page may come between the proof and the handover.
+#[test]
+fn no_round_is_taken_after_the_proof() {
+    for event in [round_end(2, false), round_applied(2)] {
+        let mut destination = destination_loaded();
+        let actions = destination.on_event(NOW, event);
+        assert!(aborts(&actions), "{actions:?}");
+        assert_eq!(destination.phase(), Phase::Aborted);
+    }
+}
+
+#[test]
+fn a_handover_without_device_state_is_refused() {
+    let mut destination = destination_proven();
+    let handover = Control::Handover { epoch: EPOCH + 1 };
+    let actions = destination.on_event(NOW, DestinationEvent::Peer(handover));
+    assert!(aborts(&actions));
+}
+
+#[test]
+fn a_question_before_the_commit_discards_then_answers_no() {
+    let mut destination = destination_loaded();
+    let actions = destination.on_event(NOW, DestinationEvent::OwnerQuery);
+    assert_eq!(
+        actions[..3],
+        [
+            DestinationAction::Journal(JournalEntry::Refused),
+            DestinationAction::DiscardVm,
+            DestinationAction::AnswerOwner { committed: false },
+        ]
+    );
+}
