@@ -56,6 +56,12 @@ impl RamRoot {
             .wrapping_add(page_hash(index, new));
     }
 
+    /// Uncounts page `index`, counted before as `old`.
+    #[inline]
+    pub fn remove(&mut self, index: u64, old: Fingerprint) {
+        self.0 = self.0.wrapping_sub(page_hash(index, old));
+    }
+
     /// Adds the part that another worker kept, starting from `RamRoot::default()`. A part may be a
     /// pure change (replacements only), in any order.
     #[inline]

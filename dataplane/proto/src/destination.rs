@@ -3,7 +3,7 @@
 use dwcp_wire::{AbortCode, Control, Offer, PageRange, RefuseCode, RoundSummary};
 
 use crate::phase::{Phase, is_transition_valid};
-use crate::source::{floor_char, message_name};
+use crate::source::{RESUME_TRIES_MAX, floor_char, message_name};
 use crate::{Ending, Instant, JournalEntry, Outcome};
 
 /// What a destination is told at its start.
@@ -116,10 +116,19 @@ enum State {
     Committing(Commit),
     /// The commit could not be written, or nobody knows: it is being revoked.
     Refusing(Refusing),
-    Committed(Commit),
-    Ended(Phase),
-    /// Neither the commit nor its refusal is known to be durable: only a restart, that reads the
-    /// journal again, can tell. Until then nobody is answered and the guest stays paused.
+    Committed(Running),
+    Ended(Phase, Owner),
+}
+
+/// What an end answers when the source asks who owns the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    /// This node does.
+    Here,
+    /// The source does, and this node never will by this migration.
+    Source,
+    /// Neither the commit nor its refusal is known to be durable. Nobody is answered and the guest
+    /// stays paused until the refusal is written, or a restart reads what the journal holds.
     Unknown,
 }
 
@@ -155,6 +164,14 @@ struct Commit {
     asked: bool,
 }
 
+/// The guest is being run.
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    epoch: u64,
+    failures: u32,
+    again: bool,
+}
+
 #[derive(Debug)]
 struct Refusing {
     asked: bool,
@@ -185,8 +202,7 @@ impl Destination {
             State::Precopy(_) => Phase::Precopy,
             State::Switchover(_) => Phase::Switchover,
             State::Committing(_) | State::Refusing(_) | State::Committed(_) => Phase::Handover,
-            State::Ended(phase) => *phase,
-            State::Unknown => Phase::Failed,
+            State::Ended(phase, _) => *phase,
         }
     }
 
@@ -200,7 +216,7 @@ impl Destination {
                 self.silence_ns = u64::from(offer.peer_silence_ms) * 1_000_000;
             }
         }
-        let state = std::mem::replace(&mut self.state, State::Ended(before));
+        let state = std::mem::replace(&mut self.state, State::Ended(before, Owner::Unknown));
         let (next, actions) = self.step(now, state, event);
         self.state = next;
         let after = self.phase();
@@ -219,8 +235,7 @@ impl Destination {
 
     fn step(&self, now: Instant, state: State, event: DestinationEvent) -> (State, Actions) {
         match (state, event) {
-            (State::Ended(phase), event) => ended(phase, &event),
-            (State::Unknown, _) => (State::Unknown, vec![]),
+            (State::Ended(phase, owner), event) => ended(phase, owner, &event),
             (State::Committing(commit), event) => committing(commit, event),
             (State::Refusing(refusing), event) => refusing.on_event(event),
             (State::Committed(commit), event) => committed(commit, event),
@@ -306,7 +321,7 @@ fn negotiate(offer: Offer, event: DestinationEvent) -> (State, Actions) {
             let tell = DestinationAction::Send(Control::Refuse { code, reason: told });
             let done = Outcome::new(Ending::Aborted, format!("refused: {reason}"));
             (
-                State::Ended(Phase::Aborted),
+                State::Ended(Phase::Aborted, Owner::Source),
                 vec![tell, DestinationAction::Finish(done)],
             )
         }
@@ -433,7 +448,12 @@ fn committing(mut at: Commit, event: DestinationEvent) -> (State, Actions) {
                 actions.push(DestinationAction::AnswerOwner { committed: true });
             }
             actions.push(DestinationAction::ResumeVm);
-            (State::Committed(at), actions)
+            let running = Running {
+                epoch: at.epoch,
+                failures: 0,
+                again: false,
+            };
+            (State::Committed(running), actions)
         }
         // An error does not say that nothing was written. Only a durable refusal makes it certain
         // that no restart finds a commit here; before that nobody may be told.
@@ -464,7 +484,7 @@ impl Refusing {
                 }
                 let done = Outcome::new(Ending::Aborted, self.reason);
                 actions.push(DestinationAction::Finish(done));
-                (State::Ended(Phase::Aborted), actions)
+                (State::Ended(Phase::Aborted, Owner::Source), actions)
             }
             DestinationEvent::Failed(AbortCode::Journal, reason) => {
                 let reason = format!(
@@ -473,7 +493,10 @@ impl Refusing {
                     self.reason
                 );
                 let done = Outcome::new(Ending::Failed, reason);
-                (State::Unknown, vec![DestinationAction::Finish(done)])
+                (
+                    State::Ended(Phase::Failed, Owner::Unknown),
+                    vec![DestinationAction::Finish(done)],
+                )
             }
             DestinationEvent::OwnerQuery => {
                 self.asked = true;
@@ -485,7 +508,7 @@ impl Refusing {
 }
 
 /// The VM is owned here: it runs, whatever happens to the source.
-fn committed(at: Commit, event: DestinationEvent) -> (State, Actions) {
+fn committed(mut at: Running, event: DestinationEvent) -> (State, Actions) {
     match event {
         DestinationEvent::Resumed => {
             let actions = vec![
@@ -493,7 +516,17 @@ fn committed(at: Commit, event: DestinationEvent) -> (State, Actions) {
                 DestinationAction::Journal(JournalEntry::Resumed),
                 DestinationAction::Finish(Outcome::new(Ending::Completed, "taken over")),
             ];
-            (State::Ended(Phase::Complete), actions)
+            (State::Ended(Phase::Complete, Owner::Here), actions)
+        }
+        // There is no way back: ask again, a few times, before it is left to a person.
+        DestinationEvent::Failed(AbortCode::Vmm, _) if at.failures + 1 < RESUME_TRIES_MAX => {
+            at.failures += 1;
+            at.again = true;
+            (State::Committed(at), vec![])
+        }
+        DestinationEvent::Tick if at.again => {
+            at.again = false;
+            (State::Committed(at), vec![DestinationAction::ResumeVm])
         }
         DestinationEvent::Failed(AbortCode::Vmm, reason) => {
             let reason = format!(
@@ -508,7 +541,7 @@ fn committed(at: Commit, event: DestinationEvent) -> (State, Actions) {
                 DestinationAction::Journal(entry),
                 DestinationAction::Finish(done),
             ];
-            (State::Ended(Phase::Failed), actions)
+            (State::Ended(Phase::Failed, Owner::Here), actions)
         }
         DestinationEvent::OwnerQuery => (
             State::Committed(at),
@@ -518,22 +551,31 @@ fn committed(at: Commit, event: DestinationEvent) -> (State, Actions) {
     }
 }
 
-fn ended(phase: Phase, event: &DestinationEvent) -> (State, Actions) {
-    let actions = match event {
-        DestinationEvent::OwnerQuery => {
-            let committed = matches!(phase, Phase::Complete | Phase::Failed);
-            if committed {
-                vec![DestinationAction::AnswerOwner { committed }]
-            } else {
-                vec![
-                    DestinationAction::Journal(JournalEntry::Refused),
-                    DestinationAction::AnswerOwner { committed },
-                ]
-            }
+fn ended(phase: Phase, owner: Owner, event: &DestinationEvent) -> (State, Actions) {
+    let (owner, actions) = match (owner, event) {
+        (Owner::Here, DestinationEvent::OwnerQuery) => {
+            let committed = true;
+            (owner, vec![DestinationAction::AnswerOwner { committed }])
         }
-        _ => vec![],
+        (Owner::Source, DestinationEvent::OwnerQuery) => {
+            let refused = DestinationAction::Journal(JournalEntry::Refused);
+            let committed = false;
+            (
+                owner,
+                vec![refused, DestinationAction::AnswerOwner { committed }],
+            )
+        }
+        (Owner::Unknown, DestinationEvent::OwnerQuery) => {
+            let refused = DestinationAction::Journal(JournalEntry::Refused);
+            (owner, vec![refused])
+        }
+        (Owner::Unknown, DestinationEvent::Journaled(JournalEntry::Refused)) => {
+            let answer = DestinationAction::AnswerOwner { committed: false };
+            (Owner::Source, vec![DestinationAction::DiscardVm, answer])
+        }
+        _ => (owner, vec![]),
     };
-    (State::Ended(phase), actions)
+    (State::Ended(phase, owner), actions)
 }
 
 /// The source lost its connection and wants the guest back before any commit: promise it.
@@ -582,5 +624,5 @@ fn abandon(state: &State, reason: String, tell: Actions) -> (State, Actions) {
         Ending::Aborted,
         reason,
     )));
-    (State::Ended(Phase::Aborted), actions)
+    (State::Ended(Phase::Aborted, Owner::Source), actions)
 }

@@ -1,6 +1,11 @@
 //! What a restarted daemon does with a migration that was under way when it died.
 //!
 //! Pure tables: the journal's last record and what the VMM says decide, nothing else.
+//!
+//! **Only the newest migration of a VM is recovered.** An older one whose end could not be written
+//! has been superseded: to resume its guest would run it beside the newest one's destination, and
+//! to discard its VM would end a guest that the newest one took over. Such a migration is only
+//! ever answered for (`Refused`), its VM is left alone.
 
 /// The newest record that this node's journal holds of the migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,9 @@
 mod common;
 
 use common::*;
-use dwcp_proto::{DestinationAction, DestinationEvent, Ending, JournalEntry, Phase};
+use dwcp_proto::{
+    DestinationAction, DestinationEvent, Ending, JournalEntry, Phase, RESUME_TRIES_MAX,
+};
 use dwcp_wire::{AbortCode, Control};
 
 fn journal_fails() -> DestinationEvent {
@@ -38,7 +40,22 @@ fn when_the_refusal_fails_too_the_guest_stays_paused_and_nobody_is_answered() {
     };
     assert_eq!(outcome.result, Ending::Failed);
     assert_eq!(destination.phase(), Phase::Failed);
-    assert_eq!(destination.on_event(NOW, DestinationEvent::OwnerQuery), []);
+
+    // Each question is a reason to try once more; only a durable refusal is an answer.
+    let refuse = DestinationAction::Journal(JournalEntry::Refused);
+    let asked = destination.on_event(NOW, DestinationEvent::OwnerQuery);
+    assert_eq!(asked, std::slice::from_ref(&refuse));
+    assert_eq!(destination.on_event(NOW, journal_fails()), []);
+    let asked = destination.on_event(NOW, DestinationEvent::OwnerQuery);
+    assert_eq!(asked, std::slice::from_ref(&refuse));
+    let refused = DestinationEvent::Journaled(JournalEntry::Refused);
+    let answer = DestinationAction::AnswerOwner { committed: false };
+    assert_eq!(
+        destination.on_event(NOW, refused),
+        [DestinationAction::DiscardVm, answer.clone()]
+    );
+    let asked = destination.on_event(NOW, DestinationEvent::OwnerQuery);
+    assert_eq!(asked, [refuse, answer]);
 }
 
 #[test]
@@ -60,11 +77,30 @@ fn an_owned_vm_that_does_not_run_is_still_owned() {
     let mut destination = destination_committing();
     let entry = JournalEntry::Committed { epoch: EPOCH + 1 };
     let _ = destination.on_event(NOW, DestinationEvent::Journaled(entry));
-    let dead = DestinationEvent::Failed(AbortCode::Vmm, "gone".into());
-    let _ = destination.on_event(NOW, dead);
+    for _ in 0..RESUME_TRIES_MAX {
+        assert_eq!(destination.phase(), Phase::Handover);
+        let dead = DestinationEvent::Failed(AbortCode::Vmm, "gone".into());
+        let _ = destination.on_event(NOW, dead);
+        let _ = destination.on_event(NOW, DestinationEvent::Tick);
+    }
     assert_eq!(destination.phase(), Phase::Failed);
     let answer = destination.on_event(NOW, DestinationEvent::OwnerQuery);
     assert_eq!(answer, [DestinationAction::AnswerOwner { committed: true }]);
+}
+
+/// After the commit there is no other node that could run the guest.
+#[test]
+fn an_owned_vm_that_fails_to_run_once_is_run_again() {
+    let mut destination = destination_committing();
+    let entry = JournalEntry::Committed { epoch: EPOCH + 1 };
+    let _ = destination.on_event(NOW, DestinationEvent::Journaled(entry));
+    let busy = DestinationEvent::Failed(AbortCode::Vmm, "busy".into());
+    assert_eq!(destination.on_event(NOW, busy), []);
+    let again = destination.on_event(NOW, DestinationEvent::Tick);
+    assert_eq!(again, [DestinationAction::ResumeVm]);
+    assert_eq!(destination.on_event(NOW, DestinationEvent::Tick), []);
+    let _ = destination.on_event(NOW, DestinationEvent::Resumed);
+    assert_eq!(destination.phase(), Phase::Complete);
 }
 
 /// What was proven must be what runs: no page may come between the proof and the handover.

@@ -1,0 +1,205 @@
+//! What can go wrong, and when.
+
+use crate::plan::Plan;
+use crate::rng::Rng;
+
+/// One end of the migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Side {
+    /// The node that has the VM.
+    Source,
+    /// The node that shall have it.
+    Destination,
+}
+
+impl Side {
+    /// The other end.
+    #[must_use]
+    pub(crate) const fn other(self) -> Self {
+        match self {
+            Self::Source => Self::Destination,
+            Self::Destination => Self::Source,
+        }
+    }
+}
+
+/// How a journal write fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum JournalFault {
+    /// An error, and nothing is written.
+    NotWritten,
+    /// An error after which nobody knows; the record is there. No write succeeds until a restart.
+    UnknownButThere,
+    /// An error after which nobody knows; the record is not there.
+    UnknownAndLost,
+}
+
+/// Damage to the next page frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Damage {
+    /// Its header: the stream is lost.
+    Header,
+    /// Its table.
+    Table,
+    /// The data of one page.
+    Page,
+}
+
+/// Something that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The control connection breaks; what is in flight is lost.
+    CutControl,
+    /// A data stream breaks.
+    CutStream,
+    /// The device state's connection breaks.
+    CutDevice,
+    /// Everything between the nodes breaks, and new connections fail for so long.
+    CutAll {
+        /// Nanoseconds.
+        for_ns: u64,
+    },
+    /// Nothing arrives at this side for so long; the other direction works.
+    Stall {
+        /// Who hears nothing.
+        to: Side,
+        /// Nanoseconds.
+        for_ns: u64,
+    },
+    /// A data plane dies; it is started again after so long.
+    Crash {
+        /// Which.
+        side: Side,
+        /// Nanoseconds.
+        for_ns: u64,
+        /// Bytes that it had sent still arrive.
+        flushed: bool,
+    },
+    /// The destination node is gone for good.
+    DestinationLost,
+    /// The operator stops it here.
+    Cancel(Side),
+    /// The VMM dies; perhaps somebody starts an empty one in its place.
+    KillVmm {
+        /// Whose.
+        side: Side,
+        /// A new one waits soon after.
+        replaced: bool,
+    },
+    /// The next VMM command fails.
+    FailVmm(Side),
+    /// The next journal write fails.
+    FailJournal(Side, JournalFault),
+    /// The next page frame arrives damaged.
+    Damage(Damage),
+    /// The next questions about ownership, or the answers, are lost.
+    LoseQueries {
+        /// How many.
+        count: u32,
+    },
+    /// A node's clock jumps ahead.
+    ClockJump {
+        /// Whose.
+        side: Side,
+        /// Nanoseconds.
+        by_ns: u64,
+    },
+}
+
+/// A fault and the moment for it: so many events after the beginning, and a little later.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlannedFault {
+    pub(crate) fault: Fault,
+    /// Events handed to a machine before it.
+    pub(crate) after_events: u64,
+    pub(crate) delay_ns: u64,
+}
+
+impl Fault {
+    /// Names of the kinds, for statistics.
+    #[must_use]
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::CutControl => "cut control",
+            Self::CutStream => "cut stream",
+            Self::CutDevice => "cut device",
+            Self::CutAll { .. } => "cut all",
+            Self::Stall { .. } => "stall",
+            Self::Crash { .. } => "crash",
+            Self::DestinationLost => "destination lost",
+            Self::Cancel(_) => "cancel",
+            Self::KillVmm { .. } => "kill vmm",
+            Self::FailVmm(_) => "fail vmm",
+            Self::FailJournal(..) => "fail journal",
+            Self::Damage(_) => "damage",
+            Self::LoseQueries { .. } => "lose queries",
+            Self::ClockJump { .. } => "clock jump",
+        }
+    }
+
+    /// None at all in every eighth run, otherwise few, sometimes many.
+    pub(crate) fn draw_all(rng: &mut Rng, plan: &Plan) -> Vec<PlannedFault> {
+        if rng.chance(12) {
+            return vec![];
+        }
+        let count = 1 + rng.skewed(0, 5);
+        (0..count).map(|_| Self::plan(rng, plan)).collect()
+    }
+
+    /// Machines see 30 to 60 events in a whole migration; most faults hit one of them.
+    fn plan(rng: &mut Rng, plan: &Plan) -> PlannedFault {
+        PlannedFault {
+            fault: Self::draw(rng, plan),
+            after_events: rng.range(0, 45),
+            delay_ns: rng.skewed(0, plan.delay_ns.1 + plan.action_ns_max),
+        }
+    }
+
+    fn draw(rng: &mut Rng, plan: &Plan) -> Self {
+        let side = if rng.chance(50) {
+            Side::Source
+        } else {
+            Side::Destination
+        };
+        let for_ns = rng.skewed(0, plan.silence_ns * 3);
+        match rng.index(20) {
+            0 | 1 => Self::CutControl,
+            2 => Self::CutStream,
+            3 => Self::CutDevice,
+            4 => Self::CutAll { for_ns },
+            5 | 6 => Self::Stall { to: side, for_ns },
+            7..=10 => Self::Crash {
+                side,
+                for_ns,
+                flushed: rng.chance(50),
+            },
+            11 if rng.chance(30) => Self::DestinationLost,
+            11 | 12 => Self::Cancel(side),
+            13 => Self::KillVmm {
+                side,
+                replaced: rng.chance(50),
+            },
+            14 => Self::FailVmm(side),
+            15 | 16 => Self::FailJournal(
+                side,
+                match rng.index(3) {
+                    0 => JournalFault::NotWritten,
+                    1 => JournalFault::UnknownButThere,
+                    _ => JournalFault::UnknownAndLost,
+                },
+            ),
+            17 => Self::Damage(match rng.index(3) {
+                0 => Damage::Header,
+                1 => Damage::Table,
+                _ => Damage::Page,
+            }),
+            18 => Self::LoseQueries {
+                count: rng.range(1, 6) as u32,
+            },
+            _ => Self::ClockJump {
+                side,
+                by_ns: rng.skewed(0, plan.silence_ns * 2),
+            },
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! When the destination runs the guest, every page is what the source's page was at the pause.
+//!
+//! With a tracker that misses writes, what the sample did not catch may be lost: that is what a
+//! sample means. Reading all of RAM again at the pause makes it exact.
+
+use crate::plan::TrackerKind;
+use crate::world::World;
+
+pub(crate) fn check_run(world: &mut World) {
+    let here = &world.destination.vmm.ram;
+    let wrong: Vec<usize> = (0..world.plan.pages)
+        .filter(|&page| here[page] != world.guest.memory[page])
+        .collect();
+    let exact = matches!(world.plan.tracker, TrackerKind::Exact) || world.plan.verify_full;
+    if wrong.is_empty() {
+        return;
+    }
+    // Whatever a tracker misses, a page is some whole version that the guest once wrote.
+    let torn = wrong.iter().any(|&page| here[page] >> 62 != 0);
+    if exact || torn {
+        let what = format!("pages {wrong:?} differ from the source's at the pause");
+        world.break_invariant("no_lost_write", what);
+    } else {
+        world.stats.lost_by_tracker += wrong.len() as u64;
+    }
+}

@@ -1,0 +1,189 @@
+//! A node's journal: records that survive, and the orders in which they may be written.
+
+use dwcp_proto::{JournalEntry, LastRecord};
+
+use crate::faults::{JournalFault, Side};
+
+/// How far an attempt got in this node's journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Begun,
+    Prepared,
+    Committed,
+    Resumed,
+    Refused,
+    Aborted,
+}
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    Durable,
+    Failed(&'static str),
+}
+
+/// One node's journal. It outlives the process.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    side: Side,
+    stages: Vec<Option<Stage>>,
+    failed: Vec<bool>,
+    begun: Vec<bool>,
+    poisoned: bool,
+    next_fault: Option<JournalFault>,
+}
+
+impl Journal {
+    pub(crate) const fn new(side: Side) -> Self {
+        Self {
+            side,
+            stages: vec![],
+            failed: vec![],
+            begun: vec![],
+            poisoned: false,
+            next_fault: None,
+        }
+    }
+
+    /// An attempt begins; its number is its migration id.
+    pub(crate) fn begin(&mut self, attempt: usize) -> Written {
+        if self.poisoned {
+            return Written::Failed("journal is poisoned");
+        }
+        self.grow(attempt);
+        if self.stages[attempt].is_some() {
+            return Written::Failed("it has begun already, or was refused");
+        }
+        self.stages[attempt] = Some(Stage::Begun);
+        self.begun[attempt] = true;
+        Written::Durable
+    }
+
+    pub(crate) const fn fail_next(&mut self, fault: JournalFault) {
+        self.next_fault = Some(fault);
+    }
+
+    /// Faults are over: what was about to fail does not.
+    pub(crate) const fn calm(&mut self) {
+        self.next_fault = None;
+    }
+
+    /// A new process reads what is there and may write again.
+    pub(crate) const fn reopen(&mut self) {
+        self.poisoned = false;
+    }
+
+    pub(crate) fn append(&mut self, attempt: usize, entry: &JournalEntry) -> Written {
+        self.grow(attempt);
+        if self.poisoned {
+            return Written::Failed("journal is poisoned");
+        }
+        if !self.is_allowed(attempt, entry) {
+            return Written::Failed("the journal forbids it");
+        }
+        match self.next_fault.take() {
+            None => {}
+            Some(JournalFault::NotWritten) => return Written::Failed("no space left"),
+            Some(JournalFault::UnknownButThere) => {
+                self.apply(attempt, entry);
+                self.poisoned = true;
+                return Written::Failed("input/output error");
+            }
+            Some(JournalFault::UnknownAndLost) => {
+                self.poisoned = true;
+                return Written::Failed("input/output error");
+            }
+        }
+        self.apply(attempt, entry);
+        Written::Durable
+    }
+
+    pub(crate) const fn is_poisoned(&self) -> bool {
+        self.poisoned
+    }
+
+    pub(crate) fn stage(&self, attempt: usize) -> Option<Stage> {
+        self.stages.get(attempt).copied().flatten()
+    }
+
+    pub(crate) fn is_committed(&self, attempt: usize) -> bool {
+        matches!(self.stage(attempt), Some(Stage::Committed | Stage::Resumed))
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.contains(&true)
+    }
+
+    pub(crate) fn attempts(&self) -> usize {
+        self.stages.len()
+    }
+
+    /// The newest attempt that began; it supersedes those before it, ended or not.
+    pub(crate) fn newest(&self) -> Option<usize> {
+        (0..self.stages.len()).rev().find(|&at| self.begun[at])
+    }
+
+    /// What a restarted process must bring to an end: the attempt's last record.
+    pub(crate) fn unfinished(&self, attempt: usize) -> Option<LastRecord> {
+        let failed = self.failed.get(attempt).copied().unwrap_or(false);
+        match (self.side, self.stage(attempt)?) {
+            (_, Stage::Begun) if !failed => Some(LastRecord::Begin),
+            (Side::Source, Stage::Prepared) => Some(LastRecord::Prepared),
+            (Side::Destination, Stage::Committed) if !failed => Some(LastRecord::Committed),
+            _ => None,
+        }
+    }
+
+    fn grow(&mut self, attempt: usize) {
+        while self.stages.len() <= attempt {
+            self.stages.push(None);
+            self.failed.push(false);
+            self.begun.push(false);
+        }
+    }
+
+    fn apply(&mut self, attempt: usize, entry: &JournalEntry) {
+        let stage = match entry {
+            JournalEntry::Prepared => Stage::Prepared,
+            JournalEntry::Committed { .. } => Stage::Committed,
+            JournalEntry::Refused => Stage::Refused,
+            JournalEntry::Resumed => Stage::Resumed,
+            JournalEntry::Aborted { .. } => Stage::Aborted,
+            JournalEntry::Failed { .. } => {
+                self.failed[attempt] = true;
+                return;
+            }
+        };
+        self.stages[attempt] = Some(stage);
+    }
+
+    /// The orders that a node's journal keeps, the same as in the daemon's.
+    fn is_allowed(&self, attempt: usize, entry: &JournalEntry) -> bool {
+        use Stage::{Aborted, Begun, Committed, Prepared, Refused, Resumed};
+        let stage = self.stage(attempt);
+        match (self.side, entry) {
+            (_, JournalEntry::Failed { .. }) => stage.is_some(),
+            (Side::Source, JournalEntry::Prepared) => matches!(stage, Some(Begun | Prepared)),
+            (Side::Source, JournalEntry::Committed { .. }) => {
+                matches!(stage, Some(Prepared | Committed))
+            }
+            (Side::Source, JournalEntry::Aborted { .. }) => {
+                matches!(stage, Some(Begun | Prepared | Aborted))
+            }
+            (Side::Destination, JournalEntry::Committed { .. }) => {
+                matches!(stage, Some(Begun | Committed))
+            }
+            (Side::Destination, JournalEntry::Resumed) => {
+                matches!(stage, Some(Committed | Resumed))
+            }
+            (Side::Destination, JournalEntry::Refused) => {
+                matches!(stage, None | Some(Begun | Refused | Aborted))
+            }
+            (Side::Destination, JournalEntry::Aborted { .. }) => {
+                matches!(stage, Some(Begun | Refused | Aborted))
+            }
+            (Side::Source, JournalEntry::Refused | JournalEntry::Resumed)
+            | (Side::Destination, JournalEntry::Prepared) => false,
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! What this node has, what it lacks, and what to do about it. Each line is found by trying.
+
+use std::fs;
+
+use dwcp_api::dataplane::{Finding, FindingLevel};
+use nix::sys::resource::{Resource, getrlimit};
+
+use crate::vmm::tracker::soft_dirty;
+
+/// Looks at everything, a line each.
+#[must_use]
+pub fn findings() -> Vec<Finding> {
+    vec![
+        io_uring(),
+        userfaultfd(),
+        soft_dirty_bits(),
+        huge_pages(),
+        numa(),
+        memlock(),
+        rdma(),
+        privileges(),
+        kernels(),
+        qemu(),
+    ]
+}
+
+fn finding(
+    subject: &str,
+    level: FindingLevel,
+    found: impl Into<String>,
+    advice: impl Into<String>,
+) -> Finding {
+    Finding {
+        subject: subject.into(),
+        level,
+        found: found.into(),
+        advice: advice.into(),
+    }
+}
+
+fn good(subject: &str, found: impl Into<String>) -> Finding {
+    finding(subject, FindingLevel::Good, found, "")
+}
+
+fn io_uring() -> Finding {
+    match io_uring::IoUring::new(8) {
+        Ok(_) => good("io_uring", "works"),
+        Err(error) => finding(
+            "io_uring",
+            FindingLevel::Fallback,
+            format!("refused: {error}"),
+            "poll is used instead, at more CPU per byte; check sysctl kernel.io_uring_disabled \
+             and the container's seccomp profile",
+        ),
+    }
+}
+
+fn userfaultfd() -> Finding {
+    let release = nix::sys::utsname::uname()
+        .map(|name| name.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|part| part.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version < (6, 7) {
+        return finding(
+            "userfaultfd",
+            FindingLevel::Fallback,
+            format!("kernel {release} has no PAGEMAP_SCAN"),
+            "Linux 6.7 or newer tracks writes exactly; fingerprints are compared instead",
+        );
+    }
+    let unprivileged = fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd");
+    let open = unprivileged.is_ok_and(|value| value.trim() == "1");
+    let device = fs::File::open("/dev/userfaultfd").is_ok();
+    let root = nix::unistd::geteuid().is_root();
+    if root || open || device {
+        return good(
+            "userfaultfd",
+            format!("kernel {release}, write tracking by PAGEMAP_SCAN"),
+        );
+    }
+    finding(
+        "userfaultfd",
+        FindingLevel::Fallback,
+        "only faults of user mode, which suffices for tracking",
+        "for post-copy let the VMM's group open /dev/userfaultfd (a udev rule)",
+    )
+}
+
+fn soft_dirty_bits() -> Finding {
+    if soft_dirty::is_supported() {
+        return good("soft-dirty", "the kernel has soft-dirty bits");
+    }
+    finding(
+        "soft-dirty",
+        FindingLevel::Fallback,
+        "the kernel has no soft-dirty bits",
+        "only needed where userfaultfd tracking is missing: fingerprints are compared then",
+    )
+}
+
+fn huge_pages() -> Finding {
+    let free = fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+    let free: u64 = free
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0);
+    if free > 0 {
+        return good("huge pages", format!("{free} free of 2 MiB"));
+    }
+    finding(
+        "huge pages",
+        FindingLevel::Fallback,
+        "none reserved",
+        "workers use 4 KiB pages for their buffers; reserve some with sysctl vm.nr_hugepages=64",
+    )
+}
+
+fn numa() -> Finding {
+    match dwcp_numa::Topology::detect() {
+        Ok(topology) => good(
+            "NUMA",
+            format!(
+                "{} node(s), {} core(s)",
+                topology.nodes().len(),
+                topology.cores().len()
+            ),
+        ),
+        Err(error) => finding(
+            "NUMA",
+            FindingLevel::Fallback,
+            format!("topology unknown: {error}"),
+            "workers run where the kernel puts them",
+        ),
+    }
+}
+
+fn memlock() -> Finding {
+    let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft);
+    let root = nix::unistd::geteuid().is_root();
+    if root || limit >= 64 << 20 {
+        return good(
+            "memlock",
+            if root {
+                "root, no limit".into()
+            } else {
+                format!("{} MiB", limit >> 20)
+            },
+        );
+    }
+    finding(
+        "memlock",
+        FindingLevel::Fallback,
+        format!("{} KiB", limit >> 10),
+        "buffers are not registered with the ring; set LimitMEMLOCK=infinity for the service",
+    )
+}
+
+fn rdma() -> Finding {
+    match dwcp_rdma::devices() {
+        Ok(devices) => {
+            let names: Vec<_> = devices.iter().map(|device| device.name.clone()).collect();
+            good("RDMA", names.join(", "))
+        }
+        Err(error) if error.is_absence() => {
+            finding("RDMA", FindingLevel::Fallback, "no device", "TCP is used")
+        }
+        Err(error) => finding(
+            "RDMA",
+            FindingLevel::Fallback,
+            error.to_string(),
+            "TCP is used; check permissions on /dev/infiniband",
+        ),
+    }
+}
+
+fn privileges() -> Finding {
+    if nix::unistd::geteuid().is_root() {
+        return good("privileges", "root");
+    }
+    finding(
+        "privileges",
+        FindingLevel::Fallback,
+        format!("uid {}", nix::unistd::geteuid()),
+        "VMs of this user can be moved if ptrace of them is allowed (kernel.yama.ptrace_scope=0 or \
+         CAP_SYS_PTRACE); run the daemons as root to move any VM",
+    )
+}
+
+fn kernels() -> Finding {
+    let kernels = dwcp_simd::kernels();
+    let found = format!("page kernels: {}", kernels.name());
+    match kernels.note() {
+        None => good("CPU", found),
+        Some(note) => finding("CPU", FindingLevel::Fallback, found, note),
+    }
+}
+
+fn qemu() -> Finding {
+    let binary = std::env::var_os("DWCP_QEMU").unwrap_or_else(|| "qemu-system-x86_64".into());
+    match std::process::Command::new(&binary)
+        .arg("--version")
+        .output()
+    {
+        Ok(output) if output.status.success() => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            good("QEMU", text.lines().next().unwrap_or_default())
+        }
+        _ => finding(
+            "QEMU",
+            FindingLevel::Missing,
+            format!("{} does not run", binary.display()),
+            "install qemu-system-x86 to move QEMU guests; synthetic guests need nothing",
+        ),
+    }
+}

@@ -1,0 +1,232 @@
+//! A worker at the destination: frames in on its streams, pages into RAM.
+
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
+
+use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings};
+use super::{Mailbox, Session};
+use crate::path::{Applied, Incoming, Receiver};
+use crate::transport::{self, BufferId, Completion, Slot, Transport, Wait};
+
+/// What a destination worker is told.
+#[derive(Debug)]
+pub enum DestinationCommand {
+    /// Receive from this stream too.
+    AddStream {
+        /// Index.
+        index: u16,
+        /// Connected socket.
+        socket: TcpStream,
+    },
+    /// End.
+    Stop,
+}
+
+/// What a stream brought in a round.
+#[derive(Clone, Debug)]
+pub struct StreamRound {
+    /// Stream index.
+    pub stream: u16,
+    /// Round of the mark.
+    pub round: u32,
+    /// What was applied.
+    pub applied: Applied,
+}
+
+/// Starts a worker that applies pages to `session`.
+///
+/// # Errors
+/// When the system has no thread or descriptor left.
+pub fn spawn_destination_worker<E: From<WorkerEvent> + Send + 'static>(
+    settings: WorkerSettings,
+    session: Arc<Session>,
+    events: Mailbox<E>,
+) -> std::io::Result<WorkerHandle<DestinationCommand>> {
+    let name = format!("dwcp-recv-{}", settings.index);
+    let stop = || DestinationCommand::Stop;
+    WorkerHandle::spawn(name, settings.cpu, events, stop, move |inbox, events| {
+        let bell = inbox.bell().map_err(|error| error.to_string())?;
+        // One buffer to receive into and one for acknowledgements, per stream.
+        let opened = transport::open(settings.io, settings.streams * 2, bell)
+            .map_err(|error| format!("transport: {error}"))?;
+        let transport = opened.transport.name();
+        tell(
+            events,
+            WorkerEvent::Started {
+                transport,
+                notes: opened.notes,
+            },
+        );
+        let mut worker = DestinationWorker {
+            ack_bytes: settings.ack_bytes,
+            session: &session,
+            transport: opened.transport,
+            line: Incoming::new(&session.layout, &session.digests, &session.key),
+            streams: vec![],
+        };
+        worker.run(inbox, events)
+    })
+}
+
+fn tell<E: From<WorkerEvent>>(events: &Mailbox<E>, event: WorkerEvent) {
+    if let Err(error) = events.push(event.into()) {
+        tracing::error!(%error, "driver hangs");
+    }
+}
+
+struct DestinationWorker<'a> {
+    ack_bytes: u64,
+    session: &'a Session,
+    transport: Box<dyn Transport>,
+    line: Incoming<'a>,
+    streams: Vec<ReceiveStream>,
+}
+
+struct ReceiveStream {
+    index: u16,
+    receiver: Receiver,
+    buffer: BufferId,
+    applied: Applied,
+    /// Free while no acknowledgement is on its way.
+    ack_buffer: Option<BufferId>,
+    sequence: u64,
+    bytes: u64,
+    acked_bytes: u64,
+}
+
+impl DestinationWorker<'_> {
+    fn run<E: From<WorkerEvent>>(
+        &mut self,
+        inbox: &Mailbox<DestinationCommand>,
+        events: &Mailbox<E>,
+    ) -> Result<(), String> {
+        let mut completions = Vec::with_capacity(64);
+        loop {
+            self.transport
+                .wait(Wait::Upto(Duration::from_secs(1)), &mut completions)
+                .map_err(|error| format!("{}: {error}", self.transport.name()))?;
+            for completion in completions.drain(..) {
+                match completion {
+                    Completion::Sent { slot, buffer } => {
+                        self.streams[slot].ack_buffer = Some(buffer);
+                        self.acknowledge(slot, self.ack_bytes);
+                    }
+                    Completion::Received { slot, bytes } => {
+                        if let Err(reason) = self.received(slot, bytes, events) {
+                            // Its position is lost: nothing more is read from it.
+                            let stream = self.streams[slot].index;
+                            tell(events, WorkerEvent::PeerBroke { stream, reason });
+                        }
+                    }
+                    Completion::Closed { slot, error } => {
+                        let stream = self.streams[slot].index;
+                        let reason = format!("stream {stream}: {error}");
+                        tell(events, WorkerEvent::StreamLost { stream, reason });
+                    }
+                    Completion::Rung => {}
+                }
+            }
+            while let Some(command) = inbox.pop() {
+                match command {
+                    DestinationCommand::AddStream { index, socket } => self.add(index, socket)?,
+                    DestinationCommand::Stop => return Ok(()),
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, index: u16, socket: TcpStream) -> Result<(), String> {
+        let slot = self
+            .transport
+            .add(socket)
+            .map_err(|error| format!("stream {index}: {error}"))?;
+        let mut take = || {
+            self.transport
+                .buffers()
+                .take()
+                .ok_or("no buffer for a stream")
+        };
+        let (buffer, ack_buffer) = (take()?, take()?);
+        let receiver = Receiver::new(index);
+        let wanted = receiver.wanted();
+        self.streams.push(ReceiveStream {
+            index,
+            receiver,
+            buffer,
+            applied: Applied::default(),
+            ack_buffer: Some(ack_buffer),
+            sequence: 0,
+            bytes: 0,
+            acked_bytes: 0,
+        });
+        self.transport.receive(slot, buffer, wanted);
+        Ok(())
+    }
+
+    fn received<E: From<WorkerEvent>>(
+        &mut self,
+        slot: Slot,
+        bytes: usize,
+        events: &Mailbox<E>,
+    ) -> Result<(), String> {
+        self.streams[slot].receiver.received(bytes);
+        let mut marked = false;
+        loop {
+            let stream = &mut self.streams[slot];
+            let buffer = self.transport.buffers().bytes_mut(stream.buffer);
+            let frame = stream
+                .receiver
+                .frame(buffer)
+                .map_err(|error| error.to_string())?;
+            let Some((header, payload)) = frame else {
+                break;
+            };
+            let wire_bytes = (HEADER_BYTES + payload.len()) as u64;
+            if header.kind == FrameKind::RoundMark {
+                marked = true;
+                let applied = std::mem::take(&mut stream.applied);
+                let round = StreamRound {
+                    stream: stream.index,
+                    round: header.round,
+                    applied,
+                };
+                tell(events, WorkerEvent::StreamRound(round));
+            } else {
+                let pages = stream.applied.summary.pages;
+                self.line
+                    .apply(&header, &buffer[payload], &mut stream.applied)
+                    .map_err(|error| error.to_string())?;
+                self.session.count(0, stream.applied.summary.pages - pages);
+            }
+            self.session.count(wire_bytes, 0);
+            stream.bytes += wire_bytes;
+            stream.sequence = header.sequence;
+            stream.receiver.consume(buffer);
+        }
+        let stream = &self.streams[slot];
+        self.transport
+            .receive(slot, stream.buffer, stream.receiver.wanted());
+        self.acknowledge(slot, if marked { 1 } else { self.ack_bytes });
+        Ok(())
+    }
+
+    /// Acknowledges by the running total once `least_bytes` are new.
+    fn acknowledge(&mut self, slot: Slot, least_bytes: u64) {
+        let stream = &mut self.streams[slot];
+        if stream.bytes - stream.acked_bytes < least_bytes {
+            return;
+        }
+        let Some(buffer) = stream.ack_buffer.take() else {
+            return;
+        };
+        stream.acked_bytes = stream.bytes;
+        let mut header = FrameHeader::empty(FrameKind::Ack, stream.index, stream.sequence);
+        header.position = stream.bytes;
+        let bytes = self.transport.buffers().bytes_mut(buffer);
+        bytes[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
+        self.transport.send(slot, buffer, 0..HEADER_BYTES);
+    }
+}

@@ -1,0 +1,17 @@
+//! Workers: one thread, one transport and some streams each. They run the path to completion and
+//! meet others only through [`Mailbox`]es, a few times a round.
+
+mod destination_worker;
+mod mailbox;
+mod prove;
+mod session;
+mod source_worker;
+mod worker;
+
+pub use destination_worker::{DestinationCommand, StreamRound, spawn_destination_worker};
+pub use mailbox::{Mailbox, MailboxError};
+pub use prove::{Reread, read_again, read_everything};
+pub use session::Session;
+pub use source_worker::{SourceCommand, WorkerRound, spawn_source_worker};
+pub(crate) use worker::thread_cpu_ns;
+pub use worker::{WorkerEvent, WorkerHandle, WorkerSettings};

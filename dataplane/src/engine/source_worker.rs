@@ -1,0 +1,311 @@
+//! A worker at the source: dirty pages in, frames out on its streams.
+
+use std::collections::VecDeque;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dwcp_simd::RamRoot;
+use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
+
+use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings};
+use super::{Mailbox, Session};
+use crate::path::{Encoder, Outgoing, OutgoingCounts, RoundWork, StreamCredit};
+use crate::transport::{self, BufferId, Completion, Slot, Transport, Wait};
+
+/// Frame buffers of a worker, beside one per stream for acknowledgements.
+const SEND_BUFFERS: usize = 6;
+
+/// Frames of one stream that wait for the kernel. More would grow cold in the cache.
+const QUEUED_FRAMES_MAX: usize = 2;
+
+/// What a source worker is told.
+#[derive(Debug)]
+pub enum SourceCommand {
+    /// Send on this stream too.
+    AddStream {
+        /// Index.
+        index: u16,
+        /// Connected socket.
+        socket: TcpStream,
+    },
+    /// Take part in a round.
+    Round(Arc<RoundWork>),
+    /// End.
+    Stop,
+}
+
+/// A worker's part of a round.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerRound {
+    /// Round.
+    pub round: u32,
+    /// What it did.
+    pub counts: OutgoingCounts,
+    /// Change of the root.
+    pub root: RamRoot,
+}
+
+/// Starts a worker that sends pages of `session`.
+///
+/// # Errors
+/// When the system has no thread or descriptor left.
+pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
+    settings: WorkerSettings,
+    session: Arc<Session>,
+    events: Mailbox<E>,
+) -> std::io::Result<WorkerHandle<SourceCommand>> {
+    let name = format!("dwcp-send-{}", settings.index);
+    WorkerHandle::spawn(
+        name,
+        settings.cpu,
+        events,
+        || SourceCommand::Stop,
+        move |inbox, events| {
+            let bell = inbox.bell().map_err(|error| error.to_string())?;
+            let opened = transport::open(settings.io, settings.streams + SEND_BUFFERS, bell)
+                .map_err(|error| format!("transport: {error}"))?;
+            let transport = opened.transport.name();
+            tell(
+                events,
+                WorkerEvent::Started {
+                    transport,
+                    notes: opened.notes,
+                },
+            );
+            let encoder = Encoder::new(session.codec);
+            let line = Outgoing::new(&session.layout, &session.digests, &session.key, encoder);
+            let mut worker = SourceWorker {
+                settings: &settings,
+                session: &session,
+                transport: opened.transport,
+                line,
+                streams: vec![],
+                work: None,
+                drained: false,
+                in_flight_bytes: 0,
+            };
+            worker.run(inbox, events)
+        },
+    )
+}
+
+fn tell<E: From<WorkerEvent>>(events: &Mailbox<E>, event: WorkerEvent) {
+    if let Err(error) = events.push(event.into()) {
+        tracing::error!(%error, "driver hangs");
+    }
+}
+
+struct SourceWorker<'a> {
+    settings: &'a WorkerSettings,
+    session: &'a Session,
+    transport: Box<dyn Transport>,
+    line: Outgoing<'a>,
+    streams: Vec<SendStream>,
+    work: Option<Arc<RoundWork>>,
+    /// No more pages in the round; marks are queued.
+    drained: bool,
+    in_flight_bytes: u64,
+}
+
+struct SendStream {
+    index: u16,
+    credit: StreamCredit,
+    queued: VecDeque<BufferId>,
+    ack_buffer: BufferId,
+    ack_filled: usize,
+}
+
+impl SourceWorker<'_> {
+    fn run<E: From<WorkerEvent>>(
+        &mut self,
+        inbox: &Mailbox<SourceCommand>,
+        events: &Mailbox<E>,
+    ) -> Result<(), String> {
+        let mut completions = Vec::with_capacity(64);
+        loop {
+            let busy = self.send_one_frame();
+            let wait = if busy {
+                Wait::No
+            } else {
+                Wait::Upto(Duration::from_secs(1))
+            };
+            self.transport
+                .wait(wait, &mut completions)
+                .map_err(|error| format!("{}: {error}", self.transport.name()))?;
+            for completion in completions.drain(..) {
+                match completion {
+                    Completion::Sent { slot, buffer } => {
+                        self.transport.buffers().give(buffer);
+                        self.streams[slot].queued.pop_front();
+                    }
+                    Completion::Received { slot, bytes } => self.acknowledged(slot, bytes, events),
+                    Completion::Closed { slot, error } => {
+                        let stream = self.streams[slot].index;
+                        let reason = format!("stream {stream}: {error}");
+                        tell(events, WorkerEvent::StreamLost { stream, reason });
+                    }
+                    Completion::Rung => {}
+                }
+            }
+            while let Some(command) = inbox.pop() {
+                match command {
+                    SourceCommand::AddStream { index, socket } => self.add(index, socket)?,
+                    SourceCommand::Round(work) => self.begin(work),
+                    SourceCommand::Stop => return Ok(()),
+                }
+            }
+            self.finish_round(events);
+        }
+    }
+
+    fn add(&mut self, index: u16, socket: TcpStream) -> Result<(), String> {
+        let slot = self
+            .transport
+            .add(socket)
+            .map_err(|error| format!("stream {index}: {error}"))?;
+        let ack_buffer = self
+            .transport
+            .buffers()
+            .take()
+            .ok_or("no buffer for a stream")?;
+        self.streams.push(SendStream {
+            index,
+            credit: StreamCredit::new(self.settings.stream_window_bytes),
+            queued: VecDeque::new(),
+            ack_buffer,
+            ack_filled: 0,
+        });
+        self.transport.receive(slot, ack_buffer, 0..HEADER_BYTES);
+        Ok(())
+    }
+
+    fn begin(&mut self, work: Arc<RoundWork>) {
+        self.line.begin(&work);
+        self.work = Some(work);
+        self.drained = false;
+    }
+
+    /// Builds a frame and queues it on the stream with the most room. Returns whether there may be
+    /// more to do at once.
+    fn send_one_frame(&mut self) -> bool {
+        let Some(work) = &self.work else { return false };
+        if self.drained {
+            return false;
+        }
+        let ready = self.streams.iter_mut().enumerate().filter(|(_, stream)| {
+            stream.credit.has_credit() && stream.queued.len() < QUEUED_FRAMES_MAX
+        });
+        let Some((slot, stream)) = ready.min_by_key(|(_, stream)| stream.credit.in_flight_bytes())
+        else {
+            return false;
+        };
+        let Some(buffer) = self.transport.buffers().take() else {
+            return false;
+        };
+        let bytes = self.transport.buffers().bytes_mut(buffer);
+        let sequence = stream.credit.next_sequence();
+        let visited = self.line.counts.visited;
+        let frame = self.line.next_frame(work, bytes, stream.index, sequence);
+        let pages = self.line.counts.visited - visited;
+        let Some(range) = frame else {
+            self.session.count(0, pages);
+            self.transport.buffers().give(buffer);
+            self.queue_marks();
+            return true;
+        };
+        self.session.count(range.len() as u64, pages);
+        stream.credit.sent(range.len() as u64);
+        stream.queued.push_back(buffer);
+        self.transport.send(slot, buffer, range);
+        self.publish_in_flight();
+        true
+    }
+
+    fn queue_marks(&mut self) {
+        let Some(work) = &self.work else { return };
+        if self.transport.buffers().free() < self.streams.len().min(SEND_BUFFERS) {
+            return;
+        }
+        self.drained = true;
+        for (slot, stream) in self.streams.iter_mut().enumerate() {
+            let mut header = FrameHeader::empty(
+                FrameKind::RoundMark,
+                stream.index,
+                stream.credit.next_sequence(),
+            );
+            header.round = work.round;
+            let Some(buffer) = self.transport.buffers().take() else {
+                continue;
+            };
+            let bytes = self.transport.buffers().bytes_mut(buffer);
+            bytes[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
+            stream.credit.sent(HEADER_BYTES as u64);
+            stream.queued.push_back(buffer);
+            self.transport.send(slot, buffer, 0..HEADER_BYTES);
+            self.session.count(HEADER_BYTES as u64, 0);
+        }
+    }
+
+    /// A round is sent when its last mark is in the kernel's hands.
+    fn finish_round<E: From<WorkerEvent>>(&mut self, events: &Mailbox<E>) {
+        if !self.drained || self.streams.iter().any(|stream| !stream.queued.is_empty()) {
+            return;
+        }
+        if let Some(work) = self.work.take() {
+            self.drained = false;
+            let round = WorkerRound {
+                round: work.round,
+                counts: self.line.counts,
+                root: self.line.root,
+            };
+            tell(events, WorkerEvent::RoundSent(round));
+        }
+    }
+
+    fn acknowledged<E: From<WorkerEvent>>(
+        &mut self,
+        slot: Slot,
+        bytes: usize,
+        events: &Mailbox<E>,
+    ) {
+        let stream = &mut self.streams[slot];
+        stream.ack_filled += bytes;
+        if stream.ack_filled == HEADER_BYTES {
+            stream.ack_filled = 0;
+            let buffer = self.transport.buffers().bytes_mut(stream.ack_buffer);
+            let header = buffer.first_chunk().map(FrameHeader::from_bytes);
+            let outcome = match header {
+                Some(Ok(header)) => stream
+                    .credit
+                    .acknowledge(&header)
+                    .map_err(|e| e.to_string()),
+                Some(Err(error)) => Err(error.to_string()),
+                None => Err("short acknowledgement".to_owned()),
+            };
+            if let Err(reason) = outcome {
+                tell(
+                    events,
+                    WorkerEvent::PeerBroke {
+                        stream: stream.index,
+                        reason,
+                    },
+                );
+                return;
+            }
+        }
+        let (buffer, filled) = (stream.ack_buffer, stream.ack_filled);
+        self.transport.receive(slot, buffer, filled..HEADER_BYTES);
+        self.publish_in_flight();
+    }
+
+    fn publish_in_flight(&mut self) {
+        let now = self
+            .streams
+            .iter()
+            .map(|stream| stream.credit.in_flight_bytes())
+            .sum();
+        self.session.count_in_flight(self.in_flight_bytes, now);
+        self.in_flight_bytes = now;
+    }
+}

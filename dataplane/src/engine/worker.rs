@@ -1,0 +1,145 @@
+//! What workers of both ends have in common.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread::JoinHandle;
+
+use dwcp_api::IoPath;
+use nix::time::{ClockId, clock_gettime};
+
+use super::{Mailbox, StreamRound, WorkerRound};
+
+/// How a worker is to run.
+#[derive(Clone, Debug)]
+pub struct WorkerSettings {
+    /// Its number, for the thread's name.
+    pub index: usize,
+    /// Transport wanted.
+    pub io: IoPath,
+    /// CPU to run on, if any.
+    pub cpu: Option<usize>,
+    /// Streams that it will get.
+    pub streams: usize,
+    /// Window of each of them.
+    pub stream_window_bytes: u64,
+    /// Bytes between acknowledgements of a stream.
+    pub ack_bytes: u64,
+}
+
+/// What a worker tells its driver.
+#[derive(Debug)]
+pub enum WorkerEvent {
+    /// It runs on this transport, with these notes.
+    Started {
+        /// Transport's name.
+        transport: &'static str,
+        /// Fallbacks taken.
+        notes: Vec<String>,
+    },
+    /// Source: its part of a round is sent, marks included.
+    RoundSent(WorkerRound),
+    /// Destination: a stream's part of a round is applied.
+    StreamRound(StreamRound),
+    /// A stream is over.
+    StreamLost {
+        /// Stream index.
+        stream: u16,
+        /// Why.
+        reason: String,
+    },
+    /// What came on a stream breaks the protocol.
+    PeerBroke {
+        /// Stream index.
+        stream: u16,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The worker itself is over.
+    Failed(String),
+}
+
+/// A running worker: its mailbox, and its thread to join.
+#[derive(Debug)]
+pub struct WorkerHandle<C> {
+    commands: Mailbox<C>,
+    thread: Option<JoinHandle<u64>>,
+    stop: fn() -> C,
+}
+
+impl<C: Send + 'static> WorkerHandle<C> {
+    /// Starts a worker's thread. A panic in it becomes [`WorkerEvent::Failed`]: the source's process
+    /// guards a running guest and must live on.
+    ///
+    /// # Errors
+    /// When the system has no thread or descriptor left.
+    pub(super) fn spawn<E: From<WorkerEvent> + Send + 'static>(
+        name: String,
+        cpu: Option<usize>,
+        events: Mailbox<E>,
+        stop: fn() -> C,
+        run: impl FnOnce(&Mailbox<C>, &Mailbox<E>) -> Result<(), String> + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let commands = Mailbox::new()?;
+        let mailbox = commands.clone();
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            if let Some(cpu) = cpu
+                && let Err(error) = dwcp_numa::pin_current_thread(cpu)
+            {
+                tracing::warn!(%error, cpu, "worker is not pinned");
+            }
+            let failure = match catch_unwind(AssertUnwindSafe(|| run(&mailbox, &events))) {
+                Ok(Ok(())) => None,
+                Ok(Err(reason)) => Some(reason),
+                Err(panic) => Some(format!("worker panicked: {}", panic_text(&*panic))),
+            };
+            if let Some(reason) = failure {
+                let _ = events.push(WorkerEvent::Failed(reason).into());
+            }
+            thread_cpu_ns()
+        })?;
+        Ok(Self {
+            commands,
+            thread: Some(thread),
+            stop,
+        })
+    }
+
+    /// Gives the worker something to do.
+    pub fn command(&self, command: C) {
+        if let Err(error) = self.commands.push(command) {
+            tracing::error!(%error, "worker hangs");
+        }
+    }
+
+    /// Stops the worker and waits for it. Returns the CPU time that it took, in nanoseconds.
+    pub fn stop(&mut self) -> u64 {
+        let Some(thread) = self.thread.take() else {
+            return 0;
+        };
+        self.command((self.stop)());
+        thread.join().unwrap_or(0)
+    }
+}
+
+impl<C> Drop for WorkerHandle<C> {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = self.commands.push((self.stop)());
+            let _ = thread.join();
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+/// CPU time of the calling thread.
+pub(crate) fn thread_cpu_ns() -> u64 {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(0, |time| {
+        time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
+    })
+}

@@ -1,0 +1,110 @@
+//! `dwcp-dataplane`: reads options, starts the node, serves.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Parser;
+use dwcp_api::{Codec, IoPath, TrackerChoice, TransferSettings, Verify};
+use dwcp_dataplane::migration::{Listener, Node, NodeOptions, recover};
+use dwcp_wire::limits::STREAMS_MAX;
+
+/// Moves the memory of running VMs between nodes. Started beside `dwcp-controlplane`, which gives
+/// the orders over STATE/dataplane.sock.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Example:\n  dwcp-dataplane --name node-a --state /var/lib/dwcp --listen 0.0.0.0:7440"
+)]
+struct Options {
+    /// Name of this node, unique among its peers
+    #[arg(long)]
+    name: String,
+    /// Folder of the sockets and of the handover journal
+    #[arg(long, default_value = "/var/lib/dwcp")]
+    state: PathBuf,
+    /// Address for other nodes' data planes; port 0 takes a free one
+    #[arg(long, default_value = "0.0.0.0:7440")]
+    listen: String,
+    /// Transport loop for incoming migrations: auto, uring or poll
+    #[arg(long, default_value = "auto", value_parser = parse_io)]
+    io: IoPath,
+    /// Workers for incoming migrations; 0 chooses
+    #[arg(long, default_value_t = 0)]
+    workers: u16,
+    /// Pin workers to cores
+    #[arg(long)]
+    pin: bool,
+}
+
+fn parse_io(text: &str) -> Result<IoPath, String> {
+    match text {
+        "auto" => Ok(IoPath::Auto),
+        "uring" => Ok(IoPath::Uring),
+        "poll" => Ok(IoPath::Poll),
+        other => Err(format!("{other} is none of auto, uring, poll")),
+    }
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("DWCP_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    match run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dwcp-dataplane: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: Options) -> anyhow::Result<()> {
+    let settings = incoming_settings(&options);
+    std::fs::create_dir_all(&options.state)
+        .with_context(|| format!("cannot make {}", options.state.display()))?;
+    let node = Arc::new(Node::new(NodeOptions {
+        name: options.name,
+        state_folder: options.state.clone(),
+        listen: options.listen,
+    })?);
+    let control = dwcp_api::Listener::bind(&options.state.join("dataplane.sock"))?;
+    let listener = Listener::bind(&node)?;
+    let address = listener.address()?.to_string();
+    tracing::info!(address, pid = std::process::id(), "data plane serves");
+    recover(&node);
+    let accepting = Arc::clone(&node);
+    std::thread::Builder::new()
+        .name("dwcp-accept".into())
+        .spawn(move || listener.run(&accepting, &settings))?;
+    dwcp_dataplane::control::serve(&control, &node, &address);
+    Ok(())
+}
+
+/// What this node grants to migrations that come in; the rest is the source's to choose.
+fn incoming_settings(options: &Options) -> TransferSettings {
+    TransferSettings {
+        mode: "incoming".into(),
+        streams: STREAMS_MAX as u16,
+        workers: options.workers,
+        io: options.io,
+        window_bytes: 0,
+        codec: Codec::Raw,
+        tracker: TrackerChoice::Auto,
+        verify: Verify::Sample,
+        sample_pages: 0,
+        downtime_limit_ms: 0,
+        rounds_max: 0,
+        abort_if_not_converged: false,
+        connect_timeout_ms: 0,
+        peer_silence_ms: 0,
+        congestion_control: None,
+        pin_workers: options.pin,
+    }
+}

@@ -1,0 +1,318 @@
+//! The destination's driver.
+
+use std::collections::VecDeque;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use dwcp_api::counters::Counters;
+use dwcp_api::{MigrationId, Role, TransferSettings};
+use dwcp_proto::{
+    Destination, DestinationAction, DestinationConfig, DestinationEvent, Ending,
+    Instant as ProtoInstant, Outcome,
+};
+use dwcp_wire::{AbortCode, Control, Offer, StreamRole};
+
+use super::node::{JournalScope, MigrationHandle, Node};
+use super::peer::{self, ControlWriter};
+use super::recorder::{End, Recorder, Subject};
+use super::relay::Relay;
+use crate::engine::{DestinationCommand, Mailbox, Session, StreamRound, WorkerEvent, WorkerHandle};
+use crate::vmm::Vm;
+
+const TICK: Duration = Duration::from_millis(50);
+
+/// Silence limit until an offer says another.
+const FIRST_SILENCE: Duration = Duration::from_secs(10);
+
+/// A further connection of the source that knows the token.
+#[derive(Debug)]
+pub(super) struct StreamJoin {
+    pub(super) role: StreamRole,
+    pub(super) index: u16,
+    pub(super) socket: TcpStream,
+}
+
+/// What reaches the driver.
+#[derive(Debug)]
+pub(super) enum DestinationInput {
+    /// An event for the machine.
+    Event(DestinationEvent),
+    /// A worker speaks.
+    Worker(WorkerEvent),
+    /// A stream joins.
+    Join(StreamJoin),
+    /// The source asks on another connection who owns the VM.
+    OwnerQuery(SyncSender<bool>),
+}
+
+impl From<WorkerEvent> for DestinationInput {
+    fn from(event: WorkerEvent) -> Self {
+        Self::Worker(event)
+    }
+}
+
+/// The driver and all it holds. Fields drop in order: connections before memory.
+#[derive(Debug)]
+pub(super) struct DestinationDriver {
+    pub(super) node: Arc<Node>,
+    pub(super) settings: TransferSettings,
+    pub(super) offer: Offer,
+    pub(super) handle: Arc<MigrationHandle>,
+    pub(super) journal: JournalScope,
+    pub(super) machine: Destination,
+    pub(super) mailbox: Mailbox<DestinationInput>,
+    pub(super) pending: VecDeque<DestinationEvent>,
+    pub(super) recorder: Recorder,
+    pub(super) control: ControlWriter,
+    pub(super) relay: Option<Relay>,
+    pub(super) joined: Vec<StreamJoin>,
+    pub(super) expected: Option<(u128, u16)>,
+    pub(super) workers: Vec<WorkerHandle<DestinationCommand>>,
+    pub(super) session: Option<Arc<Session>>,
+    pub(super) vm: Option<Arc<Mutex<Box<dyn Vm>>>>,
+    pub(super) vm_taken: bool,
+    pub(super) vm_stop: Arc<AtomicBool>,
+    pub(super) device_thread: Option<JoinHandle<()>>,
+    pub(super) round: Vec<StreamRound>,
+    pub(super) round_began: Instant,
+    pub(super) questions: Vec<SyncSender<bool>>,
+    pub(super) outcome: Option<Outcome>,
+}
+
+/// Takes a migration that a source offers on `stream`, to its end. Runs on the caller's thread.
+pub(super) fn run(
+    node: &Arc<Node>,
+    stream: TcpStream,
+    offer: Offer,
+    settings: TransferSettings,
+) -> Result<(), String> {
+    let id = MigrationId(offer.migration);
+    if node.incoming(id).is_some() {
+        return Err(format!("migration {id} is under way already"));
+    }
+    let address = stream
+        .peer_addr()
+        .map(|address| address.to_string())
+        .unwrap_or_default();
+    let mut recorder = Recorder::new(Subject {
+        id,
+        vm: offer.vm.clone(),
+        role: Role::Destination,
+        peer: offer.source_node.clone(),
+        mode: settings.mode.clone(),
+    });
+    recorder.ram_bytes = offer.ram.iter().map(|block| block.bytes).sum();
+    let silence = Duration::from_millis(offer.peer_silence_ms.into()).min(FIRST_SILENCE * 6);
+    let machine = Destination::new(DestinationConfig {
+        silence_ns: FIRST_SILENCE.as_nanos() as u64,
+    });
+    let mailbox = Mailbox::new().map_err(|error| error.to_string())?;
+    let reader = mailbox.clone();
+    let control = ControlWriter::new(stream.try_clone().map_err(|e| e.to_string())?, silence)
+        .map_err(|error| error.to_string())?;
+    peer::spawn_reader(stream, move |message| {
+        let event = match message {
+            Ok(message) => DestinationEvent::Peer(message),
+            Err(error) => DestinationEvent::PeerLost(format!("control connection: {error}")),
+        };
+        if reader.push(DestinationInput::Event(event)).is_err() {
+            tracing::error!("destination driver hangs");
+        }
+    })
+    .map_err(|error| error.to_string())?;
+    let handle = node.register(id, recorder.status(machine.phase(), false, None));
+    node.incoming_began(id, mailbox.clone());
+    let driver = DestinationDriver {
+        node: Arc::clone(node),
+        settings,
+        handle,
+        journal: JournalScope {
+            migration: id,
+            vm: offer.vm.clone(),
+            role: Role::Destination,
+            peer_node: offer.source_node.clone(),
+            peer_address: address,
+            epoch: offer.epoch,
+        },
+        machine,
+        mailbox,
+        pending: VecDeque::from([DestinationEvent::Peer(Control::Offer(offer.clone()))]),
+        offer,
+        recorder,
+        control,
+        relay: None,
+        joined: vec![],
+        expected: None,
+        workers: vec![],
+        session: None,
+        vm: None,
+        vm_taken: false,
+        vm_stop: Arc::default(),
+        device_thread: None,
+        round: vec![],
+        round_began: Instant::now(),
+        questions: vec![],
+        outcome: None,
+    };
+    driver.run();
+    Ok(())
+}
+
+impl DestinationDriver {
+    fn run(mut self) {
+        while self.outcome.is_none() {
+            while let Some(event) = self.pending.pop_front() {
+                self.feed(event);
+            }
+            if self.outcome.is_some() {
+                break;
+            }
+            match self.mailbox.wait(TICK) {
+                Some(input) => self.take(input),
+                None => self.feed(DestinationEvent::Tick),
+            }
+            if self.handle.take_cancel() {
+                self.feed(DestinationEvent::Cancel);
+            }
+            self.publish();
+        }
+        self.finish();
+    }
+
+    fn take(&mut self, input: DestinationInput) {
+        match input {
+            DestinationInput::Event(event) => self.feed(event),
+            DestinationInput::Worker(event) => self.worker_event(event),
+            DestinationInput::Join(join) => self.join(join),
+            DestinationInput::OwnerQuery(answer) => {
+                self.questions.push(answer);
+                self.feed(DestinationEvent::OwnerQuery);
+            }
+        }
+    }
+
+    fn feed(&mut self, event: DestinationEvent) {
+        tracing::debug!(vm = self.offer.vm, phase = ?self.machine.phase(), ?event);
+        let now = ProtoInstant(self.recorder.started().elapsed().as_nanos() as u64 + 1);
+        for action in self.machine.on_event(now, event) {
+            tracing::debug!(vm = self.offer.vm, ?action);
+            self.perform(action);
+        }
+    }
+
+    fn perform(&mut self, action: DestinationAction) {
+        match action {
+            DestinationAction::PrepareVm(_) => self.prepare_vm(),
+            DestinationAction::Send(message) => self.send(&message),
+            DestinationAction::ExpectStreams { token, streams } => {
+                self.expect_streams(token, streams);
+            }
+            DestinationAction::Prove => self.prove(),
+            DestinationAction::LoadDeviceState => self.load_device_state(),
+            DestinationAction::Journal(entry) => {
+                match self.journal.write_entry(&self.node, &entry) {
+                    Ok(()) => self.pending.push_back(DestinationEvent::Journaled(entry)),
+                    Err(reason) => {
+                        tracing::error!(reason, ?entry, "journal");
+                        let failed = DestinationEvent::Failed(AbortCode::Journal, reason);
+                        self.pending.push_back(failed);
+                    }
+                }
+            }
+            DestinationAction::ResumeVm => self.resume_vm(),
+            DestinationAction::DiscardVm => self.discard_vm(),
+            DestinationAction::AnswerOwner { committed } => {
+                for question in self.questions.drain(..) {
+                    let _ = question.send(committed);
+                }
+            }
+            DestinationAction::Finish(outcome) => self.outcome = Some(outcome),
+        }
+    }
+
+    fn send(&mut self, message: &Control) {
+        if let Err(error) = self.control.send(message) {
+            let reason = format!("control connection: {error}");
+            self.pending.push_back(DestinationEvent::PeerLost(reason));
+        }
+    }
+
+    fn worker_event(&mut self, event: WorkerEvent) {
+        match event {
+            WorkerEvent::Started { transport, notes } => {
+                self.recorder.transport = transport.to_owned();
+                for note in notes {
+                    self.recorder.note(note);
+                }
+            }
+            WorkerEvent::StreamRound(part) => self.round_part(part),
+            WorkerEvent::StreamLost { reason, .. } => {
+                self.feed(DestinationEvent::PeerLost(reason));
+            }
+            WorkerEvent::PeerBroke { stream, reason } => {
+                let reason = format!("stream {stream}: {reason}");
+                self.feed(DestinationEvent::Failed(AbortCode::Protocol, reason));
+            }
+            WorkerEvent::Failed(reason) => {
+                self.feed(DestinationEvent::Failed(AbortCode::Other, reason));
+            }
+            WorkerEvent::RoundSent(_) => {}
+        }
+    }
+
+    fn publish(&mut self) {
+        let session = self.session.as_deref();
+        self.handle
+            .publish(self.recorder.status(self.machine.phase(), false, session));
+        let counters = Counters {
+            round: u64::from(self.recorder.round),
+            pages_in_round: 0,
+            pages_done: session.map_or(0, Session::pages_done),
+            wire_bytes: session.map_or(0, Session::wire_bytes),
+            in_flight_bytes: 0,
+            elapsed_ns: self.recorder.started().elapsed().as_nanos() as u64,
+        };
+        self.node.publish_counters(&self.handle, counters);
+    }
+
+    fn finish(mut self) {
+        self.vm_stop.store(true, Ordering::Release);
+        if let Some((token, _)) = self.expected {
+            self.node.no_more_joins(token);
+        }
+        // What comes for this migration from now on is answered by the journal.
+        self.node.incoming_ended(self.handle.id);
+        let workers = self.workers.iter_mut().map(WorkerHandle::stop).sum::<u64>();
+        self.relay = None;
+        if let Some(thread) = self.device_thread.take() {
+            let _ = thread.join();
+        }
+        self.control.shut();
+        let outcome = self.outcome.take().unwrap_or(Outcome {
+            result: Ending::Failed,
+            reason: "driver ended without an outcome".into(),
+        });
+        let (owner, epoch) = match outcome.result {
+            Ending::Completed | Ending::Failed => ("destination", self.offer.epoch + 1),
+            Ending::Aborted => ("source", self.offer.epoch),
+        };
+        let session = self.session.as_deref();
+        let report = self.recorder.report(&End {
+            outcome: &outcome,
+            owner,
+            epoch,
+            wire_bytes: session.map_or(0, Session::wire_bytes),
+            cpu_ns: workers + crate::engine::thread_cpu_ns(),
+        });
+        tracing::info!(vm = self.offer.vm, result = ?report.result, reason = report.reason, "ended");
+        let status = self.recorder.status(self.machine.phase(), false, session);
+        if self.vm_taken {
+            self.node.give_vm(&self.offer.vm);
+        }
+        self.handle.finish(status, report);
+    }
+}

@@ -1,0 +1,370 @@
+//! What the destination's machine asks for, carried out.
+
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use dwcp_api::{ErrorCode, RoundReport};
+use dwcp_journal::RecordKind;
+use dwcp_proto::DestinationEvent;
+use dwcp_simd::RamRoot;
+use dwcp_wire::{AbortCode, RefuseCode, RoundSummary, StreamRole};
+
+use super::destination::{DestinationDriver, DestinationInput, StreamJoin};
+use super::node::{lock, plan_workers};
+use super::relay::Relay;
+use super::source::random;
+use crate::engine::{
+    DestinationCommand, Session, StreamRound, WorkerSettings, read_again, read_everything,
+    spawn_destination_worker,
+};
+use crate::ram::RamLayout;
+use crate::vmm::{self, VmmError};
+
+type Refusal = (RefuseCode, String);
+
+impl DestinationDriver {
+    pub(super) fn prepare_vm(&mut self) {
+        let event = match self.try_prepare_vm() {
+            Ok(token) => DestinationEvent::VmReady {
+                token,
+                streams: self.offer.streams.min(self.settings.streams.max(1)),
+            },
+            Err((code, reason)) => DestinationEvent::VmRefused(code, reason),
+        };
+        self.pending.push_back(event);
+    }
+
+    fn try_prepare_vm(&mut self) -> Result<u128, Refusal> {
+        let vm_failed = |error: VmmError| (RefuseCode::Other, error.to_string());
+        let name = self.offer.vm.clone();
+        let id = self.handle.id;
+        let attachment = self.node.take_vm(&name, id).map_err(|error| {
+            let busy = error.code == ErrorCode::Busy;
+            let code = if busy {
+                RefuseCode::Busy
+            } else {
+                RefuseCode::NoSuchVm
+            };
+            (code, error.to_string())
+        })?;
+        self.vm_taken = true;
+        let known_epoch = self.node.journal().state().epoch_of(&name);
+        if self.offer.epoch < known_epoch {
+            let offered = self.offer.epoch;
+            let text = format!(
+                "epoch {offered} is older than {known_epoch}, known here: \
+                                another copy of {name} was handed over since"
+            );
+            return Err((RefuseCode::StaleEpoch, text));
+        }
+        let mut vm = vmm::open(&attachment).map_err(vm_failed)?;
+        let facts = vm.facts().map_err(vm_failed)?;
+        if facts.kind != self.offer.vmm {
+            let text = format!(
+                "{name} is a {} here, a {} there",
+                facts.kind, self.offer.vmm
+            );
+            return Err((RefuseCode::VmmDiffers, text));
+        }
+        self.check_ram(&facts.ram)?;
+        vm.prepare_destination()
+            .map_err(|error| (RefuseCode::Busy, error.to_string()))?;
+        let layout = vm.ram().map_err(vm_failed)?;
+        check_room(&layout)?;
+        let random = random().map_err(|error| (RefuseCode::Other, error.to_string()))?;
+        if !self.offer.dry_run {
+            self.journal
+                .write(&self.node, RecordKind::Begin { attachment })
+                .map_err(|error| (RefuseCode::Other, error))?;
+            for block in layout.blocks() {
+                block
+                    .discard()
+                    .map_err(|error| (RefuseCode::Other, error.to_string()))?;
+            }
+        }
+        let seed = self.offer.fingerprint_seed;
+        self.session = Some(Arc::new(Session::new(layout, seed, self.settings.codec)));
+        self.vm = Some(Arc::new(Mutex::new(vm)));
+        Ok(random)
+    }
+
+    fn check_ram(&self, here: &[dwcp_wire::RamBlockInfo]) -> Result<(), Refusal> {
+        let there = &self.offer.ram;
+        if here == &there[..] {
+            return Ok(());
+        }
+        let show = |blocks: &[dwcp_wire::RamBlockInfo]| {
+            let blocks: Vec<_> = blocks
+                .iter()
+                .map(|b| format!("{} {} MiB", b.name, b.bytes >> 20))
+                .collect();
+            blocks.join(", ")
+        };
+        let text = format!(
+            "RAM differs: source has [{}], destination [{}]; start the destination with the same \
+             -m and memory backends",
+            show(there),
+            show(here)
+        );
+        Err((RefuseCode::RamDiffers, text))
+    }
+
+    pub(super) fn expect_streams(&mut self, token: u128, streams: u16) {
+        self.expected = Some((token, streams));
+        self.node.expect_joins(token, self.mailbox.clone());
+    }
+
+    /// Takes a stream that joins; with the last one the workers begin.
+    pub(super) fn join(&mut self, join: StreamJoin) {
+        let Some((token, streams)) = self.expected else {
+            return;
+        };
+        let again = self
+            .joined
+            .iter()
+            .any(|old| (old.role, old.index) == (join.role, join.index));
+        let outside = join.role == StreamRole::Data && join.index >= streams;
+        if again || outside {
+            let reason = format!(
+                "{:?} stream {} joins twice or unasked",
+                join.role, join.index
+            );
+            return self.failed(AbortCode::Protocol, reason);
+        }
+        self.joined.push(join);
+        if self.joined.len() < usize::from(streams) + 1 {
+            return;
+        }
+        self.node.no_more_joins(token);
+        match self.start_workers(streams) {
+            Ok(()) => self.pending.push_back(DestinationEvent::StreamsJoined),
+            Err(error) => self.failed(AbortCode::Other, error.to_string()),
+        }
+    }
+
+    fn start_workers(&mut self, streams: u16) -> std::io::Result<()> {
+        let Some(session) = self.session.clone() else {
+            return Ok(());
+        };
+        let plan = plan_workers(&self.settings, streams);
+        for note in plan.notes {
+            self.recorder.note(note);
+        }
+        let count = plan.cpus.len();
+        for (index, cpu) in plan.cpus.into_iter().enumerate() {
+            let worker = WorkerSettings {
+                index,
+                io: self.settings.io,
+                cpu,
+                streams: usize::from(streams).div_ceil(count),
+                stream_window_bytes: 0,
+                ack_bytes: self.offer.ack_bytes,
+            };
+            let mailbox = self.mailbox.clone();
+            self.workers.push(spawn_destination_worker(
+                worker,
+                Arc::clone(&session),
+                mailbox,
+            )?);
+        }
+        self.recorder.streams = streams;
+        for join in self.joined.drain(..) {
+            let StreamJoin {
+                role,
+                index,
+                socket,
+            } = join;
+            if role == StreamRole::Data {
+                let worker = &self.workers[usize::from(index) % count];
+                worker.command(DestinationCommand::AddStream { index, socket });
+                continue;
+            }
+            let mailbox = self.mailbox.clone();
+            let on_break = move |reason: String| {
+                let event = DestinationEvent::PeerLost(reason);
+                let _ = mailbox.push(DestinationInput::Event(event));
+            };
+            self.relay = Some(Relay::start(socket, Arc::new(on_break))?);
+        }
+        self.round_began = Instant::now();
+        Ok(())
+    }
+
+    /// A stream's mark has come; with the last stream's the round is applied.
+    pub(super) fn round_part(&mut self, part: StreamRound) {
+        if self
+            .round
+            .first()
+            .is_some_and(|first| first.round != part.round)
+        {
+            let reason = format!("mark of round {} within another round", part.round);
+            return self.failed(AbortCode::Protocol, reason);
+        }
+        self.round.push(part);
+        if self.round.len() < usize::from(self.recorder.streams) {
+            return;
+        }
+        let mut root = RamRoot(self.recorder.ram_root.unwrap_or(0));
+        let (mut applied, mut suspects) = (RoundSummary::default(), vec![]);
+        let round = self.round[0].round;
+        for part in self.round.drain(..) {
+            applied.frames += part.applied.summary.frames;
+            applied.wire_bytes += part.applied.summary.wire_bytes;
+            applied.pages += part.applied.summary.pages;
+            root.merge(part.applied.root);
+            suspects.extend(part.applied.suspects);
+        }
+        self.recorder.ram_root = Some(root.0);
+        self.recorder.round = round;
+        self.recorder.round_sent(RoundReport {
+            round,
+            pages: applied.pages,
+            wire_bytes: applied.wire_bytes,
+            ms: self.round_began.elapsed().as_secs_f64() * 1000.0,
+            suspect_pages: suspects.iter().map(|range| u64::from(range.count)).sum(),
+            ..RoundReport::default()
+        });
+        self.round_began = Instant::now();
+        let root = root.0;
+        let event = DestinationEvent::RoundApplied {
+            round,
+            applied,
+            suspects,
+            root,
+        };
+        self.pending.push_back(event);
+    }
+
+    /// Reads RAM again. Pages that are not what was applied end the migration: something here is
+    /// broken, and sending again would not mend it.
+    pub(super) fn prove(&mut self) {
+        let Some(session) = &self.session else { return };
+        let read = if self.offer.verify_full {
+            read_everything(session)
+        } else {
+            read_again(session, self.offer.sample_pages, self.offer.epoch)
+        };
+        if read.differing > 0 {
+            let reason = format!(
+                "{} of {} pages read again at the destination are not what was applied",
+                read.differing, read.pages
+            );
+            return self.failed(AbortCode::ProofFailed, reason);
+        }
+        self.recorder.verified = true;
+        self.pending
+            .push_back(DestinationEvent::Proven { pages: read.pages });
+    }
+
+    pub(super) fn load_device_state(&mut self) {
+        let (Some(vm), Some(relay)) = (&self.vm, &self.relay) else {
+            return;
+        };
+        let opened = UnixStream::pair().and_then(|(ours, vmms)| {
+            relay.open(ours)?;
+            Ok(vmms)
+        });
+        let device = match opened {
+            Ok(device) => device,
+            Err(error) => return self.failed(AbortCode::Other, format!("socket pair: {error}")),
+        };
+        let (vm, stop, mailbox) = (
+            Arc::clone(vm),
+            Arc::clone(&self.vm_stop),
+            self.mailbox.clone(),
+        );
+        let run = move || {
+            let event = match lock(&vm).load(device, &stop) {
+                Ok(()) => DestinationEvent::DeviceLoaded,
+                Err(error) => {
+                    DestinationEvent::Failed(AbortCode::Vmm, format!("device state: {error}"))
+                }
+            };
+            let _ = mailbox.push(DestinationInput::Event(event));
+        };
+        match std::thread::Builder::new()
+            .name("dwcp-device".into())
+            .spawn(run)
+        {
+            Ok(thread) => self.device_thread = Some(thread),
+            Err(error) => self.failed(AbortCode::Other, format!("no thread: {error}")),
+        }
+    }
+
+    pub(super) fn resume_vm(&mut self) {
+        let resumed = match &self.vm {
+            Some(vm) => lock(vm).resume(),
+            None => Err(VmmError::Failed("no VM was prepared".into())),
+        };
+        match resumed {
+            Ok(_) => self.pending.push_back(DestinationEvent::Resumed),
+            Err(error) => self.failed(AbortCode::Vmm, error.to_string()),
+        }
+    }
+
+    /// The guest must never run here. What came is given back to the system.
+    pub(super) fn discard_vm(&mut self) {
+        use std::sync::atomic::Ordering;
+        self.vm_stop.store(true, Ordering::Release);
+        for worker in &mut self.workers {
+            worker.stop();
+        }
+        self.relay = None;
+        if let Some(thread) = self.device_thread.take() {
+            let _ = thread.join();
+        }
+        let Some(vm) = &self.vm else { return };
+        match lock(vm).discard() {
+            Ok(true) => {
+                let blocks = self
+                    .session
+                    .iter()
+                    .flat_map(|session| session.layout.blocks());
+                for block in blocks {
+                    if let Err(error) = block.discard() {
+                        tracing::warn!(%error, "memory of an aborted migration stays allocated");
+                    }
+                }
+            }
+            Ok(false) => self.recorder.note(
+                "the destination's VMM had begun to load and was ended: start it anew to try again"
+                    .into(),
+            ),
+            Err(error) => tracing::warn!(%error, "VMM of an aborted migration"),
+        }
+    }
+
+    pub(super) fn failed(&mut self, code: AbortCode, reason: String) {
+        self.pending
+            .push_back(DestinationEvent::Failed(code, reason));
+    }
+}
+
+/// Whether this machine has the memory for a guest that it does not hold yet.
+fn check_room(layout: &RamLayout) -> Result<(), Refusal> {
+    let available = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+            line.trim()
+                .trim_end_matches(" kB")
+                .trim()
+                .parse::<u64>()
+                .ok()
+        });
+    let Some(available_kib) = available else {
+        return Ok(());
+    };
+    if layout.bytes() <= available_kib * 1024 {
+        return Ok(());
+    }
+    let text = format!(
+        "destination is too small: the guest has {} MiB of RAM, {} MiB are available",
+        layout.bytes() >> 20,
+        available_kib >> 10
+    );
+    Err((RefuseCode::TooSmall, text))
+}

@@ -1,0 +1,167 @@
+//! Who connects from another node, and to which migration.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+
+use dwcp_api::{MigrationId, Role, TransferSettings};
+use dwcp_journal::RecordKind;
+use dwcp_wire::{Control, FrameKind, StreamHello};
+
+use super::destination::{self, DestinationInput, StreamJoin};
+use super::node::{JournalScope, Node, NodeError};
+use super::peer::{self, ControlWriter, PeerError};
+
+/// A peer must say who it is within this time.
+const HELLO_TIME: Duration = Duration::from_secs(10);
+
+/// A driver answers a question about ownership within this time, or the peer asks again.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
+
+/// Connections in their first words at once; more wait in the kernel's queue.
+const GREETING_MAX: usize = 64;
+
+/// Accepts connections of other nodes' data planes.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+}
+
+impl Listener {
+    /// Listens on the node's address.
+    ///
+    /// # Errors
+    /// [`NodeError::Socket`] when it is in use.
+    pub fn bind(node: &Node) -> Result<Self, NodeError> {
+        let address = &node.options().listen;
+        let socket = TcpListener::bind(address).map_err(|source| NodeError::Socket {
+            what: format!("cannot listen on {address}"),
+            source,
+        })?;
+        Ok(Self { socket })
+    }
+
+    /// The address in use.
+    ///
+    /// # Errors
+    /// From the system.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Accepts for ever, each connection on a thread of its own.
+    pub fn run(&self, node: &Arc<Node>, settings: &TransferSettings) {
+        let greeting = Arc::new(());
+        for stream in self.socket.incoming() {
+            let Ok(stream) = stream else {
+                std::thread::sleep(Duration::from_millis(50));
+                continue;
+            };
+            if Arc::strong_count(&greeting) > GREETING_MAX {
+                tracing::warn!("too many connections at once, one is dropped");
+                continue;
+            }
+            let (node, settings, turn) =
+                (Arc::clone(node), settings.clone(), Arc::clone(&greeting));
+            let serve = move || {
+                let peer = stream.peer_addr();
+                if let Err(reason) = greet(&node, stream, settings, turn) {
+                    tracing::warn!(?peer, "connection refused: {reason}");
+                }
+            };
+            if let Err(error) = std::thread::Builder::new()
+                .name("dwcp-greet".into())
+                .spawn(serve)
+            {
+                tracing::error!(%error, "no thread for a connection");
+            }
+        }
+    }
+}
+
+/// `turn` counts connections that have not said who they are.
+fn greet(
+    node: &Arc<Node>,
+    mut stream: TcpStream,
+    settings: TransferSettings,
+    turn: Arc<()>,
+) -> Result<(), String> {
+    let text = |error: PeerError| error.to_string();
+    let io = |error: std::io::Error| error.to_string();
+    stream.set_nodelay(true).map_err(io)?;
+    stream.set_read_timeout(Some(HELLO_TIME)).map_err(io)?;
+    let (header, payload) = peer::read_frame(&mut stream).map_err(text)?;
+    match header.kind {
+        FrameKind::StreamHello => {
+            let hello = payload.first_chunk().map(StreamHello::from_bytes);
+            let Some(Ok(hello)) = hello else {
+                return Err("malformed stream hello".into());
+            };
+            stream.set_read_timeout(None).map_err(io)?;
+            let mailbox = node
+                .joins_of(hello.token)
+                .ok_or("no migration has this token")?;
+            let join = StreamJoin {
+                role: hello.role,
+                index: hello.index,
+                socket: stream,
+            };
+            mailbox
+                .push(DestinationInput::Join(join))
+                .map_err(|error| error.to_string())
+        }
+        FrameKind::Hello => {
+            peer::answer_hello(&mut stream, &payload).map_err(text)?;
+            match peer::read_control(&mut stream).map_err(text)? {
+                Control::Offer(offer) => {
+                    drop(turn);
+                    destination::run(node, stream, offer, settings)
+                }
+                Control::OwnerQuery {
+                    migration,
+                    vm,
+                    epoch,
+                } => {
+                    let committed = owner(node, MigrationId(migration), &vm, epoch)?;
+                    let mut writer = ControlWriter::new(stream, HELLO_TIME).map_err(io)?;
+                    writer
+                        .send(&Control::OwnerAnswer { committed })
+                        .map_err(text)
+                }
+                _ => Err("neither an offer nor a question came first".into()),
+            }
+        }
+        kind => Err(format!("{kind:?} frame before a hello")),
+    }
+}
+
+/// The durable answer: a driver under way gives it, or the journal. `false` is a promise, made
+/// durable before it is given.
+fn owner(node: &Node, id: MigrationId, vm: &str, epoch: u64) -> Result<bool, String> {
+    if let Some(mailbox) = node.incoming(id) {
+        let (answer, answered) = sync_channel(1);
+        mailbox
+            .push(DestinationInput::OwnerQuery(answer))
+            .map_err(|error| error.to_string())?;
+        return answered
+            .recv_timeout(ANSWER_TIME)
+            .map_err(|_| "no answer yet".to_owned());
+    }
+    let state = node.journal().state();
+    if state.committed(id) {
+        return Ok(true);
+    }
+    if !state.refused(id) {
+        let scope = JournalScope {
+            migration: id,
+            vm: vm.to_owned(),
+            role: Role::Destination,
+            peer_node: String::new(),
+            peer_address: String::new(),
+            epoch: epoch.saturating_sub(1),
+        };
+        scope.write(node, RecordKind::Refused)?;
+    }
+    Ok(false)
+}

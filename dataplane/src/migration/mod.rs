@@ -1,0 +1,26 @@
+//! Drivers: they carry out what the protocol's machines ask for, one thread per migration and end.
+//!
+//! | file | what |
+//! |---|---|
+//! | `source.rs`, `source_actions.rs` | the source's driver |
+//! | `destination.rs`, `destination_actions.rs` | the destination's |
+//! | `peer.rs` | the control connection |
+//! | `relay.rs` | device state between the VMM and the other node |
+//! | `listener.rs` | who connects, and to which migration |
+//! | `recorder.rs` | rounds, the parts of the pause, the report |
+//! | `recovery.rs` | what a restarted daemon finishes |
+
+mod destination;
+mod destination_actions;
+mod listener;
+mod node;
+mod peer;
+mod recorder;
+mod recovery;
+mod relay;
+mod source;
+mod source_actions;
+
+pub use listener::Listener;
+pub use node::{MigrationHandle, Node, NodeError, NodeOptions};
+pub use recovery::recover;

@@ -1,0 +1,479 @@
+//! One node's data plane: its VMs, its journal, its migrations.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dwcp_api::counters::{Counters, CountersPage};
+use dwcp_api::{
+    ApiError, Attachment, ErrorCode, MigrationId, MigrationReport, MigrationStatus, Role,
+    TransferSettings, VmInfo,
+};
+use dwcp_journal::{Journal, Record, RecordKind, wall_ms};
+use dwcp_proto::JournalEntry;
+
+use super::destination::DestinationInput;
+use crate::engine::Mailbox;
+use crate::vmm::{self, RunState, VmmError};
+
+/// How a node is to run.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// Its name, told to other nodes.
+    pub name: String,
+    /// Folder of the journal and the sockets.
+    pub state_folder: PathBuf,
+    /// Address to listen on for other nodes.
+    pub listen: String,
+}
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] dwcp_journal::JournalError),
+    /// The counters page.
+    #[error(transparent)]
+    Counters(#[from] dwcp_api::counters::CountersError),
+    /// A socket.
+    #[error("{what}: {source}")]
+    Socket {
+        /// Which.
+        what: String,
+        /// The failure.
+        source: std::io::Error,
+    },
+}
+
+/// A migration as others see it.
+#[derive(Debug)]
+pub struct MigrationHandle {
+    /// Which.
+    pub id: MigrationId,
+    /// VM name.
+    pub vm: String,
+    cancelled: AtomicBool,
+    slot: usize,
+    status: Mutex<MigrationStatus>,
+}
+
+impl MigrationHandle {
+    /// As it is now.
+    #[must_use]
+    pub fn status(&self) -> MigrationStatus {
+        lock(&self.status).clone()
+    }
+
+    /// Asks for the guest back.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+    }
+
+    /// Whether that was asked; true once.
+    pub(super) fn take_cancel(&self) -> bool {
+        self.cancelled.swap(false, Ordering::AcqRel)
+    }
+
+    pub(super) fn publish(&self, status: MigrationStatus) {
+        *lock(&self.status) = status;
+    }
+
+    pub(super) fn finish(&self, mut status: MigrationStatus, report: MigrationReport) {
+        status.report = Some(report);
+        self.publish(status);
+    }
+}
+
+#[derive(Clone, Debug)]
+struct VmEntry {
+    attachment: Attachment,
+    info: VmInfo,
+    moving: Option<MigrationId>,
+}
+
+/// A node. Shared by its control socket, its listener and its drivers.
+#[derive(Debug)]
+pub struct Node {
+    options: NodeOptions,
+    journal: Journal,
+    counters: CountersPage,
+    vms: Mutex<HashMap<String, VmEntry>>,
+    migrations: Mutex<Vec<Arc<MigrationHandle>>>,
+    joins: Mutex<HashMap<u128, Mailbox<DestinationInput>>>,
+    incoming: Mutex<HashMap<MigrationId, Mailbox<DestinationInput>>>,
+    next_slot: AtomicUsize,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Node {
+    /// A node over its state folder.
+    ///
+    /// # Errors
+    /// [`NodeError::Journal`] when another data plane runs on the folder.
+    pub fn new(options: NodeOptions) -> Result<Self, NodeError> {
+        Ok(Self {
+            journal: Journal::open(&options.state_folder)?,
+            counters: CountersPage::create()?,
+            options,
+            vms: Mutex::default(),
+            migrations: Mutex::default(),
+            joins: Mutex::default(),
+            incoming: Mutex::default(),
+            next_slot: AtomicUsize::new(0),
+        })
+    }
+
+    /// Options it was started with.
+    #[must_use]
+    pub const fn options(&self) -> &NodeOptions {
+        &self.options
+    }
+
+    /// Its journal.
+    #[must_use]
+    pub const fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Its counters page.
+    #[must_use]
+    pub const fn counters(&self) -> &CountersPage {
+        &self.counters
+    }
+
+    /// Attaches a VM after checking that it can be moved.
+    ///
+    /// # Errors
+    /// [`ErrorCode::VmUnsuitable`] with the argument to change.
+    pub fn attach(&self, name: &str, attachment: Attachment) -> Result<VmInfo, ApiError> {
+        if let Some(entry) = lock(&self.vms).get(name) {
+            let same = entry.attachment == attachment && entry.moving.is_none();
+            if !same {
+                let text = format!("VM {name} is attached already");
+                return Err(ApiError::new(ErrorCode::Busy, text)
+                    .with_hint(format!("`dwcp vm detach {name}` first")));
+            }
+        }
+        let info = probe(name, &attachment)?;
+        let entry = VmEntry {
+            attachment,
+            info: info.clone(),
+            moving: None,
+        };
+        lock(&self.vms).insert(name.to_owned(), entry);
+        Ok(info)
+    }
+
+    /// Forgets a VM.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`], [`ErrorCode::Busy`].
+    pub fn detach(&self, name: &str) -> Result<(), ApiError> {
+        let mut vms = lock(&self.vms);
+        match vms.get(name) {
+            None => Err(no_such_vm(name)),
+            Some(entry) if entry.moving.is_some() => Err(is_moving(name)),
+            Some(_) => {
+                vms.remove(name);
+                Ok(())
+            }
+        }
+    }
+
+    /// All VMs, asked anew, but for those that are being moved.
+    #[must_use]
+    pub fn list(&self) -> Vec<VmInfo> {
+        let entries: Vec<_> = lock(&self.vms)
+            .iter()
+            .map(|(name, entry)| (name.clone(), entry.clone()))
+            .collect();
+        let mut infos: Vec<_> = entries
+            .into_iter()
+            .map(|(name, entry)| {
+                if entry.moving.is_some() {
+                    return VmInfo {
+                        state: "moving".into(),
+                        ..entry.info
+                    };
+                }
+                probe(&name, &entry.attachment).unwrap_or(VmInfo {
+                    state: "gone".into(),
+                    ..entry.info
+                })
+            })
+            .collect();
+        infos.sort_by(|a, b| a.name.cmp(&b.name));
+        infos
+    }
+
+    /// Takes a VM for a migration: nobody else moves it meanwhile.
+    pub(super) fn take_vm(&self, name: &str, id: MigrationId) -> Result<Attachment, ApiError> {
+        let mut vms = lock(&self.vms);
+        let entry = vms.get_mut(name).ok_or_else(|| no_such_vm(name))?;
+        if entry.moving.is_some() {
+            return Err(is_moving(name));
+        }
+        entry.moving = Some(id);
+        Ok(entry.attachment.clone())
+    }
+
+    pub(super) fn give_vm(&self, name: &str) {
+        if let Some(entry) = lock(&self.vms).get_mut(name) {
+            entry.moving = None;
+        }
+    }
+
+    pub(super) fn register(
+        &self,
+        id: MigrationId,
+        status: MigrationStatus,
+    ) -> Arc<MigrationHandle> {
+        let handle = Arc::new(MigrationHandle {
+            id,
+            vm: status.vm.clone(),
+            cancelled: AtomicBool::new(false),
+            slot: self.next_slot.fetch_add(1, Ordering::Relaxed),
+            status: Mutex::new(status),
+        });
+        let mut migrations = lock(&self.migrations);
+        // Old ends are history: the journal has them.
+        if migrations.len() >= MIGRATIONS_SHOWN {
+            let ended = migrations
+                .iter()
+                .position(|old| old.status().report.is_some());
+            migrations.remove(ended.unwrap_or(0));
+        }
+        migrations.push(Arc::clone(&handle));
+        handle
+    }
+
+    /// All migrations since the start, oldest first.
+    #[must_use]
+    pub fn migrations(&self) -> Vec<Arc<MigrationHandle>> {
+        lock(&self.migrations).clone()
+    }
+
+    /// One migration; the newest part that this node has in it.
+    #[must_use]
+    pub fn migration(&self, id: MigrationId) -> Option<Arc<MigrationHandle>> {
+        lock(&self.migrations)
+            .iter()
+            .rev()
+            .find(|handle| handle.id == id)
+            .cloned()
+    }
+
+    pub(super) fn publish_counters(&self, handle: &MigrationHandle, counters: Counters) {
+        self.counters.publish(handle.slot, handle.id, counters);
+    }
+
+    /// Lets streams that know `token` join.
+    pub(super) fn expect_joins(&self, token: u128, mailbox: Mailbox<DestinationInput>) {
+        lock(&self.joins).insert(token, mailbox);
+    }
+
+    pub(super) fn no_more_joins(&self, token: u128) {
+        lock(&self.joins).remove(&token);
+    }
+
+    pub(super) fn joins_of(&self, token: u128) -> Option<Mailbox<DestinationInput>> {
+        lock(&self.joins).get(&token).cloned()
+    }
+
+    /// Notes a migration to this node while its driver runs.
+    pub(super) fn incoming_began(&self, id: MigrationId, mailbox: Mailbox<DestinationInput>) {
+        lock(&self.incoming).insert(id, mailbox);
+    }
+
+    pub(super) fn incoming_ended(&self, id: MigrationId) {
+        lock(&self.incoming).remove(&id);
+    }
+
+    pub(super) fn incoming(&self, id: MigrationId) -> Option<Mailbox<DestinationInput>> {
+        lock(&self.incoming).get(&id).cloned()
+    }
+
+    /// Starts to move a VM away, on a thread of its own.
+    ///
+    /// # Errors
+    /// When the VM is unknown, being moved, or not as it must be.
+    pub fn start_migration(
+        self: &Arc<Self>,
+        id: MigrationId,
+        vm: &str,
+        destination: &str,
+        settings: TransferSettings,
+        dry_run: bool,
+    ) -> Result<(), ApiError> {
+        if self.migration(id).is_some() {
+            return Err(ApiError::new(
+                ErrorCode::BadRequest,
+                format!("migration {id} exists"),
+            ));
+        }
+        let request = super::source::Request {
+            id,
+            vm: vm.to_owned(),
+            destination: destination.to_owned(),
+            settings,
+            dry_run,
+        };
+        super::source::start(Arc::clone(self), request)
+    }
+}
+
+/// Migrations that are kept for `dwcp status`.
+const MIGRATIONS_SHOWN: usize = 1024;
+
+fn no_such_vm(name: &str) -> ApiError {
+    ApiError::new(
+        ErrorCode::NotFound,
+        format!("no VM {name} is attached to this node"),
+    )
+    .with_hint("`dwcp vm list` shows those that are")
+}
+
+fn is_moving(name: &str) -> ApiError {
+    ApiError::new(ErrorCode::Busy, format!("VM {name} is being moved"))
+        .with_hint("`dwcp status` shows the migration, `dwcp cancel` ends it")
+}
+
+/// Asks a VM what it is, and which tracker it allows.
+fn probe(name: &str, attachment: &Attachment) -> Result<VmInfo, ApiError> {
+    let mut vm = vmm::open(attachment).map_err(|error| api_error(name, &error))?;
+    let facts = vm.facts().map_err(|error| api_error(name, &error))?;
+    let tracker = if vm.userfaultfd().is_ok() {
+        "userfaultfd"
+    } else if vmm::tracker::soft_dirty::is_supported() {
+        "soft-dirty"
+    } else {
+        "fingerprint"
+    };
+    Ok(VmInfo {
+        name: name.to_owned(),
+        attachment: attachment.clone(),
+        state: facts.state.name().to_owned(),
+        ram_bytes: facts.ram.iter().map(|block| block.bytes).sum(),
+        tracker: tracker.to_owned(),
+        vmm: facts.vmm,
+    })
+}
+
+/// A VM's trouble as a refusal that a person can act on.
+pub(super) fn api_error(name: &str, error: &VmmError) -> ApiError {
+    let code = match error {
+        VmmError::Unsuitable { .. } | VmmError::Ram(_) => ErrorCode::VmUnsuitable,
+        VmmError::Gone(_) => ErrorCode::NotFound,
+        _ => ErrorCode::System,
+    };
+    let refusal = ApiError::new(code, format!("VM {name}: {error}"));
+    match error {
+        VmmError::Unsuitable { hint, .. } => refusal.with_hint(hint),
+        _ => refusal,
+    }
+}
+
+/// What this node writes into its journal about one migration.
+#[derive(Clone, Debug)]
+pub(super) struct JournalScope {
+    pub(super) migration: MigrationId,
+    pub(super) vm: String,
+    pub(super) role: Role,
+    pub(super) peer_node: String,
+    pub(super) peer_address: String,
+    pub(super) epoch: u64,
+}
+
+impl JournalScope {
+    /// Makes a record durable.
+    pub(super) fn write(&self, node: &Node, kind: RecordKind) -> Result<(), String> {
+        // A commit, and what follows it, belongs to the new epoch.
+        let committed = matches!(kind, RecordKind::Committed | RecordKind::Resumed);
+        let record = Record {
+            sequence: 0,
+            migration: self.migration,
+            vm: self.vm.clone(),
+            role: self.role,
+            peer_node: self.peer_node.clone(),
+            peer_address: self.peer_address.clone(),
+            epoch: self.epoch + u64::from(committed),
+            wall_ms: wall_ms(),
+            kind,
+        };
+        node.journal()
+            .append(&record)
+            .map(drop)
+            .map_err(|error| error.to_string())
+    }
+
+    /// Makes an entry of the protocol durable.
+    pub(super) fn write_entry(&self, node: &Node, entry: &JournalEntry) -> Result<(), String> {
+        let kind = match entry {
+            JournalEntry::Prepared => RecordKind::Prepared,
+            JournalEntry::Committed { .. } => RecordKind::Committed,
+            JournalEntry::Refused => RecordKind::Refused,
+            JournalEntry::Resumed => RecordKind::Resumed,
+            JournalEntry::Aborted { reason } => RecordKind::Aborted {
+                reason: reason.clone(),
+            },
+            JournalEntry::Failed { reason } => RecordKind::Failed {
+                reason: reason.clone(),
+            },
+        };
+        self.write(node, kind)
+    }
+}
+
+/// Whether a guest in this state may be moved away.
+pub(super) fn check_running(state: &RunState) -> Result<(), String> {
+    if *state == RunState::Running {
+        return Ok(());
+    }
+    Err(format!("the guest is {}, not running", state.name()))
+}
+
+/// CPUs for the workers of one migration; `None` runs where the kernel puts it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct WorkerCpus {
+    pub(super) cpus: Vec<Option<usize>>,
+    pub(super) notes: Vec<String>,
+}
+
+/// As many workers as were asked for, or one per stream up to the cores; near each other.
+pub(super) fn plan_workers(settings: &TransferSettings, streams: u16) -> WorkerCpus {
+    let asked = if settings.workers == 0 {
+        streams
+    } else {
+        settings.workers
+    };
+    let count = usize::from(asked.min(streams)).max(1);
+    match dwcp_numa::Topology::detect() {
+        Ok(topology) => {
+            let plan = topology
+                .restricted_to(&dwcp_numa::allowed_cpus())
+                .plan_workers(count, None);
+            let pin = settings.pin_workers;
+            let cpus = plan
+                .workers
+                .iter()
+                .map(|worker| pin.then_some(worker.cpu))
+                .collect();
+            WorkerCpus {
+                cpus,
+                notes: vec![],
+            }
+        }
+        Err(error) => WorkerCpus {
+            cpus: vec![None; count],
+            notes: vec![format!(
+                "topology is unknown ({error}): workers are not pinned"
+            )],
+        },
+    }
+}

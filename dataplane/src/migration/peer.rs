@@ -1,0 +1,242 @@
+//! Connections between nodes: hellos and control messages.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+use dwcp_wire::limits::PAYLOAD_BYTES_MAX;
+use dwcp_wire::{
+    Capabilities, Control, ControlError, FrameHeader, FrameKind, HEADER_BYTES, HeaderError, Hello,
+    HelloError, StreamHello, decode_control, encode_control, negotiate,
+};
+
+/// Why talking to the other node failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(super) enum PeerError {
+    /// No connection.
+    #[error("cannot connect to {address}: {source}")]
+    Connect {
+        /// Address tried.
+        address: String,
+        /// The failure.
+        source: io::Error,
+    },
+    /// It broke, or ended.
+    #[error("connection lost: {0}")]
+    Lost(#[from] io::Error),
+    /// The peer speaks something else.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// The versions do not meet.
+    #[error(transparent)]
+    Hello(#[from] HelloError),
+    /// Not a control message.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// A frame of another kind than the one that must come now.
+    #[error("{found:?} frame where {expected:?} was expected")]
+    Kind {
+        /// What must come.
+        expected: FrameKind,
+        /// What came.
+        found: FrameKind,
+    },
+    /// Damaged on the way.
+    #[error("payload checksum of a {0:?} frame does not match")]
+    Checksum(FrameKind),
+}
+
+/// Connects within `time`, to whichever address of the name answers.
+pub(super) fn connect(address: &str, time: Duration) -> Result<TcpStream, PeerError> {
+    let failed = |source| PeerError::Connect {
+        address: address.to_owned(),
+        source,
+    };
+    let deadline = Instant::now() + time;
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "name has no address");
+    for candidate in address.to_socket_addrs().map_err(failed)? {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(failed(io::ErrorKind::TimedOut.into()));
+        }
+        match TcpStream::connect_timeout(&candidate, left) {
+            Ok(stream) => {
+                stream.set_nodelay(true).map_err(failed)?;
+                return Ok(stream);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(failed(last))
+}
+
+/// Reads one frame whose payload is covered by its checksum.
+pub(super) fn read_frame(stream: &mut TcpStream) -> Result<(FrameHeader, Vec<u8>), PeerError> {
+    let mut header = [0; HEADER_BYTES];
+    stream.read_exact(&mut header)?;
+    let header = FrameHeader::from_bytes(&header)?;
+    debug_assert!(header.payload_len() <= PAYLOAD_BYTES_MAX);
+    let mut payload = vec![0; header.payload_len()];
+    stream.read_exact(&mut payload)?;
+    if header.covers(&payload) {
+        Ok((header, payload))
+    } else {
+        Err(PeerError::Checksum(header.kind))
+    }
+}
+
+fn expect_kind(header: &FrameHeader, expected: FrameKind) -> Result<(), PeerError> {
+    if header.kind == expected {
+        return Ok(());
+    }
+    Err(PeerError::Kind {
+        expected,
+        found: header.kind,
+    })
+}
+
+/// Writes one frame.
+pub(super) fn write_frame(
+    stream: &mut TcpStream,
+    kind: FrameKind,
+    index: u16,
+    sequence: u64,
+    payload: &[u8],
+) -> io::Result<()> {
+    let header = FrameHeader::covering(kind, index, sequence, payload);
+    let mut frame = Vec::with_capacity(HEADER_BYTES + payload.len());
+    frame.extend_from_slice(&header.to_bytes());
+    frame.extend_from_slice(payload);
+    stream.write_all(&frame)
+}
+
+/// The source's first words. Both sides come to the same version and capabilities.
+pub(super) fn say_hello(stream: &mut TcpStream) -> Result<(u16, Capabilities), PeerError> {
+    let own = Hello::own();
+    write_frame(stream, FrameKind::Hello, 0, 1, &own.to_bytes())?;
+    let (header, payload) = read_frame(stream)?;
+    expect_kind(&header, FrameKind::HelloReply)?;
+    Ok(negotiate(own, hello_from(&payload)?)?)
+}
+
+/// The destination's answer to a hello that was read.
+pub(super) fn answer_hello(
+    stream: &mut TcpStream,
+    payload: &[u8],
+) -> Result<(u16, Capabilities), PeerError> {
+    let own = Hello::own();
+    write_frame(stream, FrameKind::HelloReply, 0, 1, &own.to_bytes())?;
+    Ok(negotiate(own, hello_from(payload)?)?)
+}
+
+fn hello_from(payload: &[u8]) -> Result<Hello, HelloError> {
+    payload
+        .first_chunk()
+        .map(Hello::from_bytes)
+        .ok_or(HelloError::Malformed)
+}
+
+/// First words on a data or device stream.
+pub(super) fn say_stream_hello(
+    stream: &mut TcpStream,
+    hello: StreamHello,
+) -> Result<(), PeerError> {
+    let payload = hello.to_bytes();
+    Ok(write_frame(
+        stream,
+        FrameKind::StreamHello,
+        hello.index,
+        1,
+        &payload,
+    )?)
+}
+
+/// Sends control messages on a connection.
+#[derive(Debug)]
+pub(super) struct ControlWriter {
+    stream: TcpStream,
+    sequence: u64,
+}
+
+impl ControlWriter {
+    /// A writer on a connection whose hellos are exchanged. A peer that takes nothing for `silence`
+    /// is lost.
+    pub(super) fn new(stream: TcpStream, silence: Duration) -> io::Result<Self> {
+        stream.set_write_timeout(Some(silence))?;
+        Ok(Self {
+            stream,
+            sequence: 1,
+        })
+    }
+
+    pub(super) fn send(&mut self, message: &Control) -> Result<(), PeerError> {
+        self.sequence += 1;
+        let payload = encode_control(message)?;
+        Ok(write_frame(
+            &mut self.stream,
+            FrameKind::Control,
+            0,
+            self.sequence,
+            &payload,
+        )?)
+    }
+
+    /// Ends the connection; its reader ends too.
+    pub(super) fn shut(&self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+/// Reads one control message.
+pub(super) fn read_control(stream: &mut TcpStream) -> Result<Control, PeerError> {
+    let (header, payload) = read_frame(stream)?;
+    expect_kind(&header, FrameKind::Control)?;
+    Ok(decode_control(&payload)?)
+}
+
+/// Reads control messages on a thread of their own and hands each to `take`, the end included.
+pub(super) fn spawn_reader(
+    mut stream: TcpStream,
+    take: impl Fn(Result<Control, PeerError>) + Send + 'static,
+) -> io::Result<()> {
+    stream.set_read_timeout(None)?;
+    let read = move || {
+        loop {
+            let message = read_control(&mut stream);
+            let over = message.is_err();
+            take(message);
+            if over {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("dwcp-control".into())
+        .spawn(read)
+        .map(drop)
+}
+
+/// Asks a destination on a new connection whether it committed a migration.
+pub(super) fn query_owner(
+    address: &str,
+    migration: u128,
+    vm: &str,
+    epoch: u64,
+    time: Duration,
+) -> Result<bool, PeerError> {
+    let mut stream = connect(address, time)?;
+    stream.set_read_timeout(Some(time))?;
+    say_hello(&mut stream)?;
+    let mut writer = ControlWriter::new(stream.try_clone()?, time)?;
+    writer.send(&Control::OwnerQuery {
+        migration,
+        vm: vm.to_owned(),
+        epoch,
+    })?;
+    loop {
+        if let Control::OwnerAnswer { committed } = read_control(&mut stream)? {
+            return Ok(committed);
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! What is told of a migration: rounds, the parts of the pause, the report.
+
+use std::time::Instant;
+
+use dwcp_api::{
+    DowntimePartsMs, Limit, MigrationId, MigrationReport, MigrationStatus, PageCounts, PhaseName,
+    Progress, Role, RoundReport, RunResult,
+};
+use dwcp_proto::{Ending, Outcome, Phase};
+
+use crate::engine::Session;
+
+/// Moments of the pause, in order, each on this node's monotonic clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PauseMoments {
+    pub(super) decided: Option<Instant>,
+    pub(super) paused: Option<Instant>,
+    pub(super) pages_sent: Option<Instant>,
+    pub(super) proven: Option<Instant>,
+    pub(super) device: Option<Instant>,
+    pub(super) committed: Option<Instant>,
+    pub(super) resumed: Option<Instant>,
+}
+
+/// Collects the numbers of one end of a migration.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    id: MigrationId,
+    vm: String,
+    role: Role,
+    peer: String,
+    mode: String,
+    started: Instant,
+    pub(super) rounds: Vec<RoundReport>,
+    pub(super) pages: PageCounts,
+    pub(super) pause: PauseMoments,
+    pub(super) transport: String,
+    pub(super) tracker: String,
+    pub(super) streams: u16,
+    pub(super) ram_bytes: u64,
+    pub(super) verified: bool,
+    pub(super) ram_root: Option<u128>,
+    pub(super) notes: Vec<String>,
+    pub(super) dirty_pages_per_s: f64,
+    pub(super) pages_in_round: u64,
+    pub(super) round: u32,
+    rate: Rate,
+}
+
+/// Bytes per second over about the last second.
+#[derive(Debug)]
+struct Rate {
+    since: Instant,
+    bytes: u64,
+    bytes_per_s: f64,
+}
+
+/// What a recorder is about.
+#[derive(Clone, Debug)]
+pub(super) struct Subject {
+    pub(super) id: MigrationId,
+    pub(super) vm: String,
+    pub(super) role: Role,
+    pub(super) peer: String,
+    pub(super) mode: String,
+}
+
+impl Recorder {
+    pub(super) fn new(subject: Subject) -> Self {
+        let now = Instant::now();
+        Self {
+            id: subject.id,
+            vm: subject.vm,
+            role: subject.role,
+            peer: subject.peer,
+            mode: subject.mode,
+            started: now,
+            rounds: vec![],
+            pages: PageCounts::default(),
+            pause: PauseMoments::default(),
+            transport: String::new(),
+            tracker: String::new(),
+            streams: 0,
+            ram_bytes: 0,
+            verified: false,
+            ram_root: None,
+            notes: vec![],
+            dirty_pages_per_s: 0.0,
+            pages_in_round: 0,
+            round: 0,
+            rate: Rate {
+                since: now,
+                bytes: 0,
+                bytes_per_s: 0.0,
+            },
+        }
+    }
+
+    pub(super) const fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Notes something a person should know, once.
+    pub(super) fn note(&mut self, note: String) {
+        if !self.notes.contains(&note) {
+            tracing::warn!(vm = self.vm, "{note}");
+            self.notes.push(note);
+        }
+    }
+
+    pub(super) fn round_sent(&mut self, report: RoundReport) {
+        let classes = &report.classes;
+        self.pages.zero += classes.zero;
+        self.pages.unchanged += classes.unchanged;
+        self.pages.compressed += classes.compressed;
+        self.pages.raw += classes.raw;
+        self.rounds.push(report);
+    }
+
+    fn progress(&mut self, session: Option<&Session>) -> Progress {
+        let wire_bytes = session.map_or(0, Session::wire_bytes);
+        let done = session.map_or(0, Session::pages_done);
+        let elapsed = self.rate.since.elapsed().as_secs_f64();
+        if elapsed >= 0.25 {
+            self.rate.bytes_per_s = (wire_bytes - self.rate.bytes) as f64 / elapsed;
+            self.rate.since = Instant::now();
+            self.rate.bytes = wire_bytes;
+        }
+        let pages_left = self.pages_in_round.saturating_sub(done);
+        let (eta_ms, limit) = self.forecast(pages_left, done);
+        Progress {
+            round: self.round,
+            pages_left,
+            pages_in_round: self.pages_in_round,
+            wire_bytes,
+            bytes_per_s: self.rate.bytes_per_s,
+            dirty_pages_per_s: self.dirty_pages_per_s,
+            eta_ms,
+            limit,
+        }
+    }
+
+    /// Time left. Low: this round alone at the pace so far. High: the rounds after it as well, each
+    /// the share of the one before that the guest dirties meanwhile.
+    fn forecast(&self, pages_left: u64, done: u64) -> (Option<(u64, u64)>, Limit) {
+        let elapsed = self.started.elapsed().as_secs_f64();
+        let all = done as f64 + self.rounds.iter().map(|r| r.pages as f64).sum::<f64>();
+        if all < 1000.0 || elapsed < 0.05 {
+            return (None, Limit::Unknown);
+        }
+        let pages_per_s = all / elapsed;
+        let low_s = pages_left as f64 / pages_per_s;
+        let share = self.dirty_pages_per_s / pages_per_s;
+        if share >= 0.95 {
+            return (None, Limit::DirtyRate);
+        }
+        let high_s = (low_s + 0.05) / (1.0 - share) * 1.3;
+        (
+            Some(((low_s * 1000.0) as u64, (high_s * 1000.0) as u64 + 50)),
+            Limit::Link,
+        )
+    }
+
+    /// The migration as it is now.
+    pub(super) fn status(
+        &mut self,
+        phase: Phase,
+        in_doubt: bool,
+        session: Option<&Session>,
+    ) -> MigrationStatus {
+        MigrationStatus {
+            id: self.id,
+            vm: self.vm.clone(),
+            role: self.role,
+            peer: self.peer.clone(),
+            phase: if in_doubt {
+                PhaseName::InDoubt
+            } else {
+                phase_name(phase)
+            },
+            progress: self.progress(session),
+            rounds: self.rounds.clone(),
+            report: None,
+        }
+    }
+
+    /// The end.
+    pub(super) fn report(&self, end: &End<'_>) -> MigrationReport {
+        let result = match end.outcome.result {
+            Ending::Completed => RunResult::Completed,
+            Ending::Aborted => RunResult::Aborted,
+            Ending::Failed => RunResult::Failed,
+        };
+        let (downtime_ms, downtime_parts_ms) = self.downtime();
+        MigrationReport {
+            schema: "dwcp.migration/1".into(),
+            id: self.id,
+            vm: self.vm.clone(),
+            result,
+            mode: self.mode.clone(),
+            verified: self.verified,
+            guest_verified: None,
+            rounds: self.rounds.len() as u32,
+            total_ms: ms(
+                self.started,
+                self.pause.resumed.unwrap_or_else(Instant::now),
+            ),
+            downtime_ms,
+            downtime_parts_ms,
+            ram_bytes: self.ram_bytes,
+            wire_bytes: end.wire_bytes,
+            pages: self.pages,
+            streams: self.streams,
+            transport: self.transport.clone(),
+            tracker: self.tracker.clone(),
+            reason: end.outcome.reason.clone(),
+            ram_root: self.ram_root.map(|root| format!("{root:032x}")),
+            owner: end.owner.to_owned(),
+            epoch: end.epoch,
+            round_reports: self.rounds.clone(),
+            cpu_s: end.cpu_ns as f64 / 1e9,
+            notes: self.notes.clone(),
+        }
+    }
+
+    /// From the guest's stop to its resume, as this node saw them, part by part.
+    fn downtime(&self) -> (f64, DowntimePartsMs) {
+        let at = self.pause;
+        let (Some(decided), Some(paused)) = (at.decided, at.paused) else {
+            return (0.0, DowntimePartsMs::default());
+        };
+        let mut last = paused;
+        let mut part = |moment: Option<Instant>| {
+            let until = moment.unwrap_or(last).max(last);
+            ms(std::mem::replace(&mut last, until), until)
+        };
+        let parts = DowntimePartsMs {
+            pause: ms(decided, paused),
+            last_dirty_pages: part(at.pages_sent),
+            verify: part(at.proven),
+            device_state: part(at.device),
+            handover: part(at.committed),
+            resume: part(at.resumed),
+        };
+        let total = parts.last_dirty_pages
+            + parts.verify
+            + parts.device_state
+            + parts.handover
+            + parts.resume;
+        (total, parts)
+    }
+}
+
+/// What the end of a migration adds to what was recorded.
+#[derive(Debug)]
+pub(super) struct End<'a> {
+    pub(super) outcome: &'a Outcome,
+    pub(super) owner: &'a str,
+    pub(super) epoch: u64,
+    pub(super) wire_bytes: u64,
+    pub(super) cpu_ns: u64,
+}
+
+fn ms(from: Instant, until: Instant) -> f64 {
+    until.saturating_duration_since(from).as_secs_f64() * 1000.0
+}
+
+const fn phase_name(phase: Phase) -> PhaseName {
+    match phase {
+        Phase::Idle | Phase::Negotiate => PhaseName::Negotiate,
+        Phase::Setup => PhaseName::Setup,
+        Phase::Precopy => PhaseName::Precopy,
+        Phase::Switchover | Phase::Handover => PhaseName::Switchover,
+        Phase::Complete => PhaseName::Complete,
+        Phase::Aborted => PhaseName::Aborted,
+        Phase::Failed => PhaseName::Failed,
+    }
+}

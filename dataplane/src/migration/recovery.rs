@@ -1,0 +1,202 @@
+//! What a restarted data plane finishes: migrations that were under way when it died.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dwcp_api::Role;
+use dwcp_journal::{RecordKind, Stage, Unfinished};
+use dwcp_proto::{
+    DestinationRecovery, LastRecord, SourceRecovery, VmState, recover_destination, recover_source,
+};
+
+use super::node::{JournalScope, Node};
+use super::peer;
+use crate::vmm::{self, RunState, Vm};
+
+/// Between questions to a destination that does not answer.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+const ASK_TIME: Duration = Duration::from_secs(5);
+
+/// Finishes what the journal says is unfinished. Questions to other nodes that are not answered at
+/// once are asked again on a thread; until then the guest stays paused.
+pub fn recover(node: &Arc<Node>) {
+    for unfinished in node.journal().state().unfinished() {
+        let record = &unfinished.last;
+        let scope = JournalScope {
+            migration: record.migration,
+            vm: record.vm.clone(),
+            role: record.role,
+            peer_node: record.peer_node.clone(),
+            peer_address: record.peer_address.clone(),
+            // A committed record carries the epoch after the move.
+            epoch: record.epoch
+                - u64::from(unfinished.stage == Stage::Committed && record.epoch > 0),
+        };
+        tracing::warn!(
+            vm = scope.vm, migration = %scope.migration, role = ?scope.role,
+            stage = ?unfinished.stage, "a migration was under way when this node stopped"
+        );
+        match scope.role {
+            Role::Source => recover_as_source(node, scope, &unfinished),
+            Role::Destination => recover_as_destination(node, &scope, &unfinished),
+        }
+    }
+}
+
+const fn last_record(stage: Stage) -> LastRecord {
+    match stage {
+        Stage::Prepared => LastRecord::Prepared,
+        Stage::Committed | Stage::Resumed => LastRecord::Committed,
+        Stage::Refused | Stage::Aborted => LastRecord::Refused,
+        Stage::Begun => LastRecord::Begin,
+    }
+}
+
+/// The VM of an unfinished migration and what its guest does.
+fn reach(unfinished: &Unfinished) -> (Option<Box<dyn Vm>>, VmState) {
+    let Some(attachment) = &unfinished.attachment else {
+        return (None, VmState::Gone);
+    };
+    let Ok(mut vm) = vmm::open(attachment) else {
+        return (None, VmState::Gone);
+    };
+    let state = match vm.facts().map(|facts| facts.state) {
+        Ok(RunState::Running) => VmState::Running,
+        Ok(RunState::Incoming) => VmState::Incoming,
+        Ok(_) => VmState::Paused,
+        Err(_) => VmState::Gone,
+    };
+    (Some(vm), state)
+}
+
+fn note(node: &Node, scope: &JournalScope, kind: RecordKind) {
+    if let Err(error) = scope.write(node, kind) {
+        tracing::error!(vm = scope.vm, error, "journal");
+    }
+}
+
+fn recover_as_source(node: &Arc<Node>, scope: JournalScope, unfinished: &Unfinished) {
+    let (vm, state) = reach(unfinished);
+    match recover_source(last_record(unfinished.stage), state) {
+        SourceRecovery::GivenAway => note(node, &scope, RecordKind::Committed),
+        SourceRecovery::RunsHere => {
+            // QEMU may still hold the dead mover's migration: end it.
+            resume_here(
+                node,
+                &scope,
+                vm,
+                "data plane was restarted; the guest ran on here",
+            );
+        }
+        SourceRecovery::Resume => {
+            resume_here(
+                node,
+                &scope,
+                vm,
+                "data plane was restarted before the handover",
+            );
+        }
+        SourceRecovery::AskDestination => {
+            let (node, unfinished) = (Arc::clone(node), unfinished.clone());
+            let ask = move || ask_until_answered(&node, &scope, &unfinished);
+            if std::thread::Builder::new()
+                .name("dwcp-recover".into())
+                .spawn(ask)
+                .is_err()
+            {
+                tracing::error!("no thread to ask the destination");
+            }
+        }
+        SourceRecovery::Lost => {
+            let reason = "its VMM was gone when the data plane came back, and it was never \
+                          handed over";
+            note(
+                node,
+                &scope,
+                RecordKind::Failed {
+                    reason: reason.into(),
+                },
+            );
+        }
+    }
+}
+
+fn resume_here(node: &Node, scope: &JournalScope, vm: Option<Box<dyn Vm>>, why: &str) {
+    let resumed = vm.map_or_else(
+        || Err("VMM is gone".to_owned()),
+        |mut vm| vm.resume().map_err(|error| error.to_string()),
+    );
+    match resumed {
+        Ok(_) => {
+            tracing::info!(vm = scope.vm, why, "the guest runs here");
+            note(node, scope, RecordKind::Aborted { reason: why.into() });
+        }
+        Err(error) => {
+            let reason = format!("{why}, but it could not be resumed: {error}");
+            tracing::error!(vm = scope.vm, reason);
+            note(node, scope, RecordKind::Failed { reason });
+        }
+    }
+}
+
+fn ask_until_answered(node: &Node, scope: &JournalScope, unfinished: &Unfinished) {
+    loop {
+        let (address, epoch) = (&scope.peer_address, scope.epoch + 1);
+        match peer::query_owner(address, scope.migration.0, &scope.vm, epoch, ASK_TIME) {
+            Ok(true) => {
+                tracing::info!(vm = scope.vm, "the destination owns the VM");
+                return note(node, scope, RecordKind::Committed);
+            }
+            Ok(false) => {
+                let (vm, _) = reach(unfinished);
+                let why = "destination did not commit the handover";
+                return resume_here(node, scope, vm, why);
+            }
+            Err(error) => {
+                tracing::warn!(vm = scope.vm, %error, "in doubt: the destination does not answer");
+                std::thread::sleep(ASK_AGAIN);
+            }
+        }
+    }
+}
+
+fn recover_as_destination(node: &Node, scope: &JournalScope, unfinished: &Unfinished) {
+    let (vm, state) = reach(unfinished);
+    match recover_destination(last_record(unfinished.stage), state) {
+        DestinationRecovery::RunsHere => note(node, scope, RecordKind::Resumed),
+        DestinationRecovery::Resume => {
+            let resumed = vm.map(|mut vm| vm.resume());
+            match resumed {
+                Some(Ok(_)) => {
+                    tracing::info!(vm = scope.vm, "owned here: the guest was resumed");
+                    note(node, scope, RecordKind::Resumed);
+                }
+                other => {
+                    let reason = format!("owned here, but it could not be resumed: {other:?}");
+                    note(node, scope, RecordKind::Failed { reason });
+                }
+            }
+        }
+        DestinationRecovery::Refuse => {
+            if let Some(mut vm) = vm
+                && state == VmState::Paused
+                && let Err(error) = vm.discard()
+            {
+                tracing::warn!(vm = scope.vm, %error, "half-loaded VM");
+            }
+            note(node, scope, RecordKind::Refused);
+        }
+        DestinationRecovery::Lost => {
+            let reason = "owned here, but its VMM is gone: the source's paused copy is the last \
+                          state before the handover";
+            note(
+                node,
+                scope,
+                RecordKind::Failed {
+                    reason: reason.into(),
+                },
+            );
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! The source's driver: events into the machine, actions out of it, until it is finished.
+
+use std::collections::VecDeque;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use dwcp_api::counters::Counters;
+use dwcp_api::{ApiError, ErrorCode, MigrationId, Role, TransferSettings, Verify};
+use dwcp_journal::RecordKind;
+use dwcp_proto::{
+    Ending, Instant as ProtoInstant, Outcome, RoundLimits, Source, SourceAction, SourceConfig,
+    SourceEvent,
+};
+use dwcp_wire::{AbortCode, Offer};
+
+use super::node::{JournalScope, MigrationHandle, Node, api_error, check_running};
+use super::peer::ControlWriter;
+use super::recorder::{End, Recorder, Subject};
+use super::relay::Relay;
+use crate::engine::{Mailbox, Session, SourceCommand, WorkerEvent, WorkerHandle, WorkerRound};
+use crate::path::RoundWork;
+use crate::vmm::tracker::{self, DirtyTracker};
+use crate::vmm::{self, Vm};
+
+/// Between looks at the clock, at cancel requests, and updates of what is shown.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What is asked of a source.
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub(super) id: MigrationId,
+    pub(super) vm: String,
+    pub(super) destination: String,
+    pub(super) settings: TransferSettings,
+    pub(super) dry_run: bool,
+}
+
+/// What reaches the driver.
+#[derive(Debug)]
+pub(super) enum SourceInput {
+    /// An event for the machine.
+    Event(SourceEvent),
+    /// A worker speaks.
+    Worker(WorkerEvent),
+}
+
+impl From<WorkerEvent> for SourceInput {
+    fn from(event: WorkerEvent) -> Self {
+        Self::Worker(event)
+    }
+}
+
+/// The driver and all it holds. Fields drop in order: connections before memory.
+#[derive(Debug)]
+pub(super) struct SourceDriver {
+    pub(super) node: Arc<Node>,
+    pub(super) request: Request,
+    pub(super) handle: Arc<MigrationHandle>,
+    pub(super) journal: JournalScope,
+    pub(super) machine: Source,
+    pub(super) mailbox: Mailbox<SourceInput>,
+    pub(super) pending: VecDeque<SourceEvent>,
+    pub(super) recorder: Recorder,
+    pub(super) control: Option<ControlWriter>,
+    pub(super) relay: Option<Relay>,
+    pub(super) workers: Vec<WorkerHandle<SourceCommand>>,
+    pub(super) tracker: Box<dyn DirtyTracker>,
+    pub(super) session: Arc<Session>,
+    pub(super) vm: Arc<Mutex<Box<dyn Vm>>>,
+    pub(super) vm_stop: Arc<AtomicBool>,
+    pub(super) device_thread: Option<JoinHandle<()>>,
+    pub(super) round: Option<RoundUnderWay>,
+    pub(super) collected_at: Option<Instant>,
+    pub(super) query_under_way: Arc<AtomicBool>,
+    pub(super) outcome: Option<Outcome>,
+}
+
+/// The round that the workers are at.
+#[derive(Debug)]
+pub(super) struct RoundUnderWay {
+    pub(super) work: Arc<RoundWork>,
+    pub(super) began: Instant,
+    pub(super) scan_ms: f64,
+    pub(super) dirty_ns: u64,
+    pub(super) parts: Vec<WorkerRound>,
+    pub(super) suspects: u64,
+}
+
+/// Checks what can be checked at once, then moves the VM on a thread of its own.
+pub(super) fn start(node: Arc<Node>, request: Request) -> Result<(), ApiError> {
+    let attachment = node.take_vm(&request.vm, request.id)?;
+    let prepared = prepare(&node, &request, &attachment);
+    let driver = match prepared {
+        Ok(driver) => driver,
+        Err(error) => {
+            node.give_vm(&request.vm);
+            return Err(error);
+        }
+    };
+    let thread = std::thread::Builder::new().name("dwcp-source".into());
+    thread
+        .spawn(move || driver.run())
+        .map(drop)
+        .map_err(|error| {
+            node.give_vm(&request.vm);
+            ApiError::new(ErrorCode::System, format!("no thread: {error}"))
+        })
+}
+
+fn prepare(
+    node: &Arc<Node>,
+    request: &Request,
+    attachment: &dwcp_api::Attachment,
+) -> Result<SourceDriver, ApiError> {
+    let refused = |error| api_error(&request.vm, &error);
+    let system = |error: std::io::Error| ApiError::new(ErrorCode::System, error.to_string());
+    let mut vm = vmm::open(attachment).map_err(refused)?;
+    let facts = vm.facts().map_err(refused)?;
+    check_running(&facts.state).map_err(|text| {
+        ApiError::new(
+            ErrorCode::VmUnsuitable,
+            format!("VM {}: {text}", request.vm),
+        )
+        .with_hint("only a running guest is moved; resume it, or attach the right VM")
+    })?;
+    let layout = vm.ram().map_err(refused)?;
+    let settings = &request.settings;
+    let chosen =
+        tracker::choose(settings.tracker, &mut *vm, &layout, facts.pid).map_err(refused)?;
+    let epoch = node.journal().state().epoch_of(&request.vm);
+    let seed = (random()? & u128::from(u64::MAX)) as u64;
+    let offer = offer(node, request, &facts, epoch, seed);
+    let journal = JournalScope {
+        migration: request.id,
+        vm: request.vm.clone(),
+        role: Role::Source,
+        peer_node: request.destination.clone(),
+        peer_address: request.destination.clone(),
+        epoch,
+    };
+    let mut recorder = Recorder::new(Subject {
+        id: request.id,
+        vm: request.vm.clone(),
+        role: Role::Source,
+        peer: request.destination.clone(),
+        mode: settings.mode.clone(),
+    });
+    recorder.tracker = chosen.tracker.name().to_owned();
+    recorder.ram_bytes = layout.bytes();
+    for note in chosen.notes {
+        recorder.note(note);
+    }
+    let machine = Source::new(SourceConfig {
+        offer,
+        limits: RoundLimits {
+            downtime_ns_max: u64::from(settings.downtime_limit_ms) * 1_000_000,
+            rounds_max: settings.rounds_max,
+            abort_if_not_converged: settings.abort_if_not_converged,
+        },
+        silence_ns: u64::from(settings.peer_silence_ms) * 1_000_000,
+    });
+    let mailbox = Mailbox::new().map_err(system)?;
+    journal
+        .write(
+            node,
+            RecordKind::Begin {
+                attachment: attachment.clone(),
+            },
+        )
+        .map_err(|error| ApiError::new(ErrorCode::System, error))?;
+    let handle = node.register(request.id, recorder.status(machine.phase(), false, None));
+    Ok(SourceDriver {
+        node: Arc::clone(node),
+        session: Arc::new(Session::new(layout, seed, settings.codec)),
+        request: request.clone(),
+        handle,
+        journal,
+        machine,
+        mailbox,
+        pending: VecDeque::from([SourceEvent::Start]),
+        recorder,
+        control: None,
+        relay: None,
+        workers: vec![],
+        tracker: chosen.tracker,
+        vm: Arc::new(Mutex::new(vm)),
+        vm_stop: Arc::default(),
+        device_thread: None,
+        round: None,
+        collected_at: None,
+        query_under_way: Arc::default(),
+        outcome: None,
+    })
+}
+
+fn offer(
+    node: &Node,
+    request: &Request,
+    facts: &vmm::VmFacts,
+    epoch: u64,
+    fingerprint_seed: u64,
+) -> Offer {
+    let settings = &request.settings;
+    let window = settings.window_bytes / u64::from(settings.streams.max(1));
+    Offer {
+        migration: request.id.0,
+        vm: request.vm.clone(),
+        source_node: node.options().name.clone(),
+        epoch,
+        vmm: facts.kind.to_owned(),
+        ram: facts.ram.clone(),
+        streams: settings.streams,
+        fingerprint_seed,
+        verify_full: settings.verify == Verify::Full,
+        sample_pages: settings.sample_pages,
+        ack_bytes: (window / 4).max(64 * 1024),
+        peer_silence_ms: settings.peer_silence_ms,
+        dry_run: request.dry_run,
+    }
+}
+
+/// 128 bits that nobody can guess.
+pub(super) fn random() -> Result<u128, ApiError> {
+    let mut bytes = [0; 16];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes))
+        .map_err(|error| ApiError::new(ErrorCode::System, format!("/dev/urandom: {error}")))?;
+    Ok(u128::from_ne_bytes(bytes))
+}
+
+impl SourceDriver {
+    fn run(mut self) {
+        while self.outcome.is_none() {
+            while let Some(event) = self.pending.pop_front() {
+                self.feed(event);
+            }
+            if self.outcome.is_some() {
+                break;
+            }
+            match self.mailbox.wait(TICK) {
+                Some(SourceInput::Event(event)) => self.feed(event),
+                Some(SourceInput::Worker(event)) => self.worker_event(event),
+                None => self.feed(SourceEvent::Tick),
+            }
+            if self.handle.take_cancel() {
+                self.feed(SourceEvent::Cancel);
+            }
+            self.publish();
+        }
+        self.finish();
+    }
+
+    fn feed(&mut self, event: SourceEvent) {
+        tracing::debug!(migration = %self.request.id, phase = ?self.machine.phase(), ?event);
+        self.note_moment(&event);
+        for action in self.machine.on_event(self.now(), event) {
+            tracing::debug!(migration = %self.request.id, ?action);
+            self.perform(action);
+        }
+    }
+
+    /// The machine's clock starts at 1 with the migration.
+    fn now(&self) -> ProtoInstant {
+        ProtoInstant(self.recorder.started().elapsed().as_nanos() as u64 + 1)
+    }
+
+    pub(super) fn perform(&mut self, action: SourceAction) {
+        match action {
+            SourceAction::Connect => self.connect(),
+            SourceAction::Send(message) => self.send(&message),
+            SourceAction::ArmTracker => self.arm_tracker(),
+            SourceAction::OpenStreams { token, streams } => self.open_streams(token, streams),
+            SourceAction::StartRound {
+                round,
+                again,
+                everything,
+            } => {
+                self.start_round(round, &again, everything);
+            }
+            SourceAction::PauseVm => self.pause_vm(),
+            SourceAction::ReadSample => self.read_sample(),
+            SourceAction::SendDeviceState => self.send_device_state(),
+            SourceAction::Journal(entry) => match self.journal.write_entry(&self.node, &entry) {
+                Ok(()) => self.pending.push_back(SourceEvent::Journaled(entry)),
+                Err(reason) => {
+                    tracing::error!(reason, ?entry, "journal");
+                    self.fail(AbortCode::Journal, reason);
+                }
+            },
+            SourceAction::QueryOwner { epoch } => self.query_owner(epoch),
+            SourceAction::ResumeVm => self.resume_vm(),
+            SourceAction::Finish(outcome) => self.outcome = Some(outcome),
+        }
+    }
+
+    pub(super) fn fail(&mut self, code: AbortCode, reason: String) {
+        self.pending.push_back(SourceEvent::Failed(code, reason));
+    }
+
+    fn worker_event(&mut self, event: WorkerEvent) {
+        match event {
+            WorkerEvent::Started { transport, notes } => {
+                self.recorder.transport = transport.to_owned();
+                for note in notes {
+                    self.recorder.note(note);
+                }
+            }
+            WorkerEvent::RoundSent(part) => self.round_part(part),
+            WorkerEvent::StreamLost { reason, .. } => {
+                self.feed(SourceEvent::PeerLost(reason));
+            }
+            WorkerEvent::PeerBroke { stream, reason } => {
+                let reason = format!("stream {stream}: {reason}");
+                self.feed(SourceEvent::Failed(AbortCode::Protocol, reason));
+            }
+            WorkerEvent::Failed(reason) => {
+                self.feed(SourceEvent::Failed(AbortCode::Other, reason));
+            }
+            WorkerEvent::StreamRound(_) => {}
+        }
+    }
+
+    fn publish(&mut self) {
+        let (phase, in_doubt) = (self.machine.phase(), self.machine.is_in_doubt());
+        self.handle
+            .publish(self.recorder.status(phase, in_doubt, Some(&self.session)));
+        let counters = Counters {
+            round: u64::from(self.recorder.round),
+            pages_in_round: self.recorder.pages_in_round,
+            pages_done: self.session.pages_done(),
+            wire_bytes: self.session.wire_bytes(),
+            in_flight_bytes: self.session.in_flight_bytes(),
+            elapsed_ns: self.recorder.started().elapsed().as_nanos() as u64,
+        };
+        self.node.publish_counters(&self.handle, counters);
+    }
+
+    fn finish(mut self) {
+        self.vm_stop.store(true, Ordering::Release);
+        let outcome = self.outcome.take().unwrap_or(Outcome {
+            result: Ending::Failed,
+            reason: "driver ended without an outcome".into(),
+        });
+        if outcome.result != Ending::Completed {
+            // Workers first: what they still send would reach a peer that has given up.
+            self.recorder.verified = false;
+        }
+        let workers = self.workers.iter_mut().map(WorkerHandle::stop).sum::<u64>();
+        if let Some(control) = &self.control {
+            control.shut();
+        }
+        self.relay = None;
+        self.tracker.disarm();
+        if let Some(thread) = self.device_thread.take() {
+            let _ = thread.join();
+        }
+        let (owner, epoch) = match outcome.result {
+            Ending::Completed => ("destination", self.journal.epoch + 1),
+            Ending::Aborted => ("source", self.journal.epoch),
+            Ending::Failed => ("unknown", self.journal.epoch),
+        };
+        let report = self.recorder.report(&End {
+            outcome: &outcome,
+            owner,
+            epoch,
+            wire_bytes: self.session.wire_bytes(),
+            cpu_ns: workers + crate::engine::thread_cpu_ns(),
+        });
+        tracing::info!(migration = %self.request.id, result = ?report.result, reason = report.reason, "ended");
+        let status = self
+            .recorder
+            .status(self.machine.phase(), false, Some(&self.session));
+        self.node.give_vm(&self.request.vm);
+        self.handle.finish(status, report);
+    }
+}
+
+/// A connected socket with the settings of a data stream.
+pub(super) fn tune(socket: &TcpStream, settings: &TransferSettings) -> Option<String> {
+    use nix::sys::socket::{setsockopt, sockopt::TcpCongestion};
+    let name = settings.congestion_control.as_ref()?;
+    let outcome = setsockopt(socket, TcpCongestion, &std::ffi::OsString::from(name));
+    outcome
+        .err()
+        .map(|error| format!("congestion control {name} cannot be set: {error}"))
+}

@@ -1,0 +1,418 @@
+//! What the source's machine asks for, carried out.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use dwcp_api::{PageCounts, RoundReport, Verify};
+use dwcp_proto::{JournalEntry, RoundMeasure, SourceEvent};
+use dwcp_simd::RamRoot;
+use dwcp_wire::{AbortCode, Control, PageRange, RoundSummary, StreamHello, StreamRole};
+
+use super::node::lock;
+use super::peer::{self, ControlWriter};
+use super::relay::Relay;
+use super::source::{RoundUnderWay, SourceDriver, SourceInput, tune};
+use crate::engine::{
+    SourceCommand, WorkerRound, WorkerSettings, read_again, read_everything, spawn_source_worker,
+};
+use crate::path::RoundWork;
+use crate::ram::RamBitmap;
+use crate::vmm::tracker::Collected;
+
+impl SourceDriver {
+    /// Moments that only events tell.
+    pub(super) fn note_moment(&mut self, event: &SourceEvent) {
+        let now = Instant::now();
+        let pause = &mut self.recorder.pause;
+        match event {
+            SourceEvent::Peer(Control::RoundReport {
+                suspects,
+                pages_proven,
+                ..
+            }) => {
+                let suspects = suspects.iter().map(|range| u64::from(range.count)).sum();
+                if let Some(round) = self.recorder.rounds.last_mut() {
+                    round.suspect_pages = suspects;
+                    round.ms = self
+                        .round
+                        .as_ref()
+                        .map_or(round.ms, |at| ms_since(at.began));
+                }
+                if pages_proven.is_some() {
+                    pause.proven = Some(now);
+                }
+            }
+            SourceEvent::Peer(Control::DeviceLoaded) | SourceEvent::DeviceSent => {
+                pause.device = Some(now);
+            }
+            SourceEvent::Peer(Control::Committed { .. }) => pause.committed = Some(now),
+            SourceEvent::Peer(Control::Resumed) => {
+                pause.resumed = Some(now);
+                self.recorder.verified = true;
+            }
+            SourceEvent::OwnerAnswer { committed: true } => {
+                pause.resumed = Some(now);
+                self.recorder.verified = true;
+            }
+            SourceEvent::Journaled(JournalEntry::Prepared) => pause.decided = Some(now),
+            _ => {}
+        }
+    }
+
+    pub(super) fn connect(&mut self) {
+        let time = Duration::from_millis(self.request.settings.connect_timeout_ms.into());
+        match self.try_connect(time) {
+            Ok(()) => self.pending.push_back(SourceEvent::Connected),
+            Err(error) => self
+                .pending
+                .push_back(SourceEvent::PeerLost(error.to_string())),
+        }
+    }
+
+    fn try_connect(&mut self, time: Duration) -> Result<(), peer::PeerError> {
+        let mut stream = peer::connect(&self.request.destination, time)?;
+        stream.set_read_timeout(Some(time))?;
+        peer::say_hello(&mut stream)?;
+        let silence = Duration::from_millis(self.request.settings.peer_silence_ms.into());
+        self.control = Some(ControlWriter::new(stream.try_clone()?, silence)?);
+        let mailbox = self.mailbox.clone();
+        peer::spawn_reader(stream, move |message| {
+            let event = match message {
+                Ok(message) => SourceEvent::Peer(message),
+                Err(error) => SourceEvent::PeerLost(format!("control connection: {error}")),
+            };
+            if mailbox.push(SourceInput::Event(event)).is_err() {
+                tracing::error!("source driver hangs");
+            }
+        })?;
+        Ok(())
+    }
+
+    pub(super) fn send(&mut self, message: &Control) {
+        let Some(control) = &mut self.control else {
+            return;
+        };
+        if let Err(error) = control.send(message) {
+            let reason = format!("control connection: {error}");
+            self.pending.push_back(SourceEvent::PeerLost(reason));
+        }
+    }
+
+    pub(super) fn arm_tracker(&mut self) {
+        let prepared = lock(&self.vm)
+            .prepare_source()
+            .and_then(|()| self.tracker.arm());
+        self.collected_at = Some(Instant::now());
+        match prepared {
+            Ok(()) => self.pending.push_back(SourceEvent::TrackerArmed),
+            Err(error) => self.fail(AbortCode::Vmm, error.to_string()),
+        }
+    }
+
+    pub(super) fn open_streams(&mut self, token: u128, streams: u16) {
+        match self.try_open_streams(token, streams) {
+            Ok(()) => self.pending.push_back(SourceEvent::StreamsOpen),
+            Err(error) => self
+                .pending
+                .push_back(SourceEvent::PeerLost(error.to_string())),
+        }
+    }
+
+    fn try_open_streams(&mut self, token: u128, streams: u16) -> Result<(), peer::PeerError> {
+        let settings = self.request.settings.clone();
+        let time = Duration::from_millis(settings.connect_timeout_ms.into());
+        let plan = super::node::plan_workers(&settings, streams);
+        for note in plan.notes {
+            self.recorder.note(note);
+        }
+        let count = plan.cpus.len();
+        for (index, cpu) in plan.cpus.into_iter().enumerate() {
+            let worker = WorkerSettings {
+                index,
+                io: settings.io,
+                cpu,
+                streams: usize::from(streams).div_ceil(count),
+                stream_window_bytes: settings.window_bytes / u64::from(streams),
+                ack_bytes: 0,
+            };
+            let mailbox = self.mailbox.clone();
+            self.workers.push(spawn_source_worker(
+                worker,
+                Arc::clone(&self.session),
+                mailbox,
+            )?);
+        }
+        self.recorder.streams = streams;
+        for index in 0..streams {
+            let mut socket = peer::connect(&self.request.destination, time)?;
+            if let Some(note) = tune(&socket, &settings) {
+                self.recorder.note(note);
+            }
+            let hello = StreamHello {
+                token,
+                index,
+                role: StreamRole::Data,
+            };
+            peer::say_stream_hello(&mut socket, hello)?;
+            let worker = &self.workers[usize::from(index) % count];
+            worker.command(SourceCommand::AddStream { index, socket });
+        }
+        let mut device = peer::connect(&self.request.destination, time)?;
+        let hello = StreamHello {
+            token,
+            index: 0,
+            role: StreamRole::Device,
+        };
+        peer::say_stream_hello(&mut device, hello)?;
+        let mailbox = self.mailbox.clone();
+        let on_break = move |reason: String| {
+            let event = SourceEvent::PeerLost(reason);
+            let _ = mailbox.push(SourceInput::Event(event));
+        };
+        self.relay = Some(Relay::start(device, Arc::new(on_break))?);
+        Ok(())
+    }
+
+    /// Clears the dirty bits before any of the pages is read.
+    pub(super) fn start_round(&mut self, round: u32, again: &[PageRange], everything: bool) {
+        let began = Instant::now();
+        let paused = self.recorder.pause.paused.is_some();
+        let all = round == 0 || everything || (paused && !self.tracker.is_exact());
+        let dirty = match self.dirty_pages(round, all) {
+            Ok(dirty) => dirty,
+            Err(error) => return self.fail(AbortCode::Vmm, error.to_string()),
+        };
+        let now = Instant::now();
+        let dirty_ns = if round == 0 {
+            0
+        } else {
+            self.collected_at
+                .map_or(0, |at| began.duration_since(at).as_nanos() as u64)
+        };
+        self.collected_at = Some(began);
+        let mut forced = self.session.layout.empty_bitmap();
+        for range in again {
+            if let Some(block) = forced.blocks.get_mut(range.ram_block as usize) {
+                block.set_range(range.page, range.count);
+            }
+        }
+        let work = Arc::new(RoundWork::new(round, dirty, forced));
+        self.recorder.round = round;
+        self.recorder.pages_in_round = work.pages();
+        self.session.begin_round();
+        for worker in &self.workers {
+            worker.command(SourceCommand::Round(Arc::clone(&work)));
+        }
+        self.round = Some(RoundUnderWay {
+            work,
+            began,
+            scan_ms: now.duration_since(began).as_secs_f64() * 1000.0,
+            dirty_ns,
+            parts: vec![],
+            suspects: again.iter().map(|range| u64::from(range.count)).sum(),
+        });
+    }
+
+    fn dirty_pages(&mut self, round: u32, all: bool) -> Result<RamBitmap, crate::vmm::VmmError> {
+        let mut dirty = self.session.layout.empty_bitmap();
+        let collected = if round == 0 {
+            Collected::Everything
+        } else {
+            self.tracker.collect(&mut dirty)?
+        };
+        if all || collected == Collected::Everything {
+            for (block, bitmap) in self.session.layout.blocks().iter().zip(&mut dirty.blocks) {
+                block.mark_data(bitmap)?;
+            }
+            self.mark_held(&mut dirty);
+        }
+        Ok(dirty)
+    }
+
+    /// Pages that the destination holds: one of them may have become a hole since.
+    fn mark_held(&self, dirty: &mut RamBitmap) {
+        for (index, bitmap) in dirty.blocks.iter_mut().enumerate() {
+            for page in 0..bitmap.pages() {
+                let global = self.session.layout.global_page(index, page);
+                if self.session.digests.get(global).is_some() {
+                    bitmap.set_range(page, 1);
+                }
+            }
+        }
+    }
+
+    /// A worker has sent its part of the round.
+    pub(super) fn round_part(&mut self, part: WorkerRound) {
+        let Some(round) = &mut self.round else { return };
+        if part.round != round.work.round {
+            return;
+        }
+        round.parts.push(part);
+        if round.parts.len() < self.workers.len() {
+            return;
+        }
+        let (mut sent, mut classes, mut delta) = (
+            RoundSummary::default(),
+            PageCounts::default(),
+            RamRoot::default(),
+        );
+        for part in &round.parts {
+            sent.frames += part.counts.frames;
+            sent.wire_bytes += part.counts.wire_bytes;
+            sent.pages += part.counts.named;
+            classes.zero += part.counts.zero;
+            classes.unchanged += part.counts.unchanged;
+            classes.compressed += part.counts.compressed;
+            classes.raw += part.counts.raw;
+            delta.merge(part.root);
+        }
+        let mut root = RamRoot(self.recorder.ram_root.unwrap_or(0));
+        root.merge(delta);
+        self.recorder.ram_root = Some(root.0);
+        let report = RoundReport {
+            round: round.work.round,
+            pages: round.work.pages(),
+            classes,
+            wire_bytes: sent.wire_bytes,
+            ms: ms_since(round.began),
+            scan_ms: round.scan_ms,
+            suspect_pages: 0,
+        };
+        let dirty_ns = round.dirty_ns;
+        if dirty_ns > 0 {
+            self.recorder.dirty_pages_per_s = sent.pages as f64 / (dirty_ns as f64 / 1e9);
+        }
+        self.recorder.round_sent(report);
+        let measure = RoundMeasure {
+            sent,
+            pages: sent.pages,
+            dirty_ns,
+            root: root.0,
+        };
+        self.pending.push_back(SourceEvent::RoundSent(measure));
+    }
+
+    pub(super) fn pause_vm(&mut self) {
+        let opened = UnixStream::pair().and_then(|(ours, vmms)| {
+            if let Some(relay) = &self.relay {
+                relay.open(ours)?;
+            }
+            Ok(vmms)
+        });
+        let device = match opened {
+            Ok(device) => device,
+            Err(error) => return self.fail(AbortCode::Other, format!("socket pair: {error}")),
+        };
+        let paused = lock(&self.vm).pause(device, &self.vm_stop);
+        match paused {
+            Ok(stopped_us) => {
+                // QEMU stamps the stop itself; the clock went on until we heard of it.
+                let since = crate::vmm::wall_us().saturating_sub(stopped_us);
+                let now = Instant::now();
+                let paused = now.checked_sub(Duration::from_micros(since.min(10_000_000)));
+                self.recorder.pause.paused = Some(paused.unwrap_or(now));
+                self.pending.push_back(SourceEvent::Paused);
+            }
+            Err(error) => self.fail(AbortCode::Vmm, format!("pause: {error}")),
+        }
+    }
+
+    pub(super) fn read_sample(&mut self) {
+        let settings = &self.request.settings;
+        let read = match settings.verify {
+            Verify::Full => read_everything(&self.session),
+            Verify::Sample => read_again(
+                &self.session,
+                settings.sample_pages,
+                u64::from(self.recorder.round),
+            ),
+        };
+        if read.differing > 0 {
+            self.recorder.note(format!(
+                "the {} tracker missed writes: {} of {} pages read again had changed; all of RAM \
+                 is compared",
+                self.tracker.name(),
+                read.differing,
+                read.pages
+            ));
+        }
+        self.recorder.pause.pages_sent = Some(Instant::now());
+        self.pending.push_back(SourceEvent::SampleRead {
+            missed: read.differing,
+        });
+    }
+
+    /// On a thread of its own: meanwhile the destination's reports must be heard.
+    pub(super) fn send_device_state(&mut self) {
+        let (vm, stop, mailbox) = (
+            Arc::clone(&self.vm),
+            Arc::clone(&self.vm_stop),
+            self.mailbox.clone(),
+        );
+        let run = move || {
+            let event = match lock(&vm).send_device_state(&stop) {
+                Ok(()) => SourceEvent::DeviceSent,
+                Err(error) => SourceEvent::Failed(AbortCode::Vmm, format!("device state: {error}")),
+            };
+            let _ = mailbox.push(SourceInput::Event(event));
+        };
+        match std::thread::Builder::new()
+            .name("dwcp-device".into())
+            .spawn(run)
+        {
+            Ok(thread) => self.device_thread = Some(thread),
+            Err(error) => self.fail(AbortCode::Other, format!("no thread: {error}")),
+        }
+    }
+
+    pub(super) fn resume_vm(&mut self) {
+        self.vm_stop.store(true, Ordering::Release);
+        // The relay goes first: a VMM that waits in it fails its migration and lets go.
+        self.relay = None;
+        if let Some(thread) = self.device_thread.take() {
+            let _ = thread.join();
+        }
+        let resumed = lock(&self.vm).resume();
+        match resumed {
+            Ok(_) => self.pending.push_back(SourceEvent::Resumed),
+            Err(error) => self.fail(AbortCode::Vmm, error.to_string()),
+        }
+    }
+
+    /// One question at a time; the machine asks again until there is an answer.
+    pub(super) fn query_owner(&mut self, epoch: u64) {
+        if self.query_under_way.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (under_way, mailbox) = (Arc::clone(&self.query_under_way), self.mailbox.clone());
+        let (address, vm, id) = (
+            self.request.destination.clone(),
+            self.request.vm.clone(),
+            self.request.id.0,
+        );
+        let time = Duration::from_millis(self.request.settings.connect_timeout_ms.into());
+        let ask = move || {
+            match peer::query_owner(&address, id, &vm, epoch, time) {
+                Ok(committed) => {
+                    let event = SourceEvent::OwnerAnswer { committed };
+                    let _ = mailbox.push(SourceInput::Event(event));
+                }
+                Err(error) => tracing::warn!(%error, "who owns the VM is not known yet"),
+            }
+            under_way.store(false, Ordering::Release);
+        };
+        if std::thread::Builder::new()
+            .name("dwcp-query".into())
+            .spawn(ask)
+            .is_err()
+        {
+            self.query_under_way.store(false, Ordering::Release);
+        }
+    }
+}
+
+fn ms_since(moment: Instant) -> f64 {
+    moment.elapsed().as_secs_f64() * 1000.0
+}

@@ -1,0 +1,203 @@
+//! Attachments: how the data plane reaches a VM, and how it learns what the guest writes.
+//!
+//! | attachment | RAM | pause, device state | file |
+//! |---|---|---|---|
+//! | unmodified QEMU | shared memory-backend-file | QMP, `x-ignore-shared` | `qemu.rs` |
+//! | a process that shares memfds | memfds by SCM_RIGHTS | a line protocol | `process.rs` |
+//!
+//! Device state always travels over a socket that the VM is given; what is at its other end (the
+//! relay to the other node) the VM does not know.
+
+mod process;
+mod qemu;
+mod qemu_ram;
+pub mod tracker;
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::AtomicBool;
+
+use dwcp_api::Attachment;
+use dwcp_wire::RamBlockInfo;
+
+use crate::ram::{RamError, RamLayout};
+
+/// What the guest is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunState {
+    /// Its vCPUs run.
+    Running,
+    /// They stand; it can be resumed.
+    Paused,
+    /// It waits for a migration.
+    Incoming,
+    /// It was migrated away and stands; it can be resumed.
+    Postmigrate,
+    /// The VMM's own word for something else.
+    Other(String),
+}
+
+impl RunState {
+    /// A word for people.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Incoming => "incoming",
+            Self::Postmigrate => "postmigrate",
+            Self::Other(word) => word,
+        }
+    }
+}
+
+/// What is known of a VM.
+#[derive(Clone, Debug)]
+pub struct VmFacts {
+    /// `qemu` or `process`: both ends of a migration must be of one kind.
+    pub kind: &'static str,
+    /// VMM and version, for people.
+    pub vmm: String,
+    /// What the guest is doing.
+    pub state: RunState,
+    /// RAM blocks in order.
+    pub ram: Vec<RamBlockInfo>,
+    /// Process id of the VMM.
+    pub pid: i32,
+}
+
+/// Why a VM does not do what it should.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VmmError {
+    /// It cannot be moved as it was started.
+    #[error("{what}")]
+    Unsuitable {
+        /// What stands in the way.
+        what: String,
+        /// What to change.
+        hint: String,
+    },
+    /// The VMM is gone.
+    #[error("VMM is gone: {0}")]
+    Gone(String),
+    /// It refused, or did something else than asked.
+    #[error("{0}")]
+    Failed(String),
+    /// The caller gave up waiting.
+    #[error("stopped waiting for the VMM")]
+    Stopped,
+    /// Its RAM cannot be used.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// A system call failed.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// The failure.
+        source: std::io::Error,
+    },
+}
+
+impl VmmError {
+    fn unsuitable(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Unsuitable {
+            what: what.into(),
+            hint: hint.into(),
+        }
+    }
+
+    fn system(what: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
+        Self::System {
+            what: what.into(),
+            source: source.into(),
+        }
+    }
+}
+
+/// A VM, held for one migration or one question.
+pub trait Vm: Send + std::fmt::Debug {
+    /// What is known of it now.
+    ///
+    /// # Errors
+    /// [`VmmError::Unsuitable`] when it could not be moved, with what to change.
+    fn facts(&mut self) -> Result<VmFacts, VmmError>;
+
+    /// Maps its RAM.
+    ///
+    /// # Errors
+    /// [`VmmError::Ram`], [`VmmError::System`].
+    fn ram(&mut self) -> Result<RamLayout, VmmError>;
+
+    /// Its userfaultfd, or why there is none.
+    ///
+    /// # Errors
+    /// In words for a person.
+    fn userfaultfd(&mut self) -> Result<OwnedFd, VmmError>;
+
+    /// Source: makes ready to give device state, before the guest is paused.
+    ///
+    /// # Errors
+    /// [`VmmError::Failed`].
+    fn prepare_source(&mut self) -> Result<(), VmmError>;
+
+    /// Source: pauses the guest. Device state will come out of `device`, some of it perhaps now.
+    /// Returns the wall clock of the pause in microseconds.
+    ///
+    /// # Errors
+    /// The guest runs on then.
+    fn pause(&mut self, device: UnixStream, stop: &AtomicBool) -> Result<u64, VmmError>;
+
+    /// Source: gives all device state and stands still afterwards.
+    ///
+    /// # Errors
+    /// [`VmmError::Stopped`] when `stop` was set meanwhile.
+    fn send_device_state(&mut self, stop: &AtomicBool) -> Result<(), VmmError>;
+
+    /// Runs the guest, whatever state it is in. Returns the wall clock in microseconds.
+    ///
+    /// # Errors
+    /// [`VmmError::Gone`], [`VmmError::Failed`].
+    fn resume(&mut self) -> Result<u64, VmmError>;
+
+    /// Destination: makes sure that the guest will not run by itself when it is loaded.
+    ///
+    /// # Errors
+    /// [`VmmError::Failed`].
+    fn prepare_destination(&mut self) -> Result<(), VmmError>;
+
+    /// Destination: loads device state from `device`. RAM must be complete. The guest stands.
+    ///
+    /// # Errors
+    /// [`VmmError::Stopped`] when `stop` was set meanwhile.
+    fn load(&mut self, device: UnixStream, stop: &AtomicBool) -> Result<(), VmmError>;
+
+    /// Destination: makes sure that the guest never runs here. Returns whether the VM can take
+    /// another migration.
+    ///
+    /// # Errors
+    /// [`VmmError::Failed`].
+    fn discard(&mut self) -> Result<bool, VmmError>;
+}
+
+/// Reaches a VM.
+///
+/// # Errors
+/// [`VmmError::Gone`] when nobody answers.
+pub fn open(attachment: &Attachment) -> Result<Box<dyn Vm>, VmmError> {
+    Ok(match attachment {
+        Attachment::Qemu {
+            qmp_socket,
+            uffd_socket,
+        } => Box::new(qemu::QemuVm::connect(qmp_socket, uffd_socket.clone())?),
+        Attachment::Process { socket } => Box::new(process::ProcessVm::connect(socket)?),
+    })
+}
+
+/// Wall clock in microseconds.
+#[must_use]
+pub fn wall_us() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |time| time.as_micros() as u64)
+}
