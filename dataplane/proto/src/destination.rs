@@ -88,7 +88,9 @@ pub enum DestinationAction {
     ResumeVm,
     /// Make sure that the guest never runs here; empty the VM for another try if possible.
     DiscardVm,
-    /// Answer a question about ownership on the connection it came from.
+    /// Answer the questions about ownership that wait, each on the connection it came from. A `false`
+    /// holds although its record may have failed: nothing in memory commits any more, and a restart
+    /// that finds no commit refuses as well.
     AnswerOwner {
         /// Whether this node owns the VM.
         committed: bool,
@@ -120,13 +122,22 @@ enum State {
     Ended(Phase, Owner),
 }
 
+impl State {
+    const fn aborted(refused: bool) -> Self {
+        Self::Ended(Phase::Aborted, Owner::Source { refused })
+    }
+}
+
 /// What an end answers when the source asks who owns the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Owner {
     /// This node does.
     Here,
     /// The source does, and this node never will by this migration.
-    Source,
+    Source {
+        /// The refusal was given to the journal; once is enough, however often somebody asks.
+        refused: bool,
+    },
     /// Neither the commit nor its refusal is known to be durable. Nobody is answered and the guest
     /// stays paused until the refusal is written, or a restart reads what the journal holds.
     Unknown,
@@ -321,7 +332,7 @@ fn negotiate(offer: Offer, event: DestinationEvent) -> (State, Actions) {
             let tell = DestinationAction::Send(Control::Refuse { code, reason: told });
             let done = Outcome::new(Ending::Aborted, format!("refused: {reason}"));
             (
-                State::Ended(Phase::Aborted, Owner::Source),
+                State::aborted(false),
                 vec![tell, DestinationAction::Finish(done)],
             )
         }
@@ -484,7 +495,7 @@ impl Refusing {
                 }
                 let done = Outcome::new(Ending::Aborted, self.reason);
                 actions.push(DestinationAction::Finish(done));
-                (State::Ended(Phase::Aborted, Owner::Source), actions)
+                (State::aborted(true), actions)
             }
             DestinationEvent::Failed(AbortCode::Journal, reason) => {
                 let reason = format!(
@@ -557,13 +568,13 @@ fn ended(phase: Phase, owner: Owner, event: &DestinationEvent) -> (State, Action
             let committed = true;
             (owner, vec![DestinationAction::AnswerOwner { committed }])
         }
-        (Owner::Source, DestinationEvent::OwnerQuery) => {
-            let refused = DestinationAction::Journal(JournalEntry::Refused);
-            let committed = false;
-            (
-                owner,
-                vec![refused, DestinationAction::AnswerOwner { committed }],
-            )
+        (Owner::Source { refused }, DestinationEvent::OwnerQuery) => {
+            let mut actions = vec![];
+            if !refused {
+                actions.push(DestinationAction::Journal(JournalEntry::Refused));
+            }
+            actions.push(DestinationAction::AnswerOwner { committed: false });
+            (Owner::Source { refused: true }, actions)
         }
         (Owner::Unknown, DestinationEvent::OwnerQuery) => {
             let refused = DestinationAction::Journal(JournalEntry::Refused);
@@ -571,7 +582,8 @@ fn ended(phase: Phase, owner: Owner, event: &DestinationEvent) -> (State, Action
         }
         (Owner::Unknown, DestinationEvent::Journaled(JournalEntry::Refused)) => {
             let answer = DestinationAction::AnswerOwner { committed: false };
-            (Owner::Source, vec![DestinationAction::DiscardVm, answer])
+            let owner = Owner::Source { refused: true };
+            (owner, vec![DestinationAction::DiscardVm, answer])
         }
         _ => (owner, vec![]),
     };
@@ -580,12 +592,12 @@ fn ended(phase: Phase, owner: Owner, event: &DestinationEvent) -> (State, Action
 
 /// The source lost its connection and wants the guest back before any commit: promise it.
 fn refuse_for_good(state: &State) -> (State, Actions) {
-    let (next, mut actions) = abandon(state, "source asked for the guest back".into(), vec![]);
+    let (_, mut actions) = abandon(state, "source asked for the guest back".into(), vec![]);
     let discards = matches!(actions.first(), Some(DestinationAction::DiscardVm));
     actions.insert(0, DestinationAction::Journal(JournalEntry::Refused));
     let answer = DestinationAction::AnswerOwner { committed: false };
     actions.insert(1 + usize::from(discards), answer);
-    (next, actions)
+    (State::aborted(true), actions)
 }
 
 fn unexpected(state: &State, event: &DestinationEvent) -> (State, Actions) {
@@ -624,5 +636,5 @@ fn abandon(state: &State, reason: String, tell: Actions) -> (State, Actions) {
         Ending::Aborted,
         reason,
     )));
-    (State::Ended(Phase::Aborted, Owner::Source), actions)
+    (State::aborted(false), actions)
 }

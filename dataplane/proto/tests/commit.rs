@@ -55,7 +55,20 @@ fn when_the_refusal_fails_too_the_guest_stays_paused_and_nobody_is_answered() {
         [DestinationAction::DiscardVm, answer.clone()]
     );
     let asked = destination.on_event(NOW, DestinationEvent::OwnerQuery);
-    assert_eq!(asked, [refuse, answer]);
+    assert_eq!(asked, [answer]);
+}
+
+/// A source that asks every second for a day must not fill the journal.
+#[test]
+fn a_refusal_is_written_once_however_often_somebody_asks() {
+    let mut destination = destination_loaded();
+    let _ = destination.on_event(NOW, DestinationEvent::Cancel);
+    let refuse = DestinationAction::Journal(JournalEntry::Refused);
+    let answer = DestinationAction::AnswerOwner { committed: false };
+    let first = destination.on_event(NOW, DestinationEvent::OwnerQuery);
+    assert_eq!(first, [refuse, answer.clone()]);
+    let second = destination.on_event(NOW, DestinationEvent::OwnerQuery);
+    assert_eq!(second, [answer]);
 }
 
 #[test]

@@ -16,6 +16,10 @@ use crate::receiver::Receiver;
 use crate::vmm::{DestinationVm, DestinationVmm};
 use crate::world::{Happening, World};
 
+/// Actions that may wait when one more question about ownership is taken; its connection is closed
+/// otherwise, and the source asks again.
+const QUESTIONS_MAX: usize = 8;
+
 /// The node.
 #[derive(Debug)]
 pub(crate) struct DestinationNode {
@@ -459,13 +463,18 @@ impl World {
             return;
         }
         let past_machine = self.mutation == Mutation::QueryPastMachine;
-        if self.destination_run(attempt).is_some() && !past_machine {
+        if let Some(run) = self.destination_run(attempt)
+            && !past_machine
+        {
+            if run.actions.len() >= QUESTIONS_MAX {
+                return;
+            }
             self.to_destination(attempt, DestinationEvent::OwnerQuery);
             return;
         }
         // No such attempt in memory: the journal answers, and a no must be durable before it is said.
         let committed = self.destination.journal.is_committed(attempt);
-        let durable = committed || {
+        let durable = committed || past_machine || {
             let refused = self
                 .destination
                 .journal
@@ -477,7 +486,7 @@ impl World {
             [attempt as u64, u64::from(committed)],
             |_| format!("attempt {attempt} committed: {committed}, durable: {durable}"),
         );
-        if durable || past_machine {
+        if durable {
             self.send_alone(
                 Side::Source,
                 Happening::AnswerArrives { attempt, committed },

@@ -1,5 +1,7 @@
 //! What can go wrong, and when.
 
+use dwcp_proto::Phase;
+
 use crate::plan::Plan;
 use crate::rng::Rng;
 
@@ -26,8 +28,11 @@ impl Side {
 /// How a journal write fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum JournalFault {
-    /// An error, and nothing is written.
-    NotWritten,
+    /// An error, and nothing is written, so many times.
+    NotWritten {
+        /// Writes that fail.
+        times: u32,
+    },
     /// An error after which nobody knows; the record is there. No write succeeds until a restart.
     UnknownButThere,
     /// An error after which nobody knows; the record is not there.
@@ -106,12 +111,22 @@ pub(crate) enum Fault {
     },
 }
 
-/// A fault and the moment for it: so many events after the beginning, and a little later.
+/// What a fault waits for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Trigger {
+    /// So many events have been handed to machines.
+    Events(u64),
+    /// The source has come to this phase.
+    Phase(Phase),
+    /// Everything has come to an end.
+    End,
+}
+
+/// A fault and the moment for it: its trigger, and a little later.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PlannedFault {
     pub(crate) fault: Fault,
-    /// Events handed to a machine before it.
-    pub(crate) after_events: u64,
+    pub(crate) trigger: Trigger,
     pub(crate) delay_ns: u64,
 }
 
@@ -146,11 +161,19 @@ impl Fault {
         (0..count).map(|_| Self::plan(rng, plan)).collect()
     }
 
-    /// Machines see 30 to 60 events in a whole migration; most faults hit one of them.
+    /// Machines see 30 to 60 events in a whole migration; half of the faults hit one of them. The
+    /// other half looks for the short phases, that would be hit too seldom.
     fn plan(rng: &mut Rng, plan: &Plan) -> PlannedFault {
+        let trigger = match rng.index(16) {
+            0..=7 => Trigger::Events(rng.range(0, 45)),
+            8..=9 => Trigger::Phase(Phase::Switchover),
+            10..=13 => Trigger::Phase(Phase::Handover),
+            14 => Trigger::Phase(Phase::Aborted),
+            _ => Trigger::End,
+        };
         PlannedFault {
             fault: Self::draw(rng, plan),
-            after_events: rng.range(0, 45),
+            trigger,
             delay_ns: rng.skewed(0, plan.delay_ns.1 + plan.action_ns_max),
         }
     }
@@ -183,7 +206,9 @@ impl Fault {
             15 | 16 => Self::FailJournal(
                 side,
                 match rng.index(3) {
-                    0 => JournalFault::NotWritten,
+                    0 => JournalFault::NotWritten {
+                        times: rng.range(1, 4) as u32,
+                    },
                     1 => JournalFault::UnknownButThere,
                     _ => JournalFault::UnknownAndLost,
                 },

@@ -2,7 +2,7 @@
 
 use dwcp_proto::{DestinationEvent, SourceEvent};
 
-use crate::faults::{Fault, Side};
+use crate::faults::{Fault, Side, Trigger};
 use crate::plan::{MS, TCP_TIMEOUT_NS};
 use crate::vmm::SourceVm;
 use crate::world::{Happening, World};
@@ -17,16 +17,30 @@ impl World {
     }
 
     pub(crate) fn fire_faults(&mut self) {
-        if self.calm {
-            return;
-        }
+        let (events, phase) = (self.events, self.source.phase());
+        self.fire(|trigger| match trigger {
+            Trigger::Events(after) => after <= events,
+            Trigger::Phase(at) => Some(at) == phase,
+            Trigger::End => false,
+        });
+    }
+
+    /// Everything has ended: what was to strike then, strikes. Whether anything did.
+    pub(crate) fn fire_at_end(&mut self) -> bool {
+        self.fire(|trigger| matches!(trigger, Trigger::End))
+    }
+
+    fn fire(&mut self, is_due: impl Fn(Trigger) -> bool) -> bool {
+        let mut fired = false;
         for index in 0..self.plan.faults.len() {
             let planned = self.plan.faults[index];
-            if !self.faults_fired[index] && planned.after_events <= self.events {
+            if !self.calm && !self.faults_fired[index] && is_due(planned.trigger) {
+                fired = true;
                 self.faults_fired[index] = true;
                 self.after(planned.delay_ns, Happening::FaultStrikes(index));
             }
         }
+        fired
     }
 
     pub(crate) fn fault_strikes(&mut self, index: usize) {

@@ -83,7 +83,11 @@ impl Journal {
         }
         match self.next_fault.take() {
             None => {}
-            Some(JournalFault::NotWritten) => return Written::Failed("no space left"),
+            Some(JournalFault::NotWritten { times }) => {
+                let times = times.saturating_sub(1);
+                self.next_fault = (times > 0).then_some(JournalFault::NotWritten { times });
+                return Written::Failed("no space left");
+            }
             Some(JournalFault::UnknownButThere) => {
                 self.apply(attempt, entry);
                 self.poisoned = true;

@@ -275,6 +275,10 @@ impl World {
             self.settled_since = None;
             return false;
         }
+        if self.fire_at_end() {
+            self.settled_since = None;
+            return false;
+        }
         let since = *self.settled_since.get_or_insert(self.now);
         self.now - since > GRACE_NS
     }

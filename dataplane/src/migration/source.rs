@@ -86,7 +86,6 @@ pub(super) struct RoundUnderWay {
     pub(super) scan_ms: f64,
     pub(super) dirty_ns: u64,
     pub(super) parts: Vec<WorkerRound>,
-    pub(super) suspects: u64,
 }
 
 /// Checks what can be checked at once, then moves the VM on a thread of its own.

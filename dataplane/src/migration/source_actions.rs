@@ -211,7 +211,6 @@ impl SourceDriver {
             scan_ms: now.duration_since(began).as_secs_f64() * 1000.0,
             dirty_ns,
             parts: vec![],
-            suspects: again.iter().map(|range| u64::from(range.count)).sum(),
         });
     }
 
