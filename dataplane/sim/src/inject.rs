@@ -74,12 +74,12 @@ impl World {
             Fault::DestinationLost => self.lose_destination(newest),
             Fault::Cancel(Side::Source) => {
                 if let Some(attempt) = self.source.run.as_ref().map(|run| run.attempt) {
-                    self.to_source(attempt, SourceEvent::Cancel);
+                    self.feed_source(attempt, SourceEvent::Cancel);
                 }
             }
             Fault::Cancel(Side::Destination) => {
                 if let Some(attempt) = newest {
-                    self.to_destination(attempt, DestinationEvent::Cancel);
+                    self.feed_destination(attempt, DestinationEvent::Cancel);
                 }
             }
             Fault::KillVmm { side, replaced } => self.kill_vmm(side, replaced),

@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod destination_node;
+mod destination_vmm;
 mod faults;
 mod guest;
 mod inject;
@@ -33,6 +34,7 @@ mod run;
 mod schedule;
 mod sender;
 mod source_node;
+mod source_vmm;
 mod stats;
 mod trace;
 mod vmm;

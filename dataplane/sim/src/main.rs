@@ -10,7 +10,7 @@ use dwcp_sim::{Mutation, Report, Summary, hunt, run_many, run_seed};
 use serde_json::json;
 
 /// Seeds in which a planted bug must show.
-const HUNT_SEEDS: u64 = 20_000;
+const HUNT_SEEDS: u64 = 100_000;
 
 /// Deterministic simulation of migrations under faults.
 #[derive(Debug, Parser)]

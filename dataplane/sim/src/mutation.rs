@@ -35,6 +35,10 @@ pub enum Mutation {
     MiscountUnchanged,
     /// The source says that the guest runs again and does not run it.
     ForgetResume,
+    /// A commit whose write failed counts as refused, though it may be there.
+    RefuseWithoutJournal,
+    /// A restarted destination runs the empty VMM that took the place of its guest's.
+    RecoverEmptyVmm,
     /// A restarted source recovers an older attempt than the newest.
     RecoverSuperseded,
     /// A destination that is told to discard its VM runs it.
@@ -43,7 +47,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All planted bugs.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::SkipLastRound,
         Self::ResumeAfterHandover,
         Self::ForgetSuspect,
@@ -58,6 +62,8 @@ impl Mutation {
         Self::IgnoreWindow,
         Self::MiscountUnchanged,
         Self::ForgetResume,
+        Self::RefuseWithoutJournal,
+        Self::RecoverEmptyVmm,
         Self::RecoverSuperseded,
         Self::DiscardRuns,
     ];

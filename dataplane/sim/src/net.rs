@@ -53,8 +53,8 @@ impl World {
             }
         };
         match to {
-            Side::Source => self.to_source(attempt, SourceEvent::Peer(message)),
-            Side::Destination => self.to_destination(attempt, DestinationEvent::Peer(message)),
+            Side::Source => self.feed_source(attempt, SourceEvent::Peer(message)),
+            Side::Destination => self.feed_destination(attempt, DestinationEvent::Peer(message)),
         }
     }
 
@@ -116,8 +116,8 @@ impl World {
         });
         let reason = "connection reset".to_owned();
         match side {
-            Side::Source => self.to_source(attempt, SourceEvent::PeerLost(reason)),
-            Side::Destination => self.to_destination(attempt, DestinationEvent::PeerLost(reason)),
+            Side::Source => self.feed_source(attempt, SourceEvent::PeerLost(reason)),
+            Side::Destination => self.feed_destination(attempt, DestinationEvent::PeerLost(reason)),
         }
     }
 

@@ -110,8 +110,6 @@ impl Plan {
 
     /// Whether nothing at all goes wrong, so that the migration must succeed.
     pub(crate) const fn must_complete(&self) -> bool {
-        self.faults.is_empty()
-            && matches!(self.tracker, TrackerKind::Exact)
-            && !self.limits.abort_if_not_converged
+        self.faults.is_empty() && !self.limits.abort_if_not_converged
     }
 }

@@ -218,7 +218,7 @@ impl World {
             |_| format!("attempt {attempt} committed: {committed}"),
         );
         if self.source.asking != Some(attempt) {
-            self.to_source(attempt, SourceEvent::OwnerAnswer { committed });
+            self.feed_source(attempt, SourceEvent::OwnerAnswer { committed });
             return;
         }
         self.source.asking = None;
@@ -247,7 +247,11 @@ impl World {
 
     fn recover_destination_attempt(&mut self, attempt: usize, last: LastRecord) {
         let vm = self.destination.vmm.seen();
-        let choice = recover_destination(last, vm);
+        let mut choice = recover_destination(last, vm);
+        let empty = last == LastRecord::Committed && vm == VmState::Incoming;
+        if self.mutation == Mutation::RecoverEmptyVmm && empty {
+            choice = DestinationRecovery::Resume;
+        }
         self.note(
             "destination recovers",
             [attempt as u64, choice as u64],

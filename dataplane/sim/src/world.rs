@@ -313,12 +313,12 @@ impl World {
                 boot,
                 attempt,
                 event,
-            } if boot == source => self.to_source(attempt, *event),
+            } if boot == source => self.feed_source(attempt, *event),
             Happening::ToDestination {
                 boot,
                 attempt,
                 event,
-            } if boot == destination => self.to_destination(attempt, *event),
+            } if boot == destination => self.feed_destination(attempt, *event),
             Happening::SenderSteps { boot, attempt } if boot == source => {
                 self.sender_steps(attempt);
             }
@@ -335,13 +335,13 @@ impl World {
                 entry,
                 written,
             } if boot == self.boot(side) => self.journal_answers(side, attempt, entry, written),
-            other => self.happen_in_vmm(other),
+            other => self.happen_in_vmm(&other),
         }
     }
 
     /// VMMs go on when a data plane is gone; what is left belongs to a process that is no more.
-    fn happen_in_vmm(&mut self, happening: Happening) {
-        match happening {
+    fn happen_in_vmm(&mut self, happening: &Happening) {
+        match *happening {
             Happening::SourceObeys {
                 boot,
                 attempt,

@@ -266,7 +266,8 @@ impl FrameHeader {
         if !(VERSION_OLDEST..=VERSION_CURRENT).contains(&version) {
             return Err(HeaderError::Version { found: version });
         }
-        let kind = FrameKind::from_wire(raw.kind.get()).ok_or(HeaderError::Kind(raw.kind.get()))?;
+        let kind = FrameKind::from_wire(raw.kind.get())
+            .ok_or_else(|| HeaderError::Kind(raw.kind.get()))?;
         let header = Self {
             version,
             kind,
