@@ -255,9 +255,7 @@ fn check(message: &Control) -> Result<(), ControlError> {
         Control::Refuse { reason, .. } | Control::Abort { reason, .. } => {
             limit("reason", reason.len() as u64, REASON_BYTES_MAX as u64)
         }
-        Control::RoundReport { suspects, .. } => {
-            limit("suspects", suspects.len() as u64, SUSPECT_RANGES_MAX as u64)
-        }
+        Control::RoundReport { suspects, .. } => check_suspects(suspects),
         Control::OwnerQuery { vm, .. } => name("vm", vm),
         Control::Ready
         | Control::RoundEnd { .. }
@@ -294,11 +292,43 @@ fn check_offer(offer: &Offer) -> Result<(), ControlError> {
             });
         }
     }
+    // The new owner's epoch is one more.
+    limit("epoch", offer.epoch, u64::MAX - 1)?;
+    if offer.peer_silence_ms == 0 {
+        return Err(ControlError::Field {
+            field: "peer_silence_ms",
+            value: 0,
+        });
+    }
     if offer.ack_bytes < 64 * 1024 {
         return Err(ControlError::Field {
             field: "ack_bytes",
             value: offer.ack_bytes,
         });
+    }
+    Ok(())
+}
+
+fn check_suspects(suspects: &[PageRange]) -> Result<(), ControlError> {
+    limit("suspects", suspects.len() as u64, SUSPECT_RANGES_MAX as u64)?;
+    for range in suspects {
+        let end = u64::from(range.page) + u64::from(range.count);
+        if range.count == 0 {
+            return Err(ControlError::Field {
+                field: "suspects.count",
+                value: 0,
+            });
+        }
+        limit(
+            "suspects.page",
+            end,
+            RAM_BLOCK_BYTES_MAX / PAGE_BYTES as u64,
+        )?;
+        limit(
+            "suspects.ram_block",
+            u64::from(range.ram_block),
+            RAM_BLOCKS_MAX as u64 - 1,
+        )?;
     }
     Ok(())
 }

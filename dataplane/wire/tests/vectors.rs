@@ -1,0 +1,169 @@
+//! The bytes under `vectors/` are the protocol. A program that makes other bytes of these values
+//! cannot talk to one that is installed.
+
+mod common;
+
+use common::{check, messages, read};
+use dwcp_wire::{
+    Capabilities, Control, FrameHeader, FrameKind, HEADER_BYTES, Hello, PageClass, PageEntry,
+    StreamHello, StreamRole, decode_control, encode_control,
+};
+
+fn headers() -> Vec<(&'static str, FrameHeader)> {
+    let payload: Vec<u8> = (0..64).collect();
+    let of = |kind, stream, bytes: usize| FrameHeader::covering(kind, stream, 9, &payload[..bytes]);
+    let pages = FrameHeader {
+        round: 3,
+        ram_block: 1,
+        entries: 2,
+        payload_bytes: 40 + 4096,
+        table_bytes: 40,
+        table_crc32c: 0xdead_beef,
+        ..FrameHeader::empty(FrameKind::Pages, 5, 77)
+    };
+    let mark = FrameHeader {
+        round: 3,
+        ..FrameHeader::empty(FrameKind::RoundMark, 5, 78)
+    };
+    let ack = FrameHeader {
+        position: 1 << 40,
+        ..FrameHeader::empty(FrameKind::Ack, 5, 12)
+    };
+    vec![
+        ("hello", of(FrameKind::Hello, 0, 64)),
+        ("hello-reply", of(FrameKind::HelloReply, 0, 64)),
+        ("control", of(FrameKind::Control, 0, 17)),
+        ("stream-hello", of(FrameKind::StreamHello, 31, 24)),
+        ("pages", pages),
+        ("round-mark", mark),
+        ("ack", ack),
+        ("device", of(FrameKind::Device, 0, 64)),
+        ("device-end", of(FrameKind::Device, 0, 0)),
+    ]
+}
+
+fn named<T>(values: &[(&str, T)], bytes: impl Fn(&T) -> Vec<u8>) -> Vec<(String, Vec<u8>)> {
+    let pair = |(name, value): &(&str, T)| ((*name).to_owned(), bytes(value));
+    values.iter().map(pair).collect()
+}
+
+#[test]
+fn headers_are_as_frozen() {
+    check(
+        "headers.hex",
+        &named(&headers(), |header| header.to_bytes().to_vec()),
+    );
+    for ((_, bytes), (name, header)) in read("headers.hex").iter().zip(headers()) {
+        let bytes: [u8; HEADER_BYTES] = bytes[..].try_into().expect("64 bytes");
+        assert_eq!(FrameHeader::from_bytes(&bytes), Ok(header), "{name}");
+    }
+}
+
+#[test]
+fn hellos_are_as_frozen() {
+    let later = Hello {
+        version_oldest: 2,
+        version_newest: 0x0102,
+        offered: Capabilities(u64::MAX),
+        required: Capabilities::DEVICE_STATE,
+    };
+    let hellos = [("own", Hello::own()), ("later", later)];
+    check(
+        "hello.hex",
+        &named(&hellos, |hello| hello.to_bytes().to_vec()),
+    );
+    for ((_, bytes), (name, hello)) in read("hello.hex").iter().zip(hellos) {
+        let bytes: [u8; Hello::BYTES] = bytes[..].try_into().expect("64 bytes");
+        assert_eq!(Hello::from_bytes(&bytes), hello, "{name}");
+    }
+}
+
+#[test]
+fn stream_hellos_are_as_frozen() {
+    let hello = |role, index| StreamHello {
+        token: 0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10,
+        index,
+        role,
+    };
+    let hellos = [
+        ("data", hello(StreamRole::Data, 0x1f)),
+        ("device", hello(StreamRole::Device, 0)),
+    ];
+    check(
+        "stream-hello.hex",
+        &named(&hellos, |hello| hello.to_bytes().to_vec()),
+    );
+    for ((_, bytes), (name, hello)) in read("stream-hello.hex").iter().zip(hellos) {
+        let bytes: [u8; StreamHello::BYTES] = bytes[..].try_into().expect("24 bytes");
+        assert_eq!(StreamHello::from_bytes(&bytes), Ok(hello), "{name}");
+    }
+}
+
+#[test]
+fn page_tables_are_as_frozen() {
+    let entry = |page, count, class, data_bytes| PageEntry {
+        page,
+        count,
+        class,
+        data_bytes,
+    };
+    let table = [
+        entry(0, 65_535, PageClass::Zero, 0),
+        entry(0x0001_0000, 2, PageClass::Raw, 8192),
+        entry(0xffff_fff0, 4, PageClass::Zstd, 1234),
+    ];
+    let fingerprints: [u64; 6] = [1, 2, 3, u64::MAX, 5, 0x0102_0304_0506_0708];
+    let mut bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_bytes()).collect();
+    bytes.extend(fingerprints.iter().flat_map(|print| print.to_le_bytes()));
+    assert_eq!(bytes.len(), dwcp_wire::table_bytes(table.len(), 6));
+    check("page-table.hex", &[("table".to_owned(), bytes)]);
+    let (_, bytes) = &read("page-table.hex")[0];
+    for (index, (bytes, entry)) in bytes.chunks_exact(16).zip(table).enumerate() {
+        let bytes: [u8; 16] = bytes.try_into().expect("16 bytes");
+        assert_eq!(PageEntry::from_bytes(index, &bytes), Ok(entry));
+    }
+}
+
+#[test]
+fn control_messages_are_as_frozen() {
+    let messages = messages();
+    let bytes = |message: &Control| encode_control(message).expect("within limits");
+    check("control.hex", &named(&messages, bytes));
+    for ((_, bytes), (name, message)) in read("control.hex").iter().zip(messages) {
+        assert_eq!(decode_control(bytes).expect(name), message);
+    }
+}
+
+/// A variant that is added must be added to the vectors.
+#[test]
+fn every_control_message_has_a_vector() {
+    let count = |message: &Control| match message {
+        Control::Offer(_) => 0,
+        Control::Accept { .. } => 1,
+        Control::Refuse { .. } => 2,
+        Control::Ready => 3,
+        Control::RoundEnd { .. } => 4,
+        Control::RoundReport { .. } => 5,
+        Control::SwitchoverStart => 6,
+        Control::DeviceLoaded => 7,
+        Control::Handover { .. } => 8,
+        Control::Committed { .. } => 9,
+        Control::Resumed => 10,
+        Control::Abort { .. } => 11,
+        Control::OwnerQuery { .. } => 12,
+        Control::OwnerAnswer { .. } => 13,
+        Control::Alive => 14,
+    };
+    let mut seen = [false; 15];
+    for (name, message) in messages() {
+        let index = count(&message);
+        seen[index] = true;
+        let bytes = encode_control(&message).expect(name);
+        assert_eq!(
+            usize::from(bytes[0]),
+            index,
+            "the first byte names the message"
+        );
+    }
+    assert_eq!(seen, [true; 15]);
+}

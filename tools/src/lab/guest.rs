@@ -1,0 +1,341 @@
+//! The guest of the lab, at both ends.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use dwcp_api::Attachment;
+use dwcp_testbed::Kind;
+use dwcp_testbed::guests::{GuestKind, GuestOptions, QemuGuest};
+use dwcp_testbed::synthetic::SyntheticClient;
+
+use super::{Binaries, LabError};
+
+/// A guest under emulation may take so long to boot and fill its RAM.
+const READY_TIME: Duration = Duration::from_secs(180);
+
+/// It gets so long to look at all of its memory after the move.
+const VERIFY_TIME: Duration = Duration::from_secs(180);
+
+const ANSWER_TIME: Duration = Duration::from_secs(60);
+
+/// Which guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestChoice {
+    /// A process with a memfd.
+    Synthetic,
+    /// QEMU with the project's own kernel.
+    Qemu,
+    /// QEMU with the distribution's kernel and the project's own init.
+    Linux,
+}
+
+/// What the guest is and does.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestSpec {
+    /// Which guest.
+    pub choice: GuestChoice,
+    /// Its RAM.
+    pub ram_mib: u64,
+    /// RAM filled with data that it checks.
+    pub fill_mib: u64,
+    /// RAM that it rewrites.
+    pub hot_mib: u64,
+    /// Pages rewritten per second.
+    pub dirty_pages_per_s: u64,
+    /// What its pages look like.
+    pub kind: Kind,
+}
+
+/// Both ends of a guest: one runs, the other waits. Dropping it ends both.
+#[derive(Debug)]
+pub enum GuestPair {
+    /// Two processes.
+    Synthetic {
+        /// Runs.
+        source: SyntheticProcess,
+        /// Waits.
+        destination: SyntheticProcess,
+    },
+    /// Two QEMUs.
+    Qemu {
+        /// Runs.
+        source: Box<QemuEnd>,
+        /// Waits.
+        destination: Box<QemuEnd>,
+    },
+}
+
+/// A synthetic guest's process.
+#[derive(Debug)]
+pub struct SyntheticProcess {
+    child: Child,
+    socket: PathBuf,
+}
+
+/// A QEMU with the preload library.
+#[derive(Debug)]
+pub struct QemuEnd {
+    guest: QemuGuest,
+    uffd_socket: PathBuf,
+}
+
+impl Drop for SyntheticProcess {
+    fn drop(&mut self) {
+        // Both fail only when it has ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl GuestPair {
+    /// Starts both ends and waits until the source's guest has filled its RAM.
+    ///
+    /// # Errors
+    /// [`LabError::Guest`], [`LabError::Timeout`].
+    pub fn start(spec: &GuestSpec, folder: &Path, binaries: &Binaries) -> Result<Self, LabError> {
+        let kind = match spec.choice {
+            GuestChoice::Synthetic => {
+                let source = SyntheticProcess::start(spec, folder, binaries, false)?;
+                let destination = SyntheticProcess::start(spec, folder, binaries, true)?;
+                return Ok(Self::Synthetic {
+                    source,
+                    destination,
+                });
+            }
+            GuestChoice::Qemu => GuestKind::Bare,
+            GuestChoice::Linux => GuestKind::Linux,
+        };
+        let mut source = QemuEnd::start(spec, kind, folder, binaries, false)?;
+        let mut destination = QemuEnd::start(spec, kind, folder, binaries, true)?;
+        source.guest.wait_ready(READY_TIME)?;
+        source.guest.wait_ticks(1, READY_TIME)?;
+        drop(destination.guest.qmp()?);
+        Ok(Self::Qemu {
+            source: Box::new(source),
+            destination: Box::new(destination),
+        })
+    }
+
+    /// How the data plane of the source reaches it.
+    #[must_use]
+    pub fn source(&self) -> Attachment {
+        match self {
+            Self::Synthetic { source, .. } => source.attachment(),
+            Self::Qemu { source, .. } => source.attachment(),
+        }
+    }
+
+    /// How the data plane of the destination reaches it.
+    #[must_use]
+    pub fn destination(&self) -> Attachment {
+        match self {
+            Self::Synthetic { destination, .. } => destination.attachment(),
+            Self::Qemu { destination, .. } => destination.attachment(),
+        }
+    }
+
+    /// Kills the destination's VMM as `kill -9` does.
+    pub fn kill_destination(&mut self) {
+        match self {
+            Self::Synthetic { destination, .. } => {
+                let _ = destination.child.kill();
+                let _ = destination.child.wait();
+            }
+            Self::Qemu { destination, .. } => destination.guest.kill(),
+        }
+    }
+
+    /// Whether the vCPUs run, at the source and at the destination. A VMM that is gone runs nothing.
+    #[must_use]
+    pub fn running(&mut self) -> (bool, bool) {
+        match self {
+            Self::Synthetic {
+                source,
+                destination,
+            } => (source.is_running(), destination.is_running()),
+            Self::Qemu {
+                source,
+                destination,
+            } => (source.is_running(), destination.is_running()),
+        }
+    }
+
+    /// Lets the guest look at all of its memory at the destination. `Err` says what it found.
+    ///
+    /// # Errors
+    /// [`LabError`] when it cannot be asked.
+    pub fn verify_at_destination(&mut self) -> Result<Result<(), String>, LabError> {
+        match self {
+            Self::Synthetic { destination, .. } => destination.verify(),
+            Self::Qemu {
+                source,
+                destination,
+            } => {
+                let log = source.guest.serial().clone();
+                let verdict = destination.guest.verify_against(&log, VERIFY_TIME);
+                let all = verdict.ok && verdict.full_pass;
+                let reason = verdict
+                    .reason
+                    .unwrap_or_else(|| "it did not look at all pages".into());
+                Ok(if all { Ok(()) } else { Err(reason) })
+            }
+        }
+    }
+
+    /// Lets the guest look at its memory at the source, where it stayed.
+    ///
+    /// # Errors
+    /// [`LabError`] when it cannot be asked.
+    pub fn verify_at_source(&mut self) -> Result<Result<(), String>, LabError> {
+        match self {
+            Self::Synthetic { source, .. } => source.verify(),
+            Self::Qemu { source, .. } => source.verify_here(),
+        }
+    }
+}
+
+impl SyntheticProcess {
+    fn start(
+        spec: &GuestSpec,
+        folder: &Path,
+        binaries: &Binaries,
+        incoming: bool,
+    ) -> Result<Self, LabError> {
+        let name = if incoming { "destination" } else { "source" };
+        let socket = folder.join(format!("{name}.guest"));
+        let _ = std::fs::remove_file(&socket);
+        let zero = 100 - spec.fill_mib.min(spec.ram_mib) * 100 / spec.ram_mib.max(1);
+        let mut command = Command::new(&binaries.load);
+        command
+            .args(["guest", "--name", name, "--kind", spec.kind.name()])
+            .arg("--socket")
+            .arg(&socket)
+            .args(["--size-mib", &spec.ram_mib.to_string()])
+            .args(["--hot-mib", &spec.hot_mib.to_string()])
+            .args(["--dirty-rate", &spec.dirty_pages_per_s.to_string()])
+            .args(["--zero-percent", &zero.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        if incoming {
+            command.arg("--incoming");
+        }
+        let child = command.spawn().map_err(LabError::system("dwcp-load"))?;
+        let mut process = Self { child, socket };
+        process.wait_ready()?;
+        Ok(process)
+    }
+
+    fn wait_ready(&mut self) -> Result<(), LabError> {
+        let deadline = Instant::now() + READY_TIME;
+        while !self.socket.exists() {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                let what = "synthetic guest".to_owned();
+                return Err(LabError::Start {
+                    what,
+                    detail: status.to_string(),
+                });
+            }
+            if Instant::now() > deadline {
+                return Err(LabError::Timeout("filling the guest's RAM".into()));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    fn attachment(&self) -> Attachment {
+        Attachment::Process {
+            socket: self.socket.to_string_lossy().into_owned(),
+        }
+    }
+
+    fn is_running(&self) -> bool {
+        SyntheticClient::connect(&self.socket, ANSWER_TIME)
+            .and_then(|mut client| client.status())
+            .is_ok_and(|status| status.running)
+    }
+
+    fn verify(&self) -> Result<Result<(), String>, LabError> {
+        let mut client = SyntheticClient::connect(&self.socket, READY_TIME)?;
+        let found = client.verify()?;
+        let status = client.status()?;
+        let bad = found.bad + status.bad;
+        Ok(if bad == 0 {
+            Ok(())
+        } else {
+            Err(format!("{bad} bad pages of {}", found.pages))
+        })
+    }
+}
+
+impl QemuEnd {
+    fn start(
+        spec: &GuestSpec,
+        kind: GuestKind,
+        folder: &Path,
+        binaries: &Binaries,
+        incoming: bool,
+    ) -> Result<Self, LabError> {
+        let name = if incoming { "destination" } else { "source" };
+        let uffd_socket = folder.join(format!("{name}.uffd"));
+        let mut builder = QemuGuest::builder(name, folder)
+            .guest(kind)
+            .memory_mib(spec.ram_mib)
+            .options(GuestOptions {
+                fill_mib: spec.fill_mib,
+                hot_mib: spec.hot_mib,
+                rate: spec.dirty_pages_per_s,
+                kind: spec.kind,
+                ..GuestOptions::default()
+            })
+            .env("LD_PRELOAD", &binaries.preload)
+            .env("DWCP_UFFD_SOCKET", &uffd_socket);
+        if incoming {
+            builder = builder.incoming().paused();
+        }
+        Ok(Self {
+            guest: builder.spawn()?,
+            uffd_socket,
+        })
+    }
+
+    fn attachment(&self) -> Attachment {
+        Attachment::Qemu {
+            qmp_socket: self.guest.qmp_path().to_string_lossy().into_owned(),
+            uffd_socket: Some(self.uffd_socket.to_string_lossy().into_owned()),
+        }
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.guest.is_alive()
+            && self
+                .guest
+                .qmp()
+                .and_then(|mut qmp| Ok(qmp.query_status()?))
+                .is_ok_and(|status| status.status == "running")
+    }
+
+    /// The guest goes on ticking where it stayed, and a pass over all pages finds none bad.
+    fn verify_here(&mut self) -> Result<Result<(), String>, LabError> {
+        let log = self.guest.serial().clone();
+        let pages = log.ready_mib().unwrap_or(0) << 8;
+        let before = log.latest().map_or(0, |tick| tick.verified);
+        let deadline = Instant::now() + VERIFY_TIME;
+        while Instant::now() < deadline {
+            if let Some(tick) = log.latest() {
+                if tick.bad > 0 {
+                    return Ok(Err(format!("{} bad pages", tick.bad)));
+                }
+                if tick.verified >= before + pages {
+                    return Ok(Ok(()));
+                }
+            }
+            if !self.guest.is_alive() {
+                return Ok(Err("its QEMU is gone".into()));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(Err("it did not look at all pages in time".into()))
+    }
+}

@@ -1,0 +1,68 @@
+//! Two nodes on this machine, with real daemons and a guest that checks itself: what the demo, the
+//! benchmarks and the fault loop are made of.
+//!
+//! | file | what |
+//! |---|---|
+//! | `binaries.rs` | where the daemons and the preload library are |
+//! | `node.rs` | one node: two daemons, started, killed, started again |
+//! | `guest.rs` | the guest at both ends: a process, or QEMU with our kernel or Debian's |
+//! | `run.rs` | one migration from the boot to the guest's own verdict |
+
+mod binaries;
+mod guest;
+mod node;
+mod run;
+
+pub use binaries::{Binaries, BinariesError};
+pub use guest::{GuestChoice, GuestPair, GuestSpec};
+pub use node::{LabNode, Plane};
+pub use run::{Lab, MovedGuest, RunSpec};
+
+/// Why the lab cannot do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LabError {
+    /// A program is missing.
+    #[error(transparent)]
+    Binaries(#[from] BinariesError),
+    /// A guest did not start or went away.
+    #[error(transparent)]
+    Guest(#[from] dwcp_testbed::guests::GuestError),
+    /// A synthetic guest did not answer.
+    #[error(transparent)]
+    Synthetic(#[from] dwcp_testbed::synthetic::ClientError),
+    /// A daemon refused.
+    #[error("node {node}: {error}")]
+    Node {
+        /// Which.
+        node: String,
+        /// Its refusal.
+        error: dwcp_api::ApiError,
+    },
+    /// A daemon did not start.
+    #[error("{what} did not start: {detail}")]
+    Start {
+        /// Which.
+        what: String,
+        /// The end of its log, or why.
+        detail: String,
+    },
+    /// Something did not happen in time.
+    #[error("{0} took too long")]
+    Timeout(String),
+    /// A file or a process.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// The failure.
+        source: std::io::Error,
+    },
+}
+
+impl LabError {
+    fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::System { what, source }
+    }
+}

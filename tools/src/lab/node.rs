@@ -1,0 +1,232 @@
+//! One node of the lab: two daemons over a state folder.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use dwcp_api::node::{NodeStatus, Reply, Request};
+use dwcp_api::{ApiError, ErrorCode, IoPath};
+
+use super::{Binaries, LabError};
+use crate::NodeClient;
+
+/// A daemon that does not serve within this time has not started.
+const START_TIME: Duration = Duration::from_secs(20);
+
+/// Which daemon of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plane {
+    /// `dwcp-dataplane`.
+    Data,
+    /// `dwcp-controlplane`.
+    Control,
+}
+
+/// Two daemons over a state folder. Dropping it kills both.
+#[derive(Debug)]
+pub struct LabNode {
+    name: String,
+    folder: PathBuf,
+    binaries: Binaries,
+    io: IoPath,
+    /// Fixed after the first start: a restarted data plane must be found again.
+    listen: String,
+    data: Option<Child>,
+    control: Option<Child>,
+    client: NodeClient,
+}
+
+impl LabNode {
+    /// Starts both daemons of a node and waits until they serve.
+    ///
+    /// # Errors
+    /// [`LabError::Start`] with the end of the log.
+    pub fn start(
+        name: &str,
+        folder: &Path,
+        binaries: &Binaries,
+        io: IoPath,
+    ) -> Result<Self, LabError> {
+        let folder = folder.join(name);
+        std::fs::create_dir_all(&folder).map_err(LabError::system("node folder"))?;
+        let client = NodeClient::new(&folder.join("node.sock"));
+        let mut node = Self {
+            name: name.to_owned(),
+            folder,
+            binaries: binaries.clone(),
+            io,
+            listen: "127.0.0.1:0".into(),
+            data: None,
+            control: None,
+            client,
+        };
+        node.spawn(Plane::Data)?;
+        node.spawn(Plane::Control)?;
+        let status = node.wait_for_planes()?;
+        node.listen = status.dataplane.unwrap_or_default();
+        Ok(node)
+    }
+
+    /// Address of its data plane.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.listen
+    }
+
+    /// Its state folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Starts a daemon that is not running.
+    ///
+    /// # Errors
+    /// [`LabError::System`].
+    pub fn spawn(&mut self, plane: Plane) -> Result<(), LabError> {
+        let (program, log) = match plane {
+            Plane::Data => (&self.binaries.dataplane, "dataplane.log"),
+            Plane::Control => (&self.binaries.controlplane, "controlplane.log"),
+        };
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join(log))
+            .map_err(LabError::system("log"))?;
+        let mut command = Command::new(program);
+        command
+            .args(["--name", &self.name])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        match plane {
+            Plane::Data => command.arg("--state").arg(&self.folder).args([
+                "--listen",
+                &self.listen,
+                "--io",
+                io_name(self.io),
+            ]),
+            Plane::Control => command.arg("--state-folder").arg(&self.folder),
+        };
+        let child = command
+            .spawn()
+            .map_err(LabError::system(program.display().to_string()))?;
+        *self.child(plane) = Some(child);
+        Ok(())
+    }
+
+    /// Kills a daemon as `kill -9` does.
+    pub fn kill(&mut self, plane: Plane) {
+        if let Some(mut child) = self.child(plane).take() {
+            // Both fail only when it has ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts whichever daemon has ended, as a service manager would.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn revive(&mut self) -> Result<(), LabError> {
+        for plane in [Plane::Data, Plane::Control] {
+            let alive = match self.child(plane) {
+                Some(child) => matches!(child.try_wait(), Ok(None)),
+                None => false,
+            };
+            if !alive {
+                self.spawn(plane)?;
+            }
+        }
+        self.wait_for_planes().map(drop)
+    }
+
+    /// CPU seconds that the data plane has used.
+    #[must_use]
+    pub fn dataplane_cpu_s(&self) -> f64 {
+        self.data
+            .as_ref()
+            .map_or(0.0, |child| dwcp_testbed::peers::cpu_seconds(child.id()))
+    }
+
+    /// Asks the node's control plane.
+    ///
+    /// # Errors
+    /// [`LabError::Node`] with its refusal.
+    pub fn ask(&mut self, request: &Request) -> Result<Reply, LabError> {
+        self.client.ask(request).map_err(|error| LabError::Node {
+            node: self.name.clone(),
+            error,
+        })
+    }
+
+    fn child(&mut self, plane: Plane) -> &mut Option<Child> {
+        match plane {
+            Plane::Data => &mut self.data,
+            Plane::Control => &mut self.control,
+        }
+    }
+
+    fn wait_for_planes(&mut self) -> Result<NodeStatus, LabError> {
+        let deadline = Instant::now() + START_TIME;
+        loop {
+            match self.client.ask(&Request::Node) {
+                Ok(Reply::Node(status)) if status.dataplane.is_some() => return Ok(status),
+                Ok(_)
+                | Err(ApiError {
+                    code: ErrorCode::PlaneDown,
+                    ..
+                }) => {}
+                Err(error) => {
+                    return Err(LabError::Node {
+                        node: self.name.clone(),
+                        error,
+                    });
+                }
+            }
+            for plane in [Plane::Data, Plane::Control] {
+                let ended = self
+                    .child(plane)
+                    .as_mut()
+                    .and_then(|child| child.try_wait().ok()?);
+                if let Some(status) = ended {
+                    return Err(self.did_not_start(plane, &status.to_string()));
+                }
+            }
+            if Instant::now() > deadline {
+                return Err(self.did_not_start(Plane::Data, "no answer"));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn did_not_start(&self, plane: Plane, status: &str) -> LabError {
+        let log = match plane {
+            Plane::Data => "dataplane.log",
+            Plane::Control => "controlplane.log",
+        };
+        let text = std::fs::read_to_string(self.folder.join(log)).unwrap_or_default();
+        let tail: Vec<_> = text.lines().rev().take(5).collect();
+        let tail = tail.into_iter().rev().collect::<Vec<_>>().join("\n");
+        LabError::Start {
+            what: format!("{plane:?} plane of {}", self.name),
+            detail: format!("{status}\n{tail}"),
+        }
+    }
+}
+
+impl Drop for LabNode {
+    fn drop(&mut self) {
+        self.kill(Plane::Control);
+        self.kill(Plane::Data);
+    }
+}
+
+const fn io_name(io: IoPath) -> &'static str {
+    match io {
+        IoPath::Auto => "auto",
+        IoPath::Uring => "uring",
+        IoPath::Poll => "poll",
+    }
+}

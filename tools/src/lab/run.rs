@@ -1,0 +1,159 @@
+//! One migration from the boot to the guest's own verdict.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use dwcp_api::node::{Reply, Request};
+use dwcp_api::{MigrationId, MigrationReport, MigrationStatus, RunResult, TransferSettings};
+
+use super::{Binaries, GuestPair, GuestSpec, LabError, LabNode};
+
+/// A migration of the lab takes seconds; one that takes longer hangs.
+const MIGRATION_TIME: Duration = Duration::from_secs(600);
+
+/// Name of the lab's VM.
+const VM: &str = "guest";
+
+/// What is to be moved, and how.
+#[derive(Clone, Debug)]
+pub struct RunSpec {
+    /// The guest.
+    pub guest: GuestSpec,
+    /// How it is moved.
+    pub settings: TransferSettings,
+}
+
+/// Two nodes and a guest.
+#[derive(Debug)]
+pub struct Lab {
+    /// The node that the guest runs on at first.
+    pub a: LabNode,
+    /// The node that waits for it.
+    pub b: LabNode,
+    /// The guest.
+    pub guest: GuestPair,
+}
+
+/// How it went.
+#[derive(Clone, Debug)]
+pub struct MovedGuest {
+    /// The source's report, with the guest's own verdict.
+    pub report: MigrationReport,
+    /// What the guest found, if not well.
+    pub guest_says: Option<String>,
+    /// CPU seconds of both data planes during the migration.
+    pub dataplanes_cpu_s: f64,
+}
+
+impl Lab {
+    /// Starts two nodes and the guest, attached on both.
+    ///
+    /// # Errors
+    /// [`LabError`]: whatever did not start.
+    pub fn start(
+        spec: &RunSpec,
+        folder: &Path,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Self, LabError> {
+        let binaries = Binaries::find()?;
+        say("starting two nodes, a data plane and a control plane each");
+        let io = spec.settings.io;
+        let a = LabNode::start("node-a", folder, &binaries, io)?;
+        let b = LabNode::start("node-b", folder, &binaries, io)?;
+        say("starting the guest at node-a, and its empty place at node-b");
+        let guest = GuestPair::start(&spec.guest, folder, &binaries)?;
+        let mut lab = Self { a, b, guest };
+        lab.attach()?;
+        Ok(lab)
+    }
+
+    fn attach(&mut self) -> Result<(), LabError> {
+        let name = VM.to_owned();
+        let attachment = self.guest.source();
+        self.a.ask(&Request::AttachVm {
+            name: name.clone(),
+            attachment,
+        })?;
+        let attachment = self.guest.destination();
+        self.b.ask(&Request::AttachVm { name, attachment })?;
+        Ok(())
+    }
+
+    /// Starts the migration. Returns its id.
+    ///
+    /// # Errors
+    /// The source node's refusal.
+    pub fn migrate(&mut self, settings: &TransferSettings) -> Result<MigrationId, LabError> {
+        let request = Request::Migrate {
+            vm: VM.into(),
+            to: self.b.address().to_owned(),
+            settings: settings.clone(),
+            dry_run: false,
+        };
+        match self.a.ask(&request)? {
+            Reply::Started { id } => Ok(id),
+            other => Err(LabError::Start {
+                what: "migration".into(),
+                detail: format!("{other:?}"),
+            }),
+        }
+    }
+
+    /// The migration as the source sees it.
+    ///
+    /// # Errors
+    /// The source node's refusal.
+    pub fn status(&mut self, id: MigrationId) -> Result<MigrationStatus, LabError> {
+        match self.a.ask(&Request::Status {
+            which: Some(id.to_string()),
+        })? {
+            Reply::Migrations(list) if !list.is_empty() => Ok(list
+                .into_iter()
+                .next_back()
+                .unwrap_or_else(|| unreachable!("not empty"))),
+            other => Err(LabError::Start {
+                what: "status".into(),
+                detail: format!("{other:?}"),
+            }),
+        }
+    }
+
+    /// Moves the guest and lets it look at its memory where it is then.
+    ///
+    /// # Errors
+    /// [`LabError`]; a migration that ends badly is a result, not an error.
+    pub fn run(
+        &mut self,
+        settings: &TransferSettings,
+        watch: &mut dyn FnMut(&MigrationStatus),
+        say: &mut dyn FnMut(&str),
+    ) -> Result<MovedGuest, LabError> {
+        let cpu = self.a.dataplane_cpu_s() + self.b.dataplane_cpu_s();
+        let id = self.migrate(settings)?;
+        let deadline = Instant::now() + MIGRATION_TIME;
+        let mut report = loop {
+            let status = self.status(id)?;
+            watch(&status);
+            if let Some(report) = status.report {
+                break report;
+            }
+            if Instant::now() > deadline {
+                return Err(LabError::Timeout("the migration".into()));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let dataplanes_cpu_s = self.a.dataplane_cpu_s() + self.b.dataplane_cpu_s() - cpu;
+        say("the guest looks at all of its memory");
+        let verdict = if report.result == RunResult::Completed {
+            self.guest.verify_at_destination()?
+        } else {
+            self.guest.verify_at_source()?
+        };
+        report.guest_verified = Some(verdict.is_ok());
+        Ok(MovedGuest {
+            report,
+            guest_says: verdict.err(),
+            dataplanes_cpu_s,
+        })
+    }
+}
