@@ -344,7 +344,7 @@ fn messages_beyond_a_limit_are_refused_both_ways() {
 /// A length that promises gigabytes must not be believed before the bytes are there.
 #[test]
 fn a_lying_length_allocates_nothing() {
-    let mut bytes = encode_control(&common::messages()[0].1).expect("an offer");
+    let mut bytes = encode_control(&messages()[0].1).expect("an offer");
     let name_length = bytes
         .iter()
         .position(|&byte| byte == 7)
