@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use dwcp_api::Attachment;
 use dwcp_testbed::Kind;
 use dwcp_testbed::guests::{GuestKind, GuestOptions, QemuGuest};
+use dwcp_testbed::peers::cpu_seconds;
 use dwcp_testbed::synthetic::SyntheticClient;
 
 use super::{Binaries, LabError};
@@ -133,6 +134,16 @@ impl GuestPair {
             Self::Synthetic { destination, .. } => destination.attachment(),
             Self::Qemu { destination, .. } => destination.attachment(),
         }
+    }
+
+    /// CPU seconds that both VMMs have used.
+    #[must_use]
+    pub fn cpu_s(&self) -> f64 {
+        let pids = match self {
+            Self::Synthetic { source, destination } => [source.child.id(), destination.child.id()],
+            Self::Qemu { source, destination } => [source.guest.pid(), destination.guest.pid()],
+        };
+        pids.into_iter().map(cpu_seconds).sum()
     }
 
     /// Kills the destination's VMM as `kill -9` does.

@@ -41,8 +41,9 @@ pub struct MovedGuest {
     pub report: MigrationReport,
     /// What the guest found, if not well.
     pub guest_says: Option<String>,
-    /// CPU seconds of both data planes during the migration.
-    pub dataplanes_cpu_s: f64,
+    /// CPU seconds of both data planes and of both VMMs during the migration, the guest's own work
+    /// included.
+    pub cpu_s: f64,
 }
 
 impl Lab {
@@ -77,6 +78,10 @@ impl Lab {
         let attachment = self.guest.destination();
         self.b.ask(&Request::AttachVm { name, attachment })?;
         Ok(())
+    }
+
+    fn cpu_s(&self) -> f64 {
+        self.a.dataplane_cpu_s() + self.b.dataplane_cpu_s() + self.guest.cpu_s()
     }
 
     /// Starts the migration. Returns its id.
@@ -128,7 +133,7 @@ impl Lab {
         watch: &mut dyn FnMut(&MigrationStatus),
         say: &mut dyn FnMut(&str),
     ) -> Result<MovedGuest, LabError> {
-        let cpu = self.a.dataplane_cpu_s() + self.b.dataplane_cpu_s();
+        let cpu = self.cpu_s();
         let id = self.migrate(settings)?;
         let deadline = Instant::now() + MIGRATION_TIME;
         let mut report = loop {
@@ -142,7 +147,7 @@ impl Lab {
             }
             std::thread::sleep(Duration::from_millis(20));
         };
-        let dataplanes_cpu_s = self.a.dataplane_cpu_s() + self.b.dataplane_cpu_s() - cpu;
+        let cpu_s = self.cpu_s() - cpu;
         say("the guest looks at all of its memory");
         let verdict = if report.result == RunResult::Completed {
             self.guest.verify_at_destination()?
@@ -153,7 +158,7 @@ impl Lab {
         Ok(MovedGuest {
             report,
             guest_says: verdict.err(),
-            dataplanes_cpu_s,
+            cpu_s,
         })
     }
 }

@@ -1,0 +1,280 @@
+//! `dwcp bench faults`: kill a process at a seeded moment of a migration, restart it as a service
+//! manager would, and see where the guest is.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+use dwcp_api::node::{Reply, Request};
+use dwcp_api::{MigrationId, PhaseName, TransferSettings};
+use dwcp_controlplane::profile;
+use dwcp_testbed::Kind;
+use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, LabNode, Plane, RunSpec};
+use serde::Serialize;
+
+use super::machine::Machine;
+use crate::context::Context;
+use crate::failure::Failure;
+
+const HELP: &str = "One seed decides victim and moment; --seed N --points 1 repeats one. The moment \
+is drawn over a whole migration, measured before the first point.
+
+Examples:
+  dwcp bench faults --points 200
+  dwcp bench faults --guest synthetic --points 500 --json
+  dwcp bench faults --seed 17 --points 1";
+
+/// `dwcp bench faults`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = HELP)]
+pub(crate) struct Args {
+    /// Points: one migration and one kill each.
+    #[arg(long, default_value_t = 20)]
+    points: u64,
+    /// First seed.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// The guest.
+    #[arg(long, value_enum, default_value_t = Guest::Qemu)]
+    guest: Guest,
+    /// RAM of the guest, MiB.
+    #[arg(long, default_value_t = 128)]
+    size_mib: u64,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Guest {
+    Synthetic,
+    Qemu,
+    Linux,
+}
+
+/// Whom a point kills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Victim {
+    SourceDataPlane,
+    SourceControlPlane,
+    DestinationDataPlane,
+    DestinationControlPlane,
+    DestinationVmm,
+}
+
+const VICTIMS: [Victim; 5] = [
+    Victim::SourceDataPlane,
+    Victim::SourceControlPlane,
+    Victim::DestinationDataPlane,
+    Victim::DestinationControlPlane,
+    Victim::DestinationVmm,
+];
+
+/// Where the guest was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Where {
+    Source,
+    Destination,
+    /// Its VMM was killed after the commit: the journals say that the destination owns it.
+    DiedAtDestination,
+    Both,
+    Neither,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Point {
+    seed: u64,
+    victim: Victim,
+    phase: String,
+    after_ms: f64,
+    found: Where,
+    memory: Option<String>,
+    good: bool,
+    note: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Record {
+    schema: &'static str,
+    machine: Machine,
+    points: Vec<Point>,
+}
+
+/// After the killed daemon is back, the guest must run somewhere within this time.
+const SETTLE_TIME: Duration = Duration::from_secs(45);
+
+pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
+    let spec = spec(args)?;
+    let usual_ms = usual_ms(&spec)?;
+    eprintln!("a migration takes {usual_ms:.0} ms here; {} points", args.points);
+    let mut points = vec![];
+    for seed in args.seed..args.seed + args.points {
+        let point = one(&spec, seed, usual_ms)?;
+        eprintln!(
+            "seed {seed}: {:?} killed in {} after {:.0} ms: {:?} {}{}",
+            point.victim,
+            point.phase,
+            point.after_ms,
+            point.found,
+            if point.good { "good" } else { "BAD " },
+            if point.good { "" } else { &point.note }
+        );
+        points.push(point);
+    }
+    let record = Record { schema: "dwcp.bench.faults/1", machine: Machine::here(), points };
+    context.print(&record, || table(&record))?;
+    let bad = record.points.iter().filter(|point| !point.good).count();
+    if bad == 0 {
+        return Ok(());
+    }
+    Err(Failure::other(anyhow::anyhow!("{bad} points ended badly")))
+}
+
+fn spec(args: &Args) -> Result<RunSpec, Failure> {
+    let settings = profile::with_changes(
+        &profile::load("datacenter")?,
+        ["timeouts.peer_silence=3s", "timeouts.connect=2s"],
+    )?;
+    let choice = match args.guest {
+        Guest::Synthetic => GuestChoice::Synthetic,
+        Guest::Qemu => GuestChoice::Qemu,
+        Guest::Linux => GuestChoice::Linux,
+    };
+    let fill_mib = args.size_mib * 55 / 100;
+    let guest = GuestSpec {
+        choice,
+        ram_mib: args.size_mib,
+        fill_mib,
+        hot_mib: 16.min(fill_mib),
+        dirty_pages_per_s: 1000,
+        kind: Kind::Text,
+    };
+    Ok(RunSpec { guest, settings })
+}
+
+fn usual_ms(spec: &RunSpec) -> Result<f64, Failure> {
+    let folder = tempfile::tempdir().map_err(Failure::other)?;
+    let mut lab = Lab::start(spec, folder.path(), &mut |_| {}).map_err(Failure::other)?;
+    let moved = lab.run(&spec.settings, &mut |_| {}, &mut |_| {}).map_err(Failure::other)?;
+    Ok(moved.report.total_ms)
+}
+
+/// splitmix64: a seed is enough to repeat a point.
+fn random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+fn one(spec: &RunSpec, seed: u64, usual_ms: f64) -> Result<Point, Failure> {
+    let mut state = seed;
+    let victim = VICTIMS[(random(&mut state) % VICTIMS.len() as u64) as usize];
+    let share = (random(&mut state) >> 11) as f64 / (1u64 << 53) as f64;
+    // Half of the moments fall into the last fifth: the switchover is short and matters most.
+    let share = if random(&mut state) & 1 == 0 { share } else { 0.8 + share * 0.35 };
+    let delay = Duration::from_secs_f64(usual_ms * share / 1000.0);
+    let folder = tempfile::tempdir().map_err(Failure::other)?;
+    let mut lab = Lab::start(spec, folder.path(), &mut |_| {}).map_err(Failure::other)?;
+    let began = Instant::now();
+    let id = lab.migrate(&spec.settings).map_err(Failure::other)?;
+    std::thread::sleep(delay.saturating_sub(began.elapsed()));
+    let phase = lab.status(id).map_or_else(|_| "unknown".into(), |s| phase_text(s.phase));
+    kill(&mut lab, victim);
+    let after_ms = began.elapsed().as_secs_f64() * 1000.0;
+    lab.a.revive().map_err(Failure::other)?;
+    lab.b.revive().map_err(Failure::other)?;
+    let (found, memory, note) = settle(&mut lab, id, victim, &spec.settings)?;
+    let whole = memory.is_none();
+    let good = match found {
+        Where::Source | Where::Destination => whole,
+        Where::DiedAtDestination => true,
+        Where::Both | Where::Neither => false,
+    };
+    Ok(Point { seed, victim, phase, after_ms, found, memory, good, note })
+}
+
+fn phase_text(phase: PhaseName) -> String {
+    format!("{phase:?}").to_lowercase()
+}
+
+fn kill(lab: &mut Lab, victim: Victim) {
+    match victim {
+        Victim::SourceDataPlane => lab.a.kill(Plane::Data),
+        Victim::SourceControlPlane => lab.a.kill(Plane::Control),
+        Victim::DestinationDataPlane => lab.b.kill(Plane::Data),
+        Victim::DestinationControlPlane => lab.b.kill(Plane::Control),
+        Victim::DestinationVmm => lab.guest.kill_destination(),
+    }
+}
+
+/// Waits until the guest runs on one side and nothing is under way any more.
+fn settle(
+    lab: &mut Lab,
+    id: MigrationId,
+    victim: Victim,
+    _settings: &TransferSettings,
+) -> Result<(Where, Option<String>, String), Failure> {
+    let deadline = Instant::now() + SETTLE_TIME;
+    let mut last = (false, false);
+    while Instant::now() < deadline {
+        last = lab.guest.running();
+        if last == (true, true) {
+            return Ok((Where::Both, None, journals(lab)));
+        }
+        let over = lab.status(id).map_or(true, |status| status.report.is_some());
+        if over && last != (false, false) {
+            break;
+        }
+        if over && victim == Victim::DestinationVmm && owned_there(&mut lab.b) {
+            return Ok((Where::DiedAtDestination, None, journals(lab)));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let (found, verdict) = match last {
+        (true, false) => (Where::Source, lab.guest.verify_at_source()),
+        (false, true) => (Where::Destination, lab.guest.verify_at_destination()),
+        _ => return Ok((Where::Neither, None, journals(lab))),
+    };
+    // It must not start on the other side while it looks at its memory.
+    if lab.guest.running() == (true, true) {
+        return Ok((Where::Both, None, journals(lab)));
+    }
+    Ok((found, verdict.map_err(Failure::other)?.err(), journals(lab)))
+}
+
+fn owned_there(node: &mut LabNode) -> bool {
+    match node.ask(&Request::Ownership) {
+        Ok(Reply::Ownership(list)) => list.iter().any(|vm| vm.owner == "here"),
+        _ => false,
+    }
+}
+
+fn journals(lab: &mut Lab) -> String {
+    let mut out = String::new();
+    for node in [&mut lab.a, &mut lab.b] {
+        if let Ok(Reply::Ownership(list)) = node.ask(&Request::Ownership) {
+            for vm in list {
+                let _ = write!(out, "[epoch {} {}: {}] ", vm.epoch, vm.owner, vm.note);
+            }
+        }
+    }
+    out
+}
+
+fn table(record: &Record) -> String {
+    let mut rows: BTreeMap<(Victim, &str), BTreeMap<Where, u32>> = BTreeMap::new();
+    for point in &record.points {
+        let row = rows.entry((point.victim, &point.phase)).or_default();
+        *row.entry(point.found).or_default() += 1;
+    }
+    let mut out = format!("{}\n\n", record.machine.line());
+    out.push_str("killed                     in phase     guest found at\n");
+    for ((victim, phase), found) in rows {
+        let found: Vec<_> = found.iter().map(|(at, n)| format!("{at:?} {n}")).collect();
+        let _ = writeln!(out, "{:<26} {phase:<12} {}", format!("{victim:?}"), found.join(", "));
+    }
+    let good = record.points.iter().filter(|point| point.good).count();
+    let _ = writeln!(out, "\n{good} of {} points good", record.points.len());
+    out
+}

@@ -1,0 +1,31 @@
+//! `dwcp bench`: the bundled load tools. Each prints a table, or a JSON record with the machine
+//! described.
+
+mod faults;
+mod machine;
+mod peers;
+
+use crate::context::Context;
+use crate::failure::Failure;
+
+/// `dwcp bench`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    which: Which,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Which {
+    /// Move one Linux guest by DWCP and by QEMU's own migration, in turn.
+    Peers(peers::Args),
+    /// Kill daemons and VMMs at seeded moments; the guest must run on exactly one side.
+    Faults(faults::Args),
+}
+
+pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
+    match &args.which {
+        Which::Peers(args) => peers::run(args, context),
+        Which::Faults(args) => faults::run(args, context),
+    }
+}
