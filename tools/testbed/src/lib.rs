@@ -3,11 +3,15 @@
 //! | module        | what                                                                        |
 //! |---------------|-----------------------------------------------------------------------------|
 //! | [`synthetic`] | a process that plays a guest: shared RAM, a known dirty rate, checks itself |
+//! | [`guests`]    | guests in a QEMU: a bare kernel of our own, or Linux with our own init       |
+//! | [`peers`]     | QEMU's own migration of the same guests, measured                           |
 //!
 //! Every guest writes the pages of `dwcp-guest-page` and keeps a table of their generations, so that
 //! it finds a lost, stale, torn or misplaced page by itself after it was moved.
 
 mod channel;
+pub mod guests;
+pub mod peers;
 pub mod synthetic;
 
 pub use dwcp_guest_page::Kind;

@@ -1,0 +1,334 @@
+//! QEMU's own migration, measured: what DWCP is compared with.
+//!
+//! The same guest is moved between two QEMUs over TCP, without anything of ours between them.
+
+use dwcp_qmp::{MigrateInfo, MigrationStatus, QmpClient, QmpError};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+mod wire;
+
+use crate::guests::{
+    Backend, GuestError, GuestKind, GuestOptions, QemuBuilder, QemuGuest, Verdict,
+};
+
+/// A limit that no link reaches, in bytes per second: QEMU's own default would throttle it.
+const BANDWIDTH_UNLIMITED: u64 = 1 << 40;
+
+/// Cache of old pages for xbzrle, bytes.
+const XBZRLE_CACHE_BYTES: u64 = 256 << 20;
+
+/// How long a guest may take to boot and fill its RAM under emulation.
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long a moved guest gets to check all of its RAM.
+const VERIFY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How QEMU moves the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerSystem {
+    /// Pre-copy over one connection.
+    Plain,
+    /// Pre-copy over one main and four page connections.
+    Multifd4,
+    /// The same, compressed with zstd.
+    Multifd4Zstd,
+    /// Pre-copy over one connection, deltas of pages sent before.
+    Xbzrle,
+}
+
+impl PeerSystem {
+    /// All of them, in the order of the reports.
+    pub const ALL: [Self; 4] = [
+        Self::Plain,
+        Self::Multifd4,
+        Self::Multifd4Zstd,
+        Self::Xbzrle,
+    ];
+
+    /// Its name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "qemu-plain",
+            Self::Multifd4 => "qemu-multifd4",
+            Self::Multifd4Zstd => "qemu-multifd4-zstd",
+            Self::Xbzrle => "qemu-xbzrle",
+        }
+    }
+
+    fn capabilities(self) -> &'static [(&'static str, bool)] {
+        match self {
+            Self::Plain => &[("events", true)],
+            Self::Multifd4 | Self::Multifd4Zstd => &[("events", true), ("multifd", true)],
+            Self::Xbzrle => &[("events", true), ("xbzrle", true)],
+        }
+    }
+
+    fn parameters(self, downtime_limit_ms: u64) -> Value {
+        let mut parameters = json!({
+            "max-bandwidth": BANDWIDTH_UNLIMITED,
+            "downtime-limit": downtime_limit_ms,
+        });
+        if matches!(self, Self::Multifd4 | Self::Multifd4Zstd) {
+            parameters["multifd-channels"] = json!(4);
+        }
+        if self == Self::Multifd4Zstd {
+            parameters["multifd-compression"] = json!("zstd");
+        }
+        if self == Self::Xbzrle {
+            parameters["xbzrle-cache-size"] = json!(XBZRLE_CACHE_BYTES);
+        }
+        parameters
+    }
+}
+
+/// What is moved, and how far.
+#[derive(Debug, Clone)]
+pub struct PeerOptions {
+    /// For sockets and logs.
+    pub folder: PathBuf,
+    /// Which guest.
+    pub guest: GuestKind,
+    /// What the guest does.
+    pub load: GuestOptions,
+    /// Its RAM.
+    pub memory_mib: u64,
+    /// What its RAM is made of; private as QEMU makes it by itself, unless compared otherwise.
+    pub backend: Backend,
+    /// QEMU's `downtime-limit`.
+    pub downtime_limit_ms: u64,
+    /// How long the migration may take before it is given up.
+    pub timeout: Duration,
+    /// Where the destination listens.
+    pub address: String,
+    /// What the source's QEMU is started by (`ip netns exec A`), none by default.
+    pub source_prefix: Vec<String>,
+    /// What the destination's QEMU is started by.
+    pub destination_prefix: Vec<String>,
+}
+
+impl PeerOptions {
+    /// A bare guest of 512 MiB over loopback, logs in `folder`.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self {
+            folder: folder.into(),
+            guest: GuestKind::Bare,
+            load: GuestOptions {
+                fill_mib: 300,
+                hot_mib: 50,
+                ..GuestOptions::default()
+            },
+            memory_mib: 512,
+            backend: Backend::Private,
+            downtime_limit_ms: 300,
+            timeout: Duration::from_secs(150),
+            address: "127.0.0.1".into(),
+            source_prefix: Vec::new(),
+            destination_prefix: Vec::new(),
+        }
+    }
+}
+
+/// One measured migration.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PeerRun {
+    /// [`PeerSystem::name`].
+    pub system: &'static str,
+    /// Version of the QEMU.
+    pub qemu: String,
+    /// From the command to the guest running at the destination and the source done.
+    pub total_ms: f64,
+    /// From STOP at the source to RESUME at the destination, by the events' timestamps.
+    pub downtime_ms: f64,
+    /// QEMU's own figure, which ends when the last byte entered the socket buffer.
+    pub qemu_downtime_ms: Option<u64>,
+    /// Bytes that the destination received over TCP, by the kernel's count.
+    pub wire_bytes: u64,
+    /// Bytes by QEMU's counters; 7.2 counts compressed pages by their size before compression.
+    pub qemu_wire_bytes: u64,
+    /// RAM of the guest.
+    pub ram_bytes: u64,
+    /// Times QEMU read the dirty bitmap.
+    pub rounds: u64,
+    /// Processor time of both QEMUs during the migration, the guest's own work included.
+    pub cpu_s: f64,
+    /// Whether the guest checked all of its RAM at the destination and found nothing wrong.
+    pub guest_verified: bool,
+    /// The guest's account.
+    pub guest: Verdict,
+}
+
+/// Why there is no measurement.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeerError {
+    /// The guests did not run.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// QEMU's monitor.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    /// The migration ended otherwise than completed.
+    #[error("The migration is {status:?} after {after:?}: {detail}")]
+    NotCompleted {
+        /// Where it stood.
+        status: MigrationStatus,
+        /// Since its start.
+        after: Duration,
+        /// QEMU's reason.
+        detail: String,
+    },
+    /// The destination listens nowhere.
+    #[error("The destination does not say where it listens: {detail}")]
+    NoAddress {
+        /// What it said.
+        detail: String,
+    },
+}
+
+/// A source that runs and a destination that waits.
+struct Pair {
+    source: QemuGuest,
+    destination: QemuGuest,
+    source_qmp: QmpClient,
+    destination_qmp: QmpClient,
+}
+
+/// Moves a guest by `system` and measures it.
+///
+/// # Errors
+/// [`PeerError::NotCompleted`] also when the time is up.
+pub fn run_peer(system: PeerSystem, options: &PeerOptions) -> Result<PeerRun, PeerError> {
+    let mut pair = start(system, options)?;
+    pair.destination_qmp
+        .migrate_incoming(&format!("tcp:{}:0", options.address))?;
+    let port = listening_port(&pair.destination_qmp.query_migrate()?)?;
+    let uri = format!("tcp:{}:{port}", options.address);
+
+    let meter = wire::WireMeter::start(pair.destination.pid());
+    let cpu_before = pair.cpu_seconds();
+    let begin = Instant::now();
+    pair.source_qmp.migrate(&uri)?;
+    let info = pair
+        .source_qmp
+        .wait_migrate(|info| info.status.is_final(), options.timeout);
+    let info = completed(info, begin, options.timeout)?;
+    let stop = pair.source_qmp.wait_event_named("STOP", options.timeout)?;
+    let resume = pair
+        .destination_qmp
+        .wait_event_named("RESUME", options.timeout)?;
+    let total = begin.elapsed();
+    let cpu_s = pair.cpu_seconds() - cpu_before;
+    let received = meter.and_then(wire::WireMeter::finish);
+
+    let guest = pair
+        .destination
+        .verify_against(pair.source.serial(), VERIFY_TIMEOUT);
+    let ram = info.ram.unwrap_or_default();
+    Ok(PeerRun {
+        system: system.name(),
+        qemu: pair.source_qmp.version().to_string(),
+        total_ms: total.as_secs_f64() * 1e3,
+        downtime_ms: resume.timestamp_us.saturating_sub(stop.timestamp_us) as f64 / 1e3,
+        qemu_downtime_ms: info.downtime,
+        wire_bytes: received.unwrap_or(ram.transferred),
+        qemu_wire_bytes: ram.transferred,
+        ram_bytes: options.memory_mib << 20,
+        rounds: ram.dirty_sync_count,
+        cpu_s,
+        guest_verified: guest.ok && guest.full_pass,
+        guest,
+    })
+}
+
+fn start(system: PeerSystem, options: &PeerOptions) -> Result<Pair, PeerError> {
+    let builder = |role: &str, prefix: &[String]| -> QemuBuilder {
+        QemuGuest::builder(&format!("{}-{role}", system.name()), &options.folder)
+            .guest(options.guest)
+            .options(options.load)
+            .memory_mib(options.memory_mib)
+            .backend(options.backend.clone())
+            .prefix(prefix)
+    };
+    let mut source = builder("source", &options.source_prefix).spawn()?;
+    source.wait_ready(READY_TIMEOUT)?;
+    source.wait_ticks(2, READY_TIMEOUT)?;
+    let mut destination = builder("destination", &options.destination_prefix)
+        .incoming()
+        .spawn()?;
+    let mut source_qmp = source.qmp()?;
+    let mut destination_qmp = destination.qmp()?;
+    for qmp in [&mut source_qmp, &mut destination_qmp] {
+        qmp.set_migration_capabilities(system.capabilities())?;
+        qmp.migrate_set_parameters(system.parameters(options.downtime_limit_ms))?;
+    }
+    Ok(Pair {
+        source,
+        destination,
+        source_qmp,
+        destination_qmp,
+    })
+}
+
+fn completed(
+    info: Result<MigrateInfo, QmpError>,
+    begin: Instant,
+    timeout: Duration,
+) -> Result<MigrateInfo, PeerError> {
+    match info {
+        Ok(info) if info.status == MigrationStatus::Completed => Ok(info),
+        Ok(info) => Err(PeerError::NotCompleted {
+            status: info.status,
+            after: begin.elapsed(),
+            detail: info.error_desc.unwrap_or_else(|| "no reason given".into()),
+        }),
+        // Still going when the time was up; a monitor that does not answer is another matter.
+        Err(QmpError::Timeout { during, .. }) if begin.elapsed() >= timeout => {
+            Err(PeerError::NotCompleted {
+                status: MigrationStatus::Active,
+                after: begin.elapsed(),
+                detail: during,
+            })
+        }
+        Err(other) => Err(other.into()),
+    }
+}
+
+fn listening_port(info: &MigrateInfo) -> Result<u16, PeerError> {
+    let port = info
+        .socket_address
+        .first()
+        .and_then(|address| address["port"].as_str());
+    port.and_then(|port| port.parse().ok())
+        .ok_or_else(|| PeerError::NoAddress {
+            detail: json!(info.socket_address).to_string(),
+        })
+}
+
+impl Pair {
+    fn cpu_seconds(&self) -> f64 {
+        cpu_seconds(self.source.pid()) + cpu_seconds(self.destination.pid())
+    }
+}
+
+/// Processor time that a process has used, user and system, all threads; 0 when it is gone.
+#[must_use]
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name, in parentheses, may hold spaces; user and system time are fields 14 and 15.
+    let fields = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks: u64 = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|n| n.parse::<u64>().ok())
+        .sum();
+    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)
+        .ok()
+        .flatten();
+    ticks as f64 / per_second.unwrap_or(100).max(1) as f64
+}
