@@ -1,0 +1,275 @@
+//! The destination: Idle → Negotiate → Setup → Precopy → Switchover → Handover → an end.
+//!
+//! Here: the states, and what holds in all of them. What is particular to a phase is in its file.
+
+mod commit;
+mod events;
+mod receive;
+
+use commit::{committed, committing, ended, refuse_for_good};
+use receive::{negotiate, receiving, switchover};
+
+pub use events::{DestinationAction, DestinationConfig, DestinationEvent};
+
+use dwcp_wire::{AbortCode, Control, Offer, PageRange, RoundSummary};
+
+use crate::phase::{Phase, is_transition_valid};
+use crate::source::{floor_char, message_name};
+use crate::{Ending, Instant, JournalEntry, Outcome};
+
+/// The destination's machine.
+#[derive(Debug)]
+pub struct Destination {
+    state: State,
+    silence_ns: u64,
+    heard: Option<Instant>,
+    spoke: Instant,
+}
+
+#[derive(Debug)]
+enum State {
+    Idle,
+    Negotiate(Offer),
+    Setup(Offer),
+    Precopy(Receiving),
+    Switchover(Receiving),
+    Committing(Commit),
+    /// The commit could not be written, or nobody knows: it is being revoked.
+    Refusing(Refusing),
+    Committed(Running),
+    Ended(Phase, Owner),
+}
+
+impl State {
+    const fn aborted(refused: bool) -> Self {
+        Self::Ended(Phase::Aborted, Owner::Source { refused })
+    }
+}
+
+/// What an end answers when the source asks who owns the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    /// This node does.
+    Here,
+    /// The source does, and this node never will by this migration.
+    Source {
+        /// The refusal was given to the journal; once is enough, however often somebody asks.
+        refused: bool,
+    },
+    /// Neither the commit nor its refusal is known to be durable. Nobody is answered and the guest
+    /// stays paused until the refusal is written, or a restart reads what the journal holds.
+    Unknown,
+}
+
+/// Both halves of a round: what the source says it sent, and what was applied here.
+#[derive(Debug)]
+struct Receiving {
+    offer: Offer,
+    ended: Option<RoundEnd>,
+    applied: Option<Applied>,
+    proven: bool,
+    loaded: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct RoundEnd {
+    round: u32,
+    sent: RoundSummary,
+    paused: bool,
+    root: u128,
+}
+
+#[derive(Debug)]
+struct Applied {
+    round: u32,
+    applied: RoundSummary,
+    suspects: Vec<PageRange>,
+    root: u128,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Commit {
+    epoch: u64,
+    asked: bool,
+}
+
+/// The guest is being run.
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    epoch: u64,
+    failures: u32,
+    again: bool,
+}
+
+#[derive(Debug)]
+struct Refusing {
+    asked: bool,
+    reason: String,
+}
+
+type Actions = Vec<DestinationAction>;
+
+impl Destination {
+    /// A destination that waits for an offer.
+    #[must_use]
+    pub const fn new(config: DestinationConfig) -> Self {
+        Self {
+            state: State::Idle,
+            silence_ns: config.silence_ns,
+            heard: None,
+            spoke: Instant(0),
+        }
+    }
+
+    /// Phase for people and for the transition table.
+    #[must_use]
+    pub const fn phase(&self) -> Phase {
+        match &self.state {
+            State::Idle => Phase::Idle,
+            State::Negotiate(_) => Phase::Negotiate,
+            State::Setup(_) => Phase::Setup,
+            State::Precopy(_) => Phase::Precopy,
+            State::Switchover(_) => Phase::Switchover,
+            State::Committing(_) | State::Refusing(_) | State::Committed(_) => Phase::Handover,
+            State::Ended(phase, _) => *phase,
+        }
+    }
+
+    /// Takes an event and says what to do.
+    #[must_use]
+    pub fn on_event(&mut self, now: Instant, event: DestinationEvent) -> Actions {
+        let before = self.phase();
+        if let DestinationEvent::Peer(message) = &event {
+            self.heard = Some(now);
+            if let Control::Offer(offer) = message {
+                self.silence_ns = u64::from(offer.peer_silence_ms) * 1_000_000;
+            }
+        }
+        let state = std::mem::replace(&mut self.state, State::Ended(before, Owner::Unknown));
+        let (next, actions) = self.step(now, state, event);
+        self.state = next;
+        let after = self.phase();
+        assert!(
+            is_transition_valid(before, after),
+            "destination {before:?} -> {after:?}"
+        );
+        if actions
+            .iter()
+            .any(|action| matches!(action, DestinationAction::Send(_)))
+        {
+            self.spoke = now;
+        }
+        actions
+    }
+
+    fn step(&self, now: Instant, state: State, event: DestinationEvent) -> (State, Actions) {
+        match (state, event) {
+            (State::Ended(phase, owner), event) => ended(phase, owner, &event),
+            (State::Committing(commit), event) => committing(commit, event),
+            (State::Refusing(refusing), event) => refusing.on_event(event),
+            (State::Committed(commit), event) => committed(commit, event),
+            (state, DestinationEvent::OwnerQuery) => refuse_for_good(&state),
+            (state, DestinationEvent::Cancel) => give_up(
+                &state,
+                AbortCode::Cancelled,
+                "cancelled by the operator".into(),
+            ),
+            (state, DestinationEvent::Failed(code, reason)) => give_up(&state, code, reason),
+            (state, DestinationEvent::PeerLost(reason)) => abandon(&state, reason, vec![]),
+            (state, DestinationEvent::Peer(Control::Abort { reason, .. })) => {
+                abandon(&state, format!("source gave up: {reason}"), vec![])
+            }
+            (state, DestinationEvent::Peer(Control::Alive)) => (state, vec![]),
+            (state, DestinationEvent::Tick) => self.tick(now, state),
+            (State::Idle, DestinationEvent::Peer(Control::Offer(offer))) => {
+                let prepare = DestinationAction::PrepareVm(offer.clone());
+                (State::Negotiate(offer), vec![prepare])
+            }
+            (State::Negotiate(offer), event) => negotiate(offer, event),
+            (State::Setup(offer), DestinationEvent::StreamsJoined) => {
+                let receiving = Receiving::new(offer);
+                (
+                    State::Precopy(receiving),
+                    vec![DestinationAction::Send(Control::Ready)],
+                )
+            }
+            (State::Precopy(at), DestinationEvent::Peer(Control::SwitchoverStart)) => {
+                (State::Switchover(at), vec![])
+            }
+            (State::Precopy(at), event) => receiving(at, event, State::Precopy),
+            (State::Switchover(at), event) => switchover(at, event),
+            (state @ (State::Idle | State::Setup(_)), event) => unexpected(&state, &event),
+        }
+    }
+
+    fn tick(&self, now: Instant, state: State) -> (State, Actions) {
+        let Some(heard) = self.heard else {
+            return (state, vec![]);
+        };
+        let silent = now.since(heard);
+        if silent > self.silence_ns {
+            let reason = format!("source silent for {} ms", silent / 1_000_000);
+            return give_up(&state, AbortCode::Connection, reason);
+        }
+        let due = now.since(self.spoke) > self.silence_ns / 4;
+        (
+            state,
+            if due {
+                vec![DestinationAction::Send(Control::Alive)]
+            } else {
+                vec![]
+            },
+        )
+    }
+}
+
+impl Receiving {
+    const fn new(offer: Offer) -> Self {
+        Self {
+            offer,
+            ended: None,
+            applied: None,
+            proven: false,
+            loaded: false,
+        }
+    }
+}
+
+fn unexpected(state: &State, event: &DestinationEvent) -> (State, Actions) {
+    let reason = match event {
+        DestinationEvent::Peer(message) => format!("unexpected message {}", message_name(message)),
+        event => format!("event out of place: {event:?}"),
+    };
+    give_up(state, AbortCode::Protocol, reason)
+}
+
+/// Tells the source and discards what came.
+fn give_up(state: &State, code: AbortCode, reason: String) -> (State, Actions) {
+    let tell = tell_abort(code, &reason);
+    abandon(state, reason, vec![tell])
+}
+
+/// The message that gives up, its reason cut to what may be sent.
+fn tell_abort(code: AbortCode, reason: &str) -> DestinationAction {
+    let most = floor_char(reason, dwcp_wire::limits::REASON_BYTES_MAX);
+    let reason = reason[..most].to_owned();
+    DestinationAction::Send(Control::Abort { code, reason })
+}
+
+/// Discards what came. Only ever called before the commit.
+fn abandon(state: &State, reason: String, tell: Actions) -> (State, Actions) {
+    let mut actions = vec![];
+    if !matches!(state, State::Idle) {
+        actions.push(DestinationAction::DiscardVm);
+    }
+    // Told only after the guest cannot run here any more: the source resumes it at once.
+    actions.extend(tell);
+    actions.push(DestinationAction::Journal(JournalEntry::Aborted {
+        reason: reason.clone(),
+    }));
+    actions.push(DestinationAction::Finish(Outcome::new(
+        Ending::Aborted,
+        reason,
+    )));
+    (State::aborted(false), actions)
+}

@@ -1,0 +1,291 @@
+//! The source: Idle → Negotiate → Setup → Precopy → Switchover → Handover → an end.
+//!
+//! Here: the states, and what holds in all of them. What is particular to a phase is in its file.
+
+mod events;
+mod handover;
+mod precopy;
+mod switchover;
+
+pub use events::{RoundMeasure, SourceAction, SourceConfig, SourceEvent};
+
+use dwcp_wire::{AbortCode, Control, PageRange};
+
+use crate::phase::{Phase, is_transition_valid};
+use crate::{Ending, Instant, JournalEntry, Outcome};
+
+/// Rounds while the guest is paused: what was suspect, or what a tracker missed, is sent again so
+/// often before the guest is given back.
+pub const TRIES_WHILE_PAUSED_MAX: u32 = 4;
+
+/// So often a VMM is asked to run the guest again, once per tick, before it is said to stand.
+pub const RESUME_TRIES_MAX: u32 = 5;
+
+/// Time between questions to a destination that does not answer.
+const QUERY_INTERVAL_NS: u64 = 1_000_000_000;
+
+/// The source's machine.
+#[derive(Debug)]
+pub struct Source {
+    config: SourceConfig,
+    state: State,
+    heard: Option<Instant>,
+    spoke: Instant,
+}
+
+#[derive(Debug)]
+enum State {
+    Idle,
+    Negotiate,
+    Setup(Setup),
+    Precopy(Precopy),
+    Switchover(Switchover),
+    Handover(Handover),
+    Resuming(Resuming),
+    Ended(Phase),
+}
+
+#[derive(Debug, Default)]
+struct Setup {
+    armed: bool,
+    streams: bool,
+    ready: bool,
+}
+
+#[derive(Debug)]
+struct Precopy {
+    round: u32,
+    began: Instant,
+    measure: Option<RoundMeasure>,
+    pages_before: u64,
+}
+
+#[derive(Debug)]
+struct Switchover {
+    round: u32,
+    tries: u32,
+    again: Vec<PageRange>,
+    prepared: bool,
+    paused: bool,
+    measure: Option<RoundMeasure>,
+    /// The round's end was sent: its report may come.
+    ended: bool,
+    /// The tracker missed writes: the next round compares all of RAM.
+    missed: bool,
+    device_asked: bool,
+    device_sent: bool,
+    device_loaded: bool,
+    proven: bool,
+}
+
+#[derive(Debug)]
+struct Resuming {
+    outcome: Outcome,
+    failures: u32,
+    /// The VMM failed a command; whether it was the resume or an older one is not known.
+    again: bool,
+}
+
+#[derive(Debug)]
+struct Handover {
+    epoch: u64,
+    asked: Option<Instant>,
+    committed: bool,
+}
+
+type Actions = Vec<SourceAction>;
+
+impl Source {
+    /// A source that has not begun.
+    #[must_use]
+    pub const fn new(config: SourceConfig) -> Self {
+        Self {
+            config,
+            state: State::Idle,
+            heard: None,
+            spoke: Instant(0),
+        }
+    }
+
+    /// Phase for people and for the transition table.
+    #[must_use]
+    pub const fn phase(&self) -> Phase {
+        match &self.state {
+            State::Idle => Phase::Idle,
+            State::Negotiate => Phase::Negotiate,
+            State::Setup(_) => Phase::Setup,
+            State::Precopy(_) => Phase::Precopy,
+            State::Switchover(_) => Phase::Switchover,
+            State::Handover(_) => Phase::Handover,
+            State::Resuming(_) => Phase::Aborted,
+            State::Ended(phase) => *phase,
+        }
+    }
+
+    /// Whether handover was sent and its answer is not known, the connection being lost.
+    #[must_use]
+    pub const fn is_in_doubt(&self) -> bool {
+        matches!(
+            &self.state,
+            State::Handover(Handover {
+                asked: Some(_),
+                committed: false,
+                ..
+            })
+        )
+    }
+
+    /// Takes an event and says what to do.
+    #[must_use]
+    pub fn on_event(&mut self, now: Instant, event: SourceEvent) -> Actions {
+        let before = self.phase();
+        if matches!(event, SourceEvent::Peer(_) | SourceEvent::Connected) {
+            self.heard = Some(now);
+        }
+        let state = std::mem::replace(&mut self.state, State::Ended(before));
+        let (next, actions) = self.step(now, state, event);
+        self.state = next;
+        let after = self.phase();
+        assert!(
+            is_transition_valid(before, after),
+            "source {before:?} -> {after:?}"
+        );
+        if actions
+            .iter()
+            .any(|action| matches!(action, SourceAction::Send(_)))
+        {
+            self.spoke = now;
+        }
+        actions
+    }
+
+    fn step(&self, now: Instant, state: State, event: SourceEvent) -> (State, Actions) {
+        match (state, event) {
+            (State::Ended(phase), _) => (State::Ended(phase), vec![]),
+            (State::Resuming(resuming), event) => resuming.on_event(&event),
+            (State::Handover(handover), event) => self.handover(now, handover, event),
+            (State::Idle, SourceEvent::Start) => (State::Negotiate, vec![SourceAction::Connect]),
+            (state, SourceEvent::Cancel) => self.give_up(
+                &state,
+                AbortCode::Cancelled,
+                "cancelled by the operator".into(),
+            ),
+            (state, SourceEvent::Failed(code, reason)) => self.give_up(&state, code, reason),
+            (state, SourceEvent::PeerLost(reason)) => {
+                self.give_up(&state, AbortCode::Connection, reason)
+            }
+            (state, SourceEvent::Peer(Control::Abort { reason, .. })) => {
+                self.give_back(&state, format!("destination gave up: {reason}"), vec![])
+            }
+            (state, SourceEvent::Peer(Control::Alive)) => (state, vec![]),
+            (state, SourceEvent::Tick) => self.tick(now, state),
+            (State::Negotiate, event) => self.negotiate(event),
+            (State::Setup(setup), event) => self.setup(now, setup, event),
+            (State::Precopy(precopy), event) => self.precopy(now, precopy, event),
+            (State::Switchover(switchover), event) => self.switchover(switchover, event),
+            (state @ State::Idle, event) => self.unexpected(&state, &event),
+        }
+    }
+
+    fn tick(&self, now: Instant, state: State) -> (State, Actions) {
+        if matches!(state, State::Idle) {
+            return (state, vec![]);
+        }
+        let silence = self.config.silence_ns;
+        let silent = self.silent_ns(now);
+        if silent > silence {
+            let reason = format!("destination silent for {} ms", silent / 1_000_000);
+            return self.give_up(&state, AbortCode::Connection, reason);
+        }
+        let due = self.heard.is_some() && now.since(self.spoke) > silence / 4;
+        (
+            state,
+            if due {
+                vec![SourceAction::Send(Control::Alive)]
+            } else {
+                vec![]
+            },
+        )
+    }
+
+    /// Time since the destination was heard, 0 before it ever was.
+    fn silent_ns(&self, now: Instant) -> u64 {
+        self.heard.map_or(0, |heard| now.since(heard))
+    }
+
+    fn unexpected(&self, state: &State, event: &SourceEvent) -> (State, Actions) {
+        let reason = match event {
+            SourceEvent::Peer(message) => format!("unexpected message {}", message_name(message)),
+            event => format!("event out of place: {event:?}"),
+        };
+        self.give_up(state, AbortCode::Protocol, reason)
+    }
+
+    /// Tells the destination and gives the guest back.
+    fn give_up(&self, state: &State, code: AbortCode, reason: String) -> (State, Actions) {
+        let most = floor_char(&reason, dwcp_wire::limits::REASON_BYTES_MAX);
+        let told = reason[..most].to_owned();
+        let tell = SourceAction::Send(Control::Abort { code, reason: told });
+        let actions = if matches!(state, State::Idle) {
+            vec![]
+        } else {
+            vec![tell]
+        };
+        self.give_back(state, reason, actions)
+    }
+
+    /// Gives the guest back to itself. Only ever called when the destination cannot own it.
+    fn give_back(&self, state: &State, reason: String, mut actions: Actions) -> (State, Actions) {
+        let outcome = Outcome::new(Ending::Aborted, reason);
+        if matches!(state, State::Idle | State::Negotiate) {
+            let entry = JournalEntry::Aborted {
+                reason: outcome.reason.clone(),
+            };
+            actions.push(SourceAction::Journal(entry));
+            actions.push(SourceAction::Finish(outcome));
+            return (State::Ended(Phase::Aborted), actions);
+        }
+        actions.push(SourceAction::ResumeVm);
+        let resuming = Resuming {
+            outcome,
+            failures: 0,
+            again: false,
+        };
+        (State::Resuming(resuming), actions)
+    }
+}
+
+const fn start_round(round: u32, again: Vec<PageRange>, everything: bool) -> SourceAction {
+    SourceAction::StartRound {
+        round,
+        again,
+        everything,
+    }
+}
+
+pub(crate) const fn message_name(message: &Control) -> &'static str {
+    match message {
+        Control::Offer(_) => "Offer",
+        Control::Accept { .. } => "Accept",
+        Control::Refuse { .. } => "Refuse",
+        Control::Ready => "Ready",
+        Control::RoundEnd { .. } => "RoundEnd",
+        Control::RoundReport { .. } => "RoundReport",
+        Control::SwitchoverStart => "SwitchoverStart",
+        Control::DeviceLoaded => "DeviceLoaded",
+        Control::Handover { .. } => "Handover",
+        Control::Committed { .. } => "Committed",
+        Control::Resumed => "Resumed",
+        Control::Abort { .. } => "Abort",
+        Control::OwnerQuery { .. } => "OwnerQuery",
+        Control::OwnerAnswer { .. } => "OwnerAnswer",
+        Control::Alive => "Alive",
+    }
+}
+
+pub(crate) fn floor_char(text: &str, most: usize) -> usize {
+    (0..=most.min(text.len()))
+        .rev()
+        .find(|&at| text.is_char_boundary(at))
+        .unwrap_or(0)
+}

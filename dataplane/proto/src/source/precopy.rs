@@ -1,0 +1,194 @@
+//! Negotiate, Setup, Precopy: the guest runs, rounds follow each other.
+
+use dwcp_wire::limits::PAGE_BYTES;
+use dwcp_wire::{AbortCode, Control, PageRange, RoundSummary};
+
+use super::{
+    Actions, Precopy, RoundMeasure, Setup, Source, SourceAction, SourceEvent, State, Switchover,
+    start_round,
+};
+use crate::{Instant, JournalEntry, RoundDecision, RoundInput, decide_round};
+
+impl Source {
+    pub(super) fn negotiate(&self, event: SourceEvent) -> (State, Actions) {
+        match event {
+            SourceEvent::Connected => {
+                let offer = Control::Offer(self.config.offer.clone());
+                (State::Negotiate, vec![SourceAction::Send(offer)])
+            }
+            SourceEvent::Peer(Control::Accept { .. }) if self.config.offer.dry_run => {
+                let reason = "dry run: both nodes agree, nothing was moved".to_owned();
+                self.give_up(&State::Negotiate, AbortCode::DryRun, reason)
+            }
+            SourceEvent::Peer(Control::Accept { token, streams }) => {
+                if streams > self.config.offer.streams {
+                    let reason = format!("destination grants {streams} streams unasked");
+                    return self.give_up(&State::Negotiate, AbortCode::Protocol, reason);
+                }
+                let actions = vec![
+                    SourceAction::ArmTracker,
+                    SourceAction::OpenStreams { token, streams },
+                ];
+                (State::Setup(Setup::default()), actions)
+            }
+            SourceEvent::Peer(Control::Refuse { reason, .. }) => {
+                let reason = format!("destination refused: {reason}");
+                self.give_back(&State::Negotiate, reason, vec![])
+            }
+            event => self.unexpected(&State::Negotiate, &event),
+        }
+    }
+
+    pub(super) fn setup(
+        &self,
+        now: Instant,
+        mut setup: Setup,
+        event: SourceEvent,
+    ) -> (State, Actions) {
+        match event {
+            SourceEvent::TrackerArmed => setup.armed = true,
+            SourceEvent::StreamsOpen => setup.streams = true,
+            SourceEvent::Peer(Control::Ready) => setup.ready = true,
+            event => return self.unexpected(&State::Setup(setup), &event),
+        }
+        if !(setup.armed && setup.streams && setup.ready) {
+            return (State::Setup(setup), vec![]);
+        }
+        let precopy = Precopy {
+            round: 0,
+            began: now,
+            measure: None,
+            pages_before: 0,
+        };
+        (State::Precopy(precopy), vec![start_round(0, vec![], false)])
+    }
+
+    pub(super) fn precopy(
+        &self,
+        now: Instant,
+        mut precopy: Precopy,
+        event: SourceEvent,
+    ) -> (State, Actions) {
+        match event {
+            SourceEvent::RoundSent(measure) => {
+                precopy.measure = Some(measure);
+                let end = Control::RoundEnd {
+                    round: precopy.round,
+                    sent: measure.sent,
+                    paused: false,
+                    root: measure.root,
+                };
+                (State::Precopy(precopy), vec![SourceAction::Send(end)])
+            }
+            SourceEvent::Peer(Control::RoundReport {
+                round,
+                applied,
+                suspects,
+                root,
+                ..
+            }) if round == precopy.round && precopy.measure.is_some() => {
+                let measure = precopy.measure.unwrap_or_default();
+                match self.check_report(&measure, applied, &suspects, root) {
+                    Ok(()) => self.round_reported(now, precopy, suspects),
+                    Err(reason) => {
+                        self.give_up(&State::Precopy(precopy), AbortCode::Protocol, reason)
+                    }
+                }
+            }
+            event => self.unexpected(&State::Precopy(precopy), &event),
+        }
+    }
+
+    pub(super) fn round_reported(
+        &self,
+        now: Instant,
+        precopy: Precopy,
+        suspects: Vec<PageRange>,
+    ) -> (State, Actions) {
+        let measure = precopy.measure.unwrap_or_default();
+        let input = RoundInput {
+            round: precopy.round,
+            pages: measure.pages,
+            pages_before: precopy.pages_before,
+            round_ns: now.since(precopy.began),
+            dirty_ns: measure.dirty_ns,
+            wire_bytes: measure.sent.wire_bytes,
+            suspects: suspects.iter().map(|range| u64::from(range.count)).sum(),
+        };
+        let round = precopy.round + 1;
+        match decide_round(&input, &self.config.limits) {
+            RoundDecision::Continue => {
+                let next = Precopy {
+                    round,
+                    began: now,
+                    measure: None,
+                    pages_before: measure.pages,
+                };
+                (
+                    State::Precopy(next),
+                    vec![start_round(round, suspects, false)],
+                )
+            }
+            RoundDecision::Switchover => {
+                let next = Switchover {
+                    round,
+                    tries: 0,
+                    again: suspects,
+                    prepared: false,
+                    paused: false,
+                    measure: None,
+                    ended: false,
+                    missed: false,
+                    device_asked: false,
+                    device_sent: false,
+                    device_loaded: false,
+                    proven: false,
+                };
+                // Durable while the guest still runs, so that the pause does not pay for it.
+                (
+                    State::Switchover(next),
+                    vec![SourceAction::Journal(JournalEntry::Prepared)],
+                )
+            }
+            RoundDecision::Abort => {
+                let reason = format!(
+                    "not converging: {} pages dirtied during round {}, limit {} rounds",
+                    measure.pages, precopy.round, self.config.limits.rounds_max
+                );
+                self.give_up(&State::Precopy(precopy), AbortCode::NotConverging, reason)
+            }
+        }
+    }
+
+    /// What the destination asserts, asserted here too: it may be given a guest for it.
+    pub(super) fn check_report(
+        &self,
+        measure: &RoundMeasure,
+        applied: RoundSummary,
+        suspects: &[PageRange],
+        root: u128,
+    ) -> Result<(), String> {
+        if applied != measure.sent {
+            return Err(format!(
+                "destination applied {applied:?}, sent were {:?}",
+                measure.sent
+            ));
+        }
+        if suspects.is_empty() && root != measure.root {
+            return Err(format!(
+                "destination reports root {root:032x}, sent was {:032x}",
+                measure.root
+            ));
+        }
+        let ram = &self.config.offer.ram;
+        let is_inside = |range: &&PageRange| {
+            let end = u64::from(range.page) + u64::from(range.count);
+            let block = ram.get(range.ram_block as usize);
+            block.is_some_and(|block| end <= block.bytes / PAGE_BYTES as u64)
+        };
+        match suspects.iter().find(|range| !is_inside(range)) {
+            None => Ok(()),
+            Some(range) => Err(format!("destination reports {range:?}, outside of RAM")),
+        }
+    }
+}

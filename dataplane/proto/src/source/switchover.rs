@@ -1,0 +1,124 @@
+//! Switchover: the guest stands. Last pages, the proof, device state.
+
+use dwcp_wire::{AbortCode, Control, PageRange};
+
+use super::{
+    Actions, Handover, Source, SourceAction, SourceEvent, State, Switchover,
+    TRIES_WHILE_PAUSED_MAX, start_round,
+};
+use crate::JournalEntry;
+
+impl Source {
+    pub(super) fn switchover(&self, mut at: Switchover, event: SourceEvent) -> (State, Actions) {
+        let mut actions = vec![];
+        match event {
+            SourceEvent::Journaled(JournalEntry::Prepared) if !at.prepared => {
+                at.prepared = true;
+                actions.push(SourceAction::Send(Control::SwitchoverStart));
+                actions.push(SourceAction::PauseVm);
+            }
+            SourceEvent::Paused if at.prepared && !at.paused => {
+                at.paused = true;
+                actions.push(start_round(at.round, std::mem::take(&mut at.again), false));
+            }
+            SourceEvent::RoundSent(measure) if at.paused && at.measure.is_none() => {
+                at.measure = Some(measure);
+                actions.push(SourceAction::ReadSample);
+            }
+            SourceEvent::SampleRead { missed } if at.measure.is_some() && !at.ended => {
+                return sample_read(at, missed);
+            }
+            SourceEvent::Peer(report @ Control::RoundReport { round, .. })
+                if at.ended && !at.proven && round == at.round =>
+            {
+                match self.paused_report(&at, report) {
+                    Ok(None) => at.proven = true,
+                    Ok(Some(again)) => return self.paused_round_again(at, again),
+                    Err(reason) => {
+                        return self.give_up(&State::Switchover(at), AbortCode::Protocol, reason);
+                    }
+                }
+            }
+            SourceEvent::DeviceSent if at.device_asked => at.device_sent = true,
+            SourceEvent::Peer(Control::DeviceLoaded) if at.device_asked && at.proven => {
+                at.device_loaded = true;
+            }
+            event => return self.unexpected(&State::Switchover(at), &event),
+        }
+        if at.proven && at.device_sent && at.device_loaded {
+            let epoch = self.config.offer.epoch + 1;
+            let handover = Handover {
+                epoch,
+                asked: None,
+                committed: false,
+            };
+            let send = SourceAction::Send(Control::Handover { epoch });
+            return (State::Handover(handover), vec![send]);
+        }
+        (State::Switchover(at), actions)
+    }
+
+    /// What is left to send after a paused round, `None` when RAM is proven.
+    pub(super) fn paused_report(
+        &self,
+        at: &Switchover,
+        report: Control,
+    ) -> Result<Option<Vec<PageRange>>, String> {
+        let Control::RoundReport {
+            applied,
+            suspects,
+            root,
+            pages_proven,
+            ..
+        } = report
+        else {
+            return Err("not a report".to_owned());
+        };
+        let measure = at.measure.unwrap_or_default();
+        self.check_report(&measure, applied, &suspects, root)?;
+        let proven = suspects.is_empty() && pages_proven.is_some() && !at.missed;
+        Ok((!proven).then_some(suspects))
+    }
+
+    pub(super) fn paused_round_again(
+        &self,
+        mut at: Switchover,
+        again: Vec<PageRange>,
+    ) -> (State, Actions) {
+        at.tries += 1;
+        if at.tries >= TRIES_WHILE_PAUSED_MAX {
+            let reason = format!("RAM could not be proven in {} tries", at.tries);
+            return self.give_up(&State::Switchover(at), AbortCode::ProofFailed, reason);
+        }
+        at.round += 1;
+        at.measure = None;
+        at.ended = false;
+        let everything = std::mem::take(&mut at.missed);
+        let round = at.round;
+        (
+            State::Switchover(at),
+            vec![start_round(round, again, everything)],
+        )
+    }
+}
+
+/// Ends the paused round. A round that missed writes proves nothing, but must be closed all the
+/// same: its report brings the pages that are suspect, and the destination opens the next.
+pub(super) fn sample_read(mut at: Switchover, missed: u64) -> (State, Actions) {
+    let measure = at.measure.unwrap_or_default();
+    at.ended = true;
+    at.missed = missed > 0;
+    let end = Control::RoundEnd {
+        round: at.round,
+        sent: measure.sent,
+        paused: !at.missed,
+        root: measure.root,
+    };
+    let mut actions = vec![SourceAction::Send(end)];
+    if !at.missed && !at.device_asked {
+        // The destination holds it back until RAM is proven: no round trip is lost.
+        at.device_asked = true;
+        actions.push(SourceAction::SendDeviceState);
+    }
+    (State::Switchover(at), actions)
+}
