@@ -50,7 +50,7 @@ pub fn spawn_destination_worker<E: From<WorkerEvent> + Send + 'static>(
     WorkerHandle::spawn(name, settings.cpu, events, stop, move |inbox, events| {
         let bell = inbox.bell().map_err(|error| error.to_string())?;
         // One buffer to receive into and one for acknowledgements, per stream.
-        let opened = transport::open(settings.io, settings.streams * 2, bell)
+        let opened = transport::open(settings.io, settings.streams * 2, settings.node, bell)
             .map_err(|error| format!("transport: {error}"))?;
         let transport = opened.transport.name();
         tell(

@@ -63,8 +63,13 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
         || SourceCommand::Stop,
         move |inbox, events| {
             let bell = inbox.bell().map_err(|error| error.to_string())?;
-            let opened = transport::open(settings.io, settings.streams + SEND_BUFFERS, bell)
-                .map_err(|error| format!("transport: {error}"))?;
+            let opened = transport::open(
+                settings.io,
+                settings.streams + SEND_BUFFERS,
+                settings.node,
+                bell,
+            )
+            .map_err(|error| format!("transport: {error}"))?;
             let transport = opened.transport.name();
             tell(
                 events,

@@ -17,6 +17,8 @@ pub struct WorkerSettings {
     pub io: IoPath,
     /// CPU to run on, if any.
     pub cpu: Option<usize>,
+    /// NUMA node for its buffers, if it matters.
+    pub node: Option<usize>,
     /// Streams that it will get.
     pub streams: usize,
     /// Window of each of them.

@@ -147,16 +147,17 @@ impl DestinationDriver {
         let Some(session) = self.session.clone() else {
             return Ok(());
         };
-        let plan = plan_workers(&self.settings, streams);
-        for note in plan.notes {
+        let (places, note) = plan_workers(&self.settings, streams);
+        if let Some(note) = note {
             self.recorder.note(note);
         }
-        let count = plan.cpus.len();
-        for (index, cpu) in plan.cpus.into_iter().enumerate() {
+        let count = places.len();
+        for (index, place) in places.into_iter().enumerate() {
             let worker = WorkerSettings {
                 index,
                 io: self.settings.io,
-                cpu,
+                cpu: place.cpu,
+                node: place.node,
                 streams: usize::from(streams).div_ceil(count),
                 stream_window_bytes: 0,
                 ack_bytes: self.offer.ack_bytes,

@@ -438,42 +438,46 @@ pub(super) fn check_running(state: &RunState) -> Result<(), String> {
     Err(format!("the guest is {}, not running", state.name()))
 }
 
-/// CPUs for the workers of one migration; `None` runs where the kernel puts it.
-#[derive(Clone, Debug, Default)]
-pub(super) struct WorkerCpus {
-    pub(super) cpus: Vec<Option<usize>>,
-    pub(super) notes: Vec<String>,
+/// Where one worker runs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct WorkerPlace {
+    /// CPU to pin it to; `None` runs where the kernel puts it.
+    pub(super) cpu: Option<usize>,
+    /// Node of its buffers; `None` where there is only one.
+    pub(super) node: Option<usize>,
 }
 
-/// As many workers as were asked for, or one per stream up to the cores; near each other.
-pub(super) fn plan_workers(settings: &TransferSettings, streams: u16) -> WorkerCpus {
+/// Places for the workers of one migration: as many as were asked for, or one per stream up to the
+/// cores, near each other.
+pub(super) fn plan_workers(
+    settings: &TransferSettings,
+    streams: u16,
+) -> (Vec<WorkerPlace>, Option<String>) {
     let asked = if settings.workers == 0 {
         streams
     } else {
         settings.workers
     };
     let count = usize::from(asked.min(streams)).max(1);
-    match dwcp_numa::Topology::detect() {
-        Ok(topology) => {
-            let plan = topology
-                .restricted_to(&dwcp_numa::allowed_cpus())
-                .plan_workers(count, None);
-            let pin = settings.pin_workers;
-            let cpus = plan
-                .workers
-                .iter()
-                .map(|worker| pin.then_some(worker.cpu))
-                .collect();
-            WorkerCpus {
-                cpus,
-                notes: vec![],
-            }
+    let topology = match dwcp_numa::Topology::detect() {
+        Ok(topology) => topology.restricted_to(&dwcp_numa::allowed_cpus()),
+        Err(error) => {
+            let note = format!("topology is unknown ({error}): workers are not pinned");
+            return (vec![WorkerPlace::default(); count], Some(note));
         }
-        Err(error) => WorkerCpus {
-            cpus: vec![None; count],
-            notes: vec![format!(
-                "topology is unknown ({error}): workers are not pinned"
-            )],
-        },
-    }
+    };
+    let several = topology.nodes().len() > 1;
+    let place = |worker: &dwcp_numa::PlannedWorker| WorkerPlace {
+        cpu: settings.pin_workers.then_some(worker.cpu),
+        node: several.then_some(worker.node).flatten(),
+    };
+    (
+        topology
+            .plan_workers(count, None)
+            .workers
+            .iter()
+            .map(place)
+            .collect(),
+        None,
+    )
 }

@@ -123,16 +123,17 @@ impl SourceDriver {
     fn try_open_streams(&mut self, token: u128, streams: u16) -> Result<(), peer::PeerError> {
         let settings = self.request.settings.clone();
         let time = Duration::from_millis(settings.connect_timeout_ms.into());
-        let plan = super::node::plan_workers(&settings, streams);
-        for note in plan.notes {
+        let (places, note) = super::node::plan_workers(&settings, streams);
+        if let Some(note) = note {
             self.recorder.note(note);
         }
-        let count = plan.cpus.len();
-        for (index, cpu) in plan.cpus.into_iter().enumerate() {
+        let count = places.len();
+        for (index, place) in places.into_iter().enumerate() {
             let worker = WorkerSettings {
                 index,
                 io: settings.io,
-                cpu,
+                cpu: place.cpu,
+                node: place.node,
                 streams: usize::from(streams).div_ceil(count),
                 stream_window_bytes: settings.window_bytes / u64::from(streams),
                 ack_bytes: 0,

@@ -1,8 +1,9 @@
-//! A worker's buffers: equal pieces of one arena.
+//! A worker's buffers: equal pieces of one arena, in huge pages and near the worker where the
+//! machine has them.
 
 use std::io;
 
-use memmap2::MmapMut;
+use dwcp_numa::{Arena, ArenaOptions, BufferSlots};
 
 use crate::path::{FRAME_BUFFER_BYTES, RECEIVE_BUFFER_BYTES};
 
@@ -23,21 +24,24 @@ pub struct BufferId(pub u16);
 /// The buffers and which of them are free.
 #[derive(Debug)]
 pub struct Buffers {
-    arena: MmapMut,
+    slots: BufferSlots,
     free: Vec<BufferId>,
-    count: usize,
 }
 
 impl Buffers {
-    /// `count` buffers, all free.
+    /// `count` buffers or a few more, all free, on NUMA node `node` if one is named.
     ///
     /// # Errors
     /// When there is no memory for them.
-    pub fn new(count: usize) -> io::Result<Self> {
-        let count = count.min(usize::from(u16::MAX));
-        let arena = MmapMut::map_anon(count * BUFFER_BYTES)?;
-        let free = (0..count as u16).rev().map(BufferId).collect();
-        Ok(Self { arena, free, count })
+    pub fn new(count: usize, node: Option<usize>) -> io::Result<Self> {
+        let bytes = count.clamp(1, usize::from(u16::MAX)) * BUFFER_BYTES;
+        let arena = Arena::new(bytes, node, ArenaOptions::default()).map_err(io::Error::other)?;
+        let slots = arena.split(BUFFER_BYTES).map_err(io::Error::other)?;
+        let free = (0..slots.len().min(count) as u16)
+            .rev()
+            .map(BufferId)
+            .collect();
+        Ok(Self { slots, free })
     }
 
     /// Takes a free buffer.
@@ -57,16 +61,9 @@ impl Buffers {
         self.free.len()
     }
 
-    /// All buffers.
-    #[must_use]
-    pub const fn count(&self) -> usize {
-        self.count
-    }
-
     /// The bytes of a buffer.
     pub fn bytes_mut(&mut self, buffer: BufferId) -> &mut [u8] {
-        let start = usize::from(buffer.0) * BUFFER_BYTES;
-        &mut self.arena[start..start + BUFFER_BYTES]
+        self.slots.get_mut(usize::from(buffer.0))
     }
 
     /// Address of a buffer, for the kernel.
@@ -74,8 +71,8 @@ impl Buffers {
         self.bytes_mut(buffer).as_mut_ptr()
     }
 
-    /// Address and length of the whole arena, for registration.
-    pub(super) fn span(&mut self) -> (*mut u8, usize) {
-        (self.arena.as_mut_ptr(), self.arena.len())
+    /// Address and length of every buffer in the order of their numbers, for registration.
+    pub(super) fn regions(&mut self) -> Vec<(*mut u8, usize)> {
+        self.slots.regions()
     }
 }

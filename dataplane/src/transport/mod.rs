@@ -102,25 +102,31 @@ pub struct Opened {
     pub notes: Vec<String>,
 }
 
-/// Opens the transport that `path` asks for, with `buffers` buffers, watching `bell`.
+/// Opens the transport that `path` asks for, with `buffers` buffers on NUMA node `node`, watching
+/// `bell`.
 ///
 /// # Errors
 /// When the wanted one cannot be had; [`IoPath::Auto`] falls back to poll instead.
-pub fn open(path: IoPath, buffers: usize, bell: OwnedFd) -> io::Result<Opened> {
+pub fn open(
+    path: IoPath,
+    buffers: usize,
+    node: Option<usize>,
+    bell: OwnedFd,
+) -> io::Result<Opened> {
     if path == IoPath::Poll {
-        let transport = Box::new(PollTransport::new(Buffers::new(buffers)?, bell));
+        let transport = Box::new(PollTransport::new(Buffers::new(buffers, node)?, bell));
         return Ok(Opened {
             transport,
             notes: vec![],
         });
     }
-    match UringTransport::new(Buffers::new(buffers)?, bell.try_clone()?) {
+    match UringTransport::new(Buffers::new(buffers, node)?, bell.try_clone()?) {
         Ok((transport, notes)) => Ok(Opened {
             transport: Box::new(transport),
             notes,
         }),
         Err(error) if path == IoPath::Auto => {
-            let transport = Box::new(PollTransport::new(Buffers::new(buffers)?, bell));
+            let transport = Box::new(PollTransport::new(Buffers::new(buffers, node)?, bell));
             let note = format!("io_uring is refused ({error}): using poll, at more CPU per byte");
             Ok(Opened {
                 transport,

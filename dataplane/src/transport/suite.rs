@@ -27,7 +27,7 @@ fn pair() -> (TcpStream, TcpStream) {
 /// Runs a test on every transport that this machine has.
 fn on_each(test: fn(IoPath)) {
     for path in [IoPath::Poll, IoPath::Uring] {
-        match open(path, 1, bell().1) {
+        match open(path, 1, None, bell().1) {
             Ok(_) => test(path),
             Err(error) => println!("skipped: {path:?}: {error}"),
         }
@@ -35,7 +35,7 @@ fn on_each(test: fn(IoPath)) {
 }
 
 fn transport(path: IoPath, buffers: usize) -> Box<dyn Transport> {
-    open(path, buffers, bell().1).unwrap().transport
+    open(path, buffers, None, bell().1).unwrap().transport
 }
 
 /// Collects completions until `enough` says so; ten seconds at most.
@@ -130,7 +130,7 @@ fn an_end_of_stream_is_said_once() {
 fn the_bell_wakes_a_waiting_worker() {
     on_each(|path| {
         let (bell, watched) = bell();
-        let mut transport = open(path, 1, watched).unwrap().transport;
+        let mut transport = open(path, 1, None, watched).unwrap().transport;
         for _ in 0..3 {
             let ringer = bell.write(1);
             assert!(ringer.is_ok());

@@ -76,20 +76,24 @@ impl UringTransport {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(RING_ENTRIES)?,
             Err(error) => return Err(error),
         };
-        let (base, len) = buffers.span();
-        let span = libc::iovec {
-            iov_base: base.cast(),
-            iov_len: len,
-        };
-        // SAFETY: the span is the transport's own arena, mapped until the ring is gone: `Drop`
+        let regions = buffers.regions();
+        let bytes: usize = regions.iter().map(|(_, len)| len).sum();
+        let spans: Vec<_> = regions
+            .into_iter()
+            .map(|(base, len)| libc::iovec {
+                iov_base: base.cast(),
+                iov_len: len,
+            })
+            .collect();
+        // SAFETY: the spans are the transport's own arena, mapped until the ring is gone: `Drop`
         // waits for every operation, and fields drop in order, the ring first.
-        let registered = match unsafe { ring.submitter().register_buffers(&[span]) } {
+        let registered = match unsafe { ring.submitter().register_buffers(&spans) } {
             Ok(()) => true,
             Err(error) => {
                 notes.push(format!(
                     "buffers are not registered with io_uring ({error}): raise the memlock limit \
                      to {} KiB",
-                    len / 1024
+                    bytes / 1024
                 ));
                 false
             }
@@ -148,7 +152,7 @@ impl UringTransport {
             .cast_const();
         let bytes = range.len() as u32;
         let entry = if self.registered {
-            opcode::WriteFixed::new(socket, address, bytes, 0).build()
+            opcode::WriteFixed::new(socket, address, bytes, buffer.0).build()
         } else {
             opcode::Send::new(socket, address, bytes)
                 .flags(libc::MSG_NOSIGNAL)
@@ -275,7 +279,7 @@ impl Transport for UringTransport {
         let address = self.buffers.address(buffer).wrapping_add(range.start);
         let bytes = range.len() as u32;
         let entry = if self.registered {
-            opcode::ReadFixed::new(socket, address, bytes, 0).build()
+            opcode::ReadFixed::new(socket, address, bytes, buffer.0).build()
         } else {
             opcode::Recv::new(socket, address, bytes).build()
         };
