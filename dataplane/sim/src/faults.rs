@@ -80,6 +80,15 @@ pub(crate) enum Fault {
         /// Bytes that it had sent still arrive.
         flushed: bool,
     },
+    /// A node loses power: data plane and VMM die at once, the journal stays.
+    Reboot {
+        /// Which.
+        side: Side,
+        /// Nanoseconds.
+        for_ns: u64,
+        /// An empty VMM waits when it is back.
+        replaced: bool,
+    },
     /// The destination node is gone for good.
     DestinationLost,
     /// The operator stops it here.
@@ -141,6 +150,7 @@ impl Fault {
             Self::CutAll { .. } => "cut all",
             Self::Stall { .. } => "stall",
             Self::Crash { .. } => "crash",
+            Self::Reboot { .. } => "reboot",
             Self::DestinationLost => "destination lost",
             Self::Cancel(_) => "cancel",
             Self::KillVmm { .. } => "kill vmm",
@@ -185,7 +195,7 @@ impl Fault {
             Side::Destination
         };
         let for_ns = rng.skewed(0, plan.silence_ns * 3);
-        match rng.index(20) {
+        match rng.index(21) {
             0 | 1 => Self::CutControl,
             2 => Self::CutStream,
             3 => Self::CutDevice,
@@ -218,7 +228,12 @@ impl Fault {
                 1 => Damage::Table,
                 _ => Damage::Page,
             }),
-            18 => Self::LoseQueries {
+            18 => Self::Reboot {
+                side,
+                for_ns,
+                replaced: rng.chance(70),
+            },
+            19 => Self::LoseQueries {
                 count: rng.range(1, 6) as u32,
             },
             _ => Self::ClockJump {

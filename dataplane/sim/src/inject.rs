@@ -71,6 +71,14 @@ impl World {
                 for_ns,
                 flushed,
             } => self.crash(side, for_ns, flushed),
+            Fault::Reboot {
+                side,
+                for_ns,
+                replaced,
+            } => {
+                self.kill_vmm(side, replaced);
+                self.crash(side, for_ns, false);
+            }
             Fault::DestinationLost => self.lose_destination(newest),
             Fault::Cancel(Side::Source) => {
                 if let Some(attempt) = self.source.run.as_ref().map(|run| run.attempt) {

