@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use dwcp_api::node::{Reply, Request};
-use dwcp_api::{MigrationId, PhaseName, TransferSettings};
+use dwcp_api::{MigrationId, PhaseName};
 use dwcp_controlplane::profile;
 use dwcp_testbed::Kind;
 use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, LabNode, Plane, RunSpec};
@@ -16,8 +16,9 @@ use super::machine::Machine;
 use crate::context::Context;
 use crate::failure::Failure;
 
-const HELP: &str = "One seed decides victim and moment; --seed N --points 1 repeats one. The moment \
-is drawn over a whole migration, measured before the first point.
+const HELP: &str =
+    "One seed decides victim and moment; --seed N --points 1 repeats one. The moment \
+is drawn over a whole migration, measured before the first point, or over its switchover.
 
 Examples:
   dwcp bench faults --points 200
@@ -102,10 +103,16 @@ struct Record {
 /// After the killed daemon is back, the guest must run somewhere within this time.
 const SETTLE_TIME: Duration = Duration::from_secs(45);
 
+/// Moments of the switchover are drawn from this span after it was first seen.
+const SWITCHOVER_SPAN: Duration = Duration::from_millis(40);
+
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     let spec = spec(args)?;
     let usual_ms = usual_ms(&spec)?;
-    eprintln!("a migration takes {usual_ms:.0} ms here; {} points", args.points);
+    eprintln!(
+        "a migration takes {usual_ms:.0} ms here; {} points",
+        args.points
+    );
     let mut points = vec![];
     for seed in args.seed..args.seed + args.points {
         let point = one(&spec, seed, usual_ms)?;
@@ -120,7 +127,11 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         );
         points.push(point);
     }
-    let record = Record { schema: "dwcp.bench.faults/1", machine: Machine::here(), points };
+    let record = Record {
+        schema: "dwcp.bench.faults/1",
+        machine: Machine::here(),
+        points,
+    };
     context.print(&record, || table(&record))?;
     let bad = record.points.iter().filter(|point| !point.good).count();
     if bad == 0 {
@@ -154,7 +165,9 @@ fn spec(args: &Args) -> Result<RunSpec, Failure> {
 fn usual_ms(spec: &RunSpec) -> Result<f64, Failure> {
     let folder = tempfile::tempdir().map_err(Failure::other)?;
     let mut lab = Lab::start(spec, folder.path(), &mut |_| {}).map_err(Failure::other)?;
-    let moved = lab.run(&spec.settings, &mut |_| {}, &mut |_| {}).map_err(Failure::other)?;
+    let moved = lab
+        .run(&spec.settings, &mut |_| {}, &mut |_| {})
+        .map_err(Failure::other)?;
     Ok(moved.report.total_ms)
 }
 
@@ -171,27 +184,55 @@ fn one(spec: &RunSpec, seed: u64, usual_ms: f64) -> Result<Point, Failure> {
     let mut state = seed;
     let victim = VICTIMS[(random(&mut state) % VICTIMS.len() as u64) as usize];
     let share = (random(&mut state) >> 11) as f64 / (1u64 << 53) as f64;
-    // Half of the moments fall into the last fifth: the switchover is short and matters most.
-    let share = if random(&mut state) & 1 == 0 { share } else { 0.8 + share * 0.35 };
-    let delay = Duration::from_secs_f64(usual_ms * share / 1000.0);
+    // The switchover is short and matters most: half of the moments are counted from its start.
+    let in_switchover = random(&mut state) & 1 == 0;
     let folder = tempfile::tempdir().map_err(Failure::other)?;
     let mut lab = Lab::start(spec, folder.path(), &mut |_| {}).map_err(Failure::other)?;
     let began = Instant::now();
     let id = lab.migrate(&spec.settings).map_err(Failure::other)?;
-    std::thread::sleep(delay.saturating_sub(began.elapsed()));
-    let phase = lab.status(id).map_or_else(|_| "unknown".into(), |s| phase_text(s.phase));
+    if in_switchover {
+        wait_for_switchover(&mut lab, id);
+        std::thread::sleep(Duration::from_secs_f64(
+            share * SWITCHOVER_SPAN.as_secs_f64(),
+        ));
+    } else {
+        let moment = Duration::from_secs_f64(usual_ms * share / 1000.0);
+        std::thread::sleep(moment.saturating_sub(began.elapsed()));
+    }
+    let phase = lab
+        .status(id)
+        .map_or_else(|_| "unknown".into(), |s| phase_text(s.phase));
     kill(&mut lab, victim);
     let after_ms = began.elapsed().as_secs_f64() * 1000.0;
     lab.a.revive().map_err(Failure::other)?;
     lab.b.revive().map_err(Failure::other)?;
-    let (found, memory, note) = settle(&mut lab, id, victim, &spec.settings)?;
+    let (found, memory, note) = settle(&mut lab, id, victim)?;
     let whole = memory.is_none();
     let good = match found {
         Where::Source | Where::Destination => whole,
         Where::DiedAtDestination => true,
         Where::Both | Where::Neither => false,
     };
-    Ok(Point { seed, victim, phase, after_ms, found, memory, good, note })
+    Ok(Point {
+        seed,
+        victim,
+        phase,
+        after_ms,
+        found,
+        memory,
+        good,
+        note,
+    })
+}
+
+fn wait_for_switchover(lab: &mut Lab, id: MigrationId) {
+    use PhaseName::{Negotiate, Precopy, Setup};
+    while let Ok(status) = lab.status(id) {
+        if !matches!(status.phase, Negotiate | Setup | Precopy) {
+            return;
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
 }
 
 fn phase_text(phase: PhaseName) -> String {
@@ -213,7 +254,6 @@ fn settle(
     lab: &mut Lab,
     id: MigrationId,
     victim: Victim,
-    _settings: &TransferSettings,
 ) -> Result<(Where, Option<String>, String), Failure> {
     let deadline = Instant::now() + SETTLE_TIME;
     let mut last = (false, false);
@@ -222,7 +262,9 @@ fn settle(
         if last == (true, true) {
             return Ok((Where::Both, None, journals(lab)));
         }
-        let over = lab.status(id).map_or(true, |status| status.report.is_some());
+        let over = lab
+            .status(id)
+            .map_or(true, |status| status.report.is_some());
         if over && last != (false, false) {
             break;
         }
@@ -272,7 +314,12 @@ fn table(record: &Record) -> String {
     out.push_str("killed                     in phase     guest found at\n");
     for ((victim, phase), found) in rows {
         let found: Vec<_> = found.iter().map(|(at, n)| format!("{at:?} {n}")).collect();
-        let _ = writeln!(out, "{:<26} {phase:<12} {}", format!("{victim:?}"), found.join(", "));
+        let _ = writeln!(
+            out,
+            "{:<26} {phase:<12} {}",
+            format!("{victim:?}"),
+            found.join(", ")
+        );
     }
     let good = record.points.iter().filter(|point| point.good).count();
     let _ = writeln!(out, "\n{good} of {} points good", record.points.len());

@@ -25,17 +25,29 @@ impl Machine {
         let field = |path: &str, key: &str| {
             let text = std::fs::read_to_string(path).unwrap_or_default();
             let line = text.lines().find_map(|line| line.strip_prefix(key));
-            line.map(|value| value.trim_start_matches([' ', '\t', ':']).to_owned()).unwrap_or_default()
+            line.map(|value| value.trim_start_matches([' ', '\t', ':']).to_owned())
+                .unwrap_or_default()
         };
         let ram = field("/proc/meminfo", "MemTotal:");
         let qemu = std::process::Command::new(dwcp_testbed::guests::qemu_binary())
             .arg("--version")
             .output()
-            .map(|output| String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or("").to_owned());
+            .map(|output| {
+                String::from_utf8_lossy(&output.stdout)
+                    .lines()
+                    .next()
+                    .unwrap_or("")
+                    .to_owned()
+            });
         Self {
             cpu: field("/proc/cpuinfo", "model name"),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
-            ram_mib: ram.trim_end_matches(" kB").trim().parse::<u64>().unwrap_or(0) / 1024,
+            ram_mib: ram
+                .trim_end_matches(" kB")
+                .trim()
+                .parse::<u64>()
+                .unwrap_or(0)
+                / 1024,
             kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")
                 .unwrap_or_default()
                 .trim()

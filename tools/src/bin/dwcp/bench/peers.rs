@@ -72,8 +72,11 @@ struct Record {
     runs: Vec<Run>,
 }
 
-const SYSTEMS: [PeerSystem; 3] =
-    [PeerSystem::Plain, PeerSystem::Multifd4, PeerSystem::Multifd4Zstd];
+const SYSTEMS: [PeerSystem; 3] = [
+    PeerSystem::Plain,
+    PeerSystem::Multifd4,
+    PeerSystem::Multifd4Zstd,
+];
 
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     let base = profile::load("datacenter")?;
@@ -91,12 +94,18 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
             runs.push(by_qemu(args, system, &case)?);
         }
     }
-    let record = Record { schema: "dwcp.bench.peers/1", machine: Machine::here(), runs };
+    let record = Record {
+        schema: "dwcp.bench.peers/1",
+        machine: Machine::here(),
+        runs,
+    };
     context.print(&record, || table(&record))?;
     if record.runs.iter().all(|run| run.guest_verified) {
         return Ok(());
     }
-    Err(Failure::other(anyhow::anyhow!("a moved guest does not confirm its memory")))
+    Err(Failure::other(anyhow::anyhow!(
+        "a moved guest does not confirm its memory"
+    )))
 }
 
 fn by_dwcp(args: &Args, settings: &TransferSettings, case: &str) -> Result<Run, Failure> {
@@ -113,9 +122,14 @@ fn by_dwcp(args: &Args, settings: &TransferSettings, case: &str) -> Result<Run, 
         kind: Kind::Text,
     };
     let folder = tempfile::tempdir().map_err(Failure::other)?;
-    let spec = RunSpec { guest, settings: settings.clone() };
+    let spec = RunSpec {
+        guest,
+        settings: settings.clone(),
+    };
     let mut lab = Lab::start(&spec, folder.path(), &mut |_| {}).map_err(Failure::other)?;
-    let moved = lab.run(settings, &mut |_| {}, &mut |_| {}).map_err(Failure::other)?;
+    let moved = lab
+        .run(settings, &mut |_| {}, &mut |_| {})
+        .map_err(Failure::other)?;
     let report = moved.report;
     if report.result != RunResult::Completed {
         return Err(Failure::other(anyhow::anyhow!("dwcp: {}", report.reason)));
@@ -174,7 +188,11 @@ fn table(record: &Record) -> String {
     let names = std::iter::once("dwcp").chain(SYSTEMS.iter().map(|system| system.name()));
     let own = median(record, "dwcp", |run| run.total_ms);
     for name in names {
-        let verified = record.runs.iter().filter(|run| run.system == name).all(|r| r.guest_verified);
+        let verified = record
+            .runs
+            .iter()
+            .filter(|run| run.system == name)
+            .all(|r| r.guest_verified);
         let total = median(record, name, |run| run.total_ms);
         let _ = writeln!(
             out,
@@ -190,7 +208,12 @@ fn table(record: &Record) -> String {
 }
 
 fn median(record: &Record, system: &str, of: impl Fn(&Run) -> f64) -> f64 {
-    let mut values: Vec<_> = record.runs.iter().filter(|run| run.system == system).map(of).collect();
+    let mut values: Vec<_> = record
+        .runs
+        .iter()
+        .filter(|run| run.system == system)
+        .map(of)
+        .collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }

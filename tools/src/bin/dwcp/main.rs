@@ -1,0 +1,111 @@
+//! The command line of a node: a file per command.
+//!
+//! To add one: a file with `Args` and `run(&Args, &mut Context) -> Result<(), Failure>`, a variant
+//! of [`Command`], an arm in [`run`].
+#![forbid(unsafe_code)]
+
+mod bench;
+mod cancel;
+mod config;
+mod context;
+mod demo;
+mod doctor;
+mod failure;
+mod journal;
+mod migrate;
+mod node;
+mod run_qemu;
+mod show;
+mod status;
+mod vm;
+mod watch;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use context::Context;
+use failure::Failure;
+
+const HELP: &str = "\
+Exit codes:
+  0  done                          4  the other node refused or cannot be reached
+  1  failed                        5  a daemon of this node does not answer
+  2  wrong usage or configuration  6  the VM cannot be moved as it was started
+  3  VM, migration, peer or key    7  the migration was aborted; the guest runs at the source
+     not found
+
+Examples:
+  dwcp doctor
+  dwcp vm run-qemu web -- -m 4G -nographic disk.qcow2
+  dwcp migrate web --to b --watch
+  dwcp status web --json";
+
+/// Moves running virtual machines between nodes.
+#[derive(Parser, Debug)]
+#[command(name = "dwcp", version, after_help = HELP)]
+struct Cli {
+    /// Socket of the node's control plane.
+    #[arg(
+        long,
+        global = true,
+        env = "DWCP_NODE_SOCKET",
+        value_name = "PATH",
+        default_value = "/run/dwcp/node.sock"
+    )]
+    node_socket: PathBuf,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Two nodes on this machine, a guest under load, one migration, the proof, the numbers.
+    Demo(demo::Args),
+    /// Load tools: comparisons and fault loops, with records of the machine.
+    Bench(bench::Args),
+    /// What this node has, what is missing, and how to mend it.
+    Doctor(doctor::Args),
+    /// Who this node is, its data plane, its peers.
+    Node(node::Args),
+    /// Virtual machines of this node.
+    Vm(vm::Args),
+    /// Move a VM to another node.
+    Migrate(Box<migrate::Args>),
+    /// Migrations since the data plane started.
+    Status(status::Args),
+    /// Give a VM that is being moved back to this node.
+    Cancel(cancel::Args),
+    /// Who owns each VM, by this node's handover journal.
+    Journal(journal::Args),
+    /// Check, explain and show configuration; needs no node.
+    Config(config::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut context = Context::new(&cli.node_socket, cli.json);
+    match run(&cli.command, &mut context) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(cli.json),
+    }
+}
+
+fn run(command: &Command, context: &mut Context) -> Result<(), Failure> {
+    match command {
+        Command::Bench(args) => bench::run(args, context),
+        Command::Demo(args) => demo::run(args, context),
+        Command::Doctor(args) => doctor::run(args, context),
+        Command::Node(args) => node::run(args, context),
+        Command::Vm(args) => vm::run(args, context),
+        Command::Migrate(args) => migrate::run(args, context),
+        Command::Status(args) => status::run(args, context),
+        Command::Cancel(args) => cancel::run(args, context),
+        Command::Journal(args) => journal::run(args, context),
+        Command::Config(args) => config::run(args, context),
+    }
+}

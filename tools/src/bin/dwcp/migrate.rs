@@ -1,0 +1,109 @@
+//! `dwcp migrate`: move a VM.
+
+use dwcp_api::node::{Reply, Request};
+use dwcp_api::{MigrationReport, RunResult, TransferSettings};
+use dwcp_controlplane::profile;
+use serde_json::json;
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::{show, watch};
+
+const HELP: &str = "Waits for the end unless --no-wait; ending this command does not end the \
+migration (dwcp cancel does). With --json the end is the report `dwcp.migration/1`.
+
+Examples:
+  dwcp migrate web --to b --watch
+  dwcp migrate web --to 192.0.2.2:7400 --profile internet --set switchover.downtime_limit=2s
+  dwcp migrate web --to b --dry-run
+  dwcp migrate web --to b --json | jq .downtime_ms";
+
+/// `dwcp migrate`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = HELP)]
+pub(crate) struct Args {
+    /// VM name.
+    vm: String,
+    /// Peer's name, or host:port of its data plane.
+    #[arg(long, value_name = "NODE")]
+    to: String,
+    /// Profile: datacenter, hybrid, internet or a file [default: the node's default profile].
+    #[arg(long, value_name = "NAME|FILE")]
+    profile: Option<String>,
+    /// Change a key of the profile: KEY=VALUE (dwcp config explain); may be given again.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    changes: Vec<String>,
+    /// Show rounds, rate, time left and what limits it.
+    #[arg(long, conflicts_with_all = ["no_wait", "dry_run"])]
+    watch: bool,
+    /// Check both nodes and negotiate; move nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Wait for the end (the default).
+    #[arg(long, conflicts_with = "no_wait")]
+    wait: bool,
+    /// Print the id and return.
+    #[arg(long)]
+    no_wait: bool,
+}
+
+pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
+    let settings = settings(args, context)?;
+    let request = Request::Migrate {
+        vm: args.vm.clone(),
+        to: args.to.clone(),
+        settings,
+        dry_run: args.dry_run,
+    };
+    let id = match context.node.ask(&request)? {
+        Reply::Started { id } => id,
+        other => return Err(Failure::unexpected(&other)),
+    };
+    if args.dry_run {
+        return finish_dry_run(args, id, context);
+    }
+    if args.no_wait {
+        let started = json!({"id": id.to_string(), "vm": args.vm});
+        return context.print(&started, || format!("{}: migration {id} started", args.vm));
+    }
+    let report = watch::until_end(id, args.watch, context)?;
+    end(&report, context)
+}
+
+fn settings(args: &Args, context: &mut Context) -> Result<TransferSettings, Failure> {
+    let base = match &args.profile {
+        Some(profile) => profile::load(profile)?,
+        None => match context.node.ask(&Request::Node)? {
+            Reply::Node(node) => node.default_settings,
+            other => return Err(Failure::unexpected(&other)),
+        },
+    };
+    let changes = args.changes.iter().map(String::as_str);
+    Ok(profile::with_changes(&base, changes)?)
+}
+
+/// Prints the report; only a completed migration is a success.
+fn end(report: &MigrationReport, context: &Context) -> Result<(), Failure> {
+    context.print(report, || show::report(report))?;
+    match report.result {
+        RunResult::Completed => Ok(()),
+        other => Err(Failure::Ended(other)),
+    }
+}
+
+/// A dry run that got so far was accepted by this node. The data plane may keep a status of it,
+/// whose report then says what the other node answered.
+fn finish_dry_run(
+    args: &Args,
+    id: dwcp_api::MigrationId,
+    context: &mut Context,
+) -> Result<(), Failure> {
+    if let Some(report) = watch::until_end_if_known(id, context)?
+        && report.result != RunResult::Completed
+        && !report.reason.starts_with("dry run")
+    {
+        return end(&report, context);
+    }
+    let good = json!({"vm": args.vm, "to": args.to, "dry_run": true, "result": "completed"});
+    context.print(&good, || format!("{} can be moved to {}", args.vm, args.to))
+}

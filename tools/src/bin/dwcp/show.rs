@@ -1,0 +1,203 @@
+//! Numbers and tables for people.
+
+use comfy_table::{Cell, Table, presets};
+use dwcp_api::{Limit, MigrationReport, MigrationStatus, PhaseName, Progress, RunResult};
+
+/// Bytes with a binary unit, three digits.
+pub(crate) fn bytes(value: u64) -> String {
+    scaled(value as f64, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB"])
+}
+
+/// A rate in bytes per second.
+pub(crate) fn rate(bytes_per_s: f64) -> String {
+    format!(
+        "{}/s",
+        scaled(bytes_per_s, 1000.0, &["B", "kB", "MB", "GB", "TB"])
+    )
+}
+
+fn scaled(value: f64, step: f64, units: &[&str]) -> String {
+    let mut value = if value.is_finite() {
+        value.max(0.0)
+    } else {
+        0.0
+    };
+    let mut unit = 0;
+    while value >= step && unit + 1 < units.len() {
+        value /= step;
+        unit += 1;
+    }
+    let digits = if unit == 0 || value >= 100.0 { 0 } else { 1 };
+    format!("{value:.digits$} {}", units[unit])
+}
+
+/// Milliseconds, in seconds or minutes when long.
+pub(crate) fn duration(ms: f64) -> String {
+    match ms {
+        ms if ms < 1000.0 => format!("{ms:.1} ms"),
+        ms if ms < 120_000.0 => format!("{:.1} s", ms / 1000.0),
+        ms => format!("{:.1} min", ms / 60_000.0),
+    }
+}
+
+/// Time left, as a range.
+pub(crate) fn eta(progress: &Progress) -> String {
+    match progress.eta_ms {
+        None => "not known yet".to_owned(),
+        Some((low, high)) if low == high => duration(low as f64),
+        Some((low, high)) => format!("{} to {}", duration(low as f64), duration(high as f64)),
+    }
+}
+
+/// What limits a migration.
+pub(crate) const fn limit(limit: Limit) -> &'static str {
+    match limit {
+        Limit::Unknown => "not known yet",
+        Limit::Link => "link",
+        Limit::Cpu => "CPU",
+        Limit::DirtyRate => "dirty rate",
+        Limit::Device => "device",
+        Limit::Destination => "destination",
+    }
+}
+
+/// A phase.
+pub(crate) fn phase(phase: PhaseName) -> String {
+    match phase {
+        PhaseName::InDoubt => "in doubt".to_owned(),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// A result.
+pub(crate) fn result(result: RunResult) -> String {
+    format!("{result:?}").to_lowercase()
+}
+
+/// A table with a head.
+pub(crate) fn table<const N: usize>(
+    head: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(head.map(Cell::new));
+    for row in rows {
+        table.add_row(row);
+    }
+    trim_ends(&table.to_string())
+}
+
+/// Names and values, one pair a line.
+pub(crate) fn facts(rows: impl IntoIterator<Item = (&'static str, String)>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    for (name, value) in rows {
+        table.add_row([name.to_owned(), value]);
+    }
+    trim_ends(&table.to_string())
+}
+
+fn trim_ends(text: &str) -> String {
+    let lines: Vec<_> = text.lines().map(str::trim_end).collect();
+    lines.join("\n")
+}
+
+/// One line of a running migration.
+pub(crate) fn progress_line(status: &MigrationStatus) -> String {
+    let progress = &status.progress;
+    let done = progress.pages_in_round.saturating_sub(progress.pages_left);
+    format!(
+        "{} {}: round {}, {done} of {} pages, {}, {} sent, ETA {}, limited by {}",
+        status.vm,
+        phase(status.phase),
+        progress.round,
+        progress.pages_in_round,
+        rate(progress.bytes_per_s),
+        bytes(progress.wire_bytes),
+        eta(progress),
+        limit(progress.limit),
+    )
+}
+
+/// The end of a migration.
+pub(crate) fn report(report: &MigrationReport) -> String {
+    let parts = &report.downtime_parts_ms;
+    let pages = &report.pages;
+    let yes = |value| if value { "yes" } else { "no" };
+    let guest = report.guest_verified.map_or("", |good| {
+        if good {
+            ", checked by the guest"
+        } else {
+            ", REFUTED by the guest"
+        }
+    });
+    let mut text = facts([
+        ("vm", report.vm.clone()),
+        (
+            "result",
+            format!("{}: {}", result(report.result), report.reason),
+        ),
+        (
+            "owner",
+            format!("{} (epoch {})", report.owner, report.epoch),
+        ),
+        ("verified", format!("{}{guest}", yes(report.verified))),
+        (
+            "total",
+            format!("{} in {} rounds", duration(report.total_ms), report.rounds),
+        ),
+        ("downtime", duration(report.downtime_ms)),
+        (
+            "  parts",
+            format!(
+                "pause {:.1}, last pages {:.1}, device state {:.1}, verify {:.1}, handover {:.1}, \
+                 resume {:.1} ms",
+                parts.pause,
+                parts.last_dirty_pages,
+                parts.device_state,
+                parts.verify,
+                parts.handover,
+                parts.resume
+            ),
+        ),
+        ("guest RAM", bytes(report.ram_bytes)),
+        ("on the wire", bytes(report.wire_bytes)),
+        (
+            "pages",
+            format!(
+                "{} zero, {} unchanged, {} known, {} delta, {} compressed, {} raw",
+                pages.zero, pages.unchanged, pages.known, pages.delta, pages.compressed, pages.raw
+            ),
+        ),
+        (
+            "moved by",
+            format!(
+                "{}, {} streams, {}, tracker {}",
+                report.mode, report.streams, report.transport, report.tracker
+            ),
+        ),
+        ("CPU here", format!("{:.2} s", report.cpu_s)),
+        ("id", report.id.to_string()),
+    ]);
+    for note in &report.notes {
+        text.push_str(&format!("\n note: {note}"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_carry_units() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(64 << 20), "64.0 MiB");
+        assert_eq!(bytes(u64::MAX), "16777216 TiB");
+        assert_eq!(rate(1.25e9), "1.2 GB/s");
+        assert_eq!(rate(f64::NAN), "0 B/s");
+        assert_eq!(duration(41.52), "41.5 ms");
+        assert_eq!(duration(180_000.0), "3.0 min");
+    }
+}
