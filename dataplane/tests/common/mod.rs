@@ -1,0 +1,183 @@
+//! Two nodes in one process, synthetic guests, a seeded random source.
+
+#![allow(dead_code, reason = "each test file uses a part")]
+
+pub(crate) mod line;
+pub(crate) mod log;
+pub(crate) mod proxy;
+pub(crate) mod stranger;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dwcp_api::{
+    Attachment, Codec, IoPath, MigrationId, MigrationReport, TrackerChoice, TransferSettings,
+    Verify,
+};
+use dwcp_dataplane::migration::{Listener, Node, NodeOptions};
+use dwcp_guest_page::Kind;
+use dwcp_testbed::synthetic::{SyntheticClient, SyntheticGuest, SyntheticOptions};
+
+/// Longest wait for anything; a loaded machine is slow, a hang is for ever.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A sequence that its seed decides.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        // A state of 0 would stay 0; neighbouring seeds must part at once.
+        let mut random = Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+        random.next();
+        random
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = dwcp_guest_page::next_random(self.0);
+        self.0
+    }
+
+    /// A number in `0..most`.
+    pub(crate) fn below(&mut self, most: u64) -> u64 {
+        (self.next() >> 8) % most
+    }
+
+    /// True `percent` times of a hundred.
+    pub(crate) fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+
+    pub(crate) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len() as u64) as usize]
+    }
+}
+
+pub(crate) fn settings() -> TransferSettings {
+    TransferSettings {
+        mode: "test".into(),
+        streams: 2,
+        workers: 0,
+        io: IoPath::Auto,
+        window_bytes: 16 << 20,
+        codec: Codec::Raw,
+        tracker: TrackerChoice::Auto,
+        verify: Verify::Sample,
+        sample_pages: 512,
+        downtime_limit_ms: 300,
+        rounds_max: 30,
+        abort_if_not_converged: true,
+        connect_timeout_ms: 5000,
+        peer_silence_ms: 5000,
+        congestion_control: None,
+        pin_workers: false,
+    }
+}
+
+pub(crate) struct TestNode {
+    pub(crate) node: Arc<Node>,
+    pub(crate) address: String,
+}
+
+pub(crate) fn node(folder: &Path, name: &str, incoming: &TransferSettings) -> TestNode {
+    let state_folder = folder.join(name);
+    std::fs::create_dir_all(&state_folder).unwrap();
+    let options = NodeOptions {
+        name: name.into(),
+        state_folder,
+        listen: "127.0.0.1:0".into(),
+    };
+    let node = Arc::new(Node::new(options).unwrap());
+    let listener = Listener::bind(&node).unwrap();
+    let address = listener.address().unwrap().to_string();
+    let (accepting, incoming) = (Arc::clone(&node), incoming.clone());
+    std::thread::spawn(move || listener.run(&accepting, &incoming));
+    TestNode { node, address }
+}
+
+/// A guest, how a node reaches it, and how a test does.
+pub(crate) struct TestGuest {
+    guest: SyntheticGuest,
+    pub(crate) attachment: Attachment,
+    socket: std::path::PathBuf,
+}
+
+impl TestGuest {
+    pub(crate) fn start(folder: &Path, name: &str, options: &SyntheticOptions) -> Self {
+        let socket = folder.join(format!("{name}.sock"));
+        let options = SyntheticOptions {
+            name: name.into(),
+            socket: socket.clone(),
+            ..options.clone()
+        };
+        Self {
+            guest: SyntheticGuest::start(options).unwrap(),
+            attachment: Attachment::Process {
+                socket: socket.to_string_lossy().into_owned(),
+            },
+            socket,
+        }
+    }
+
+    pub(crate) fn client(&self) -> SyntheticClient {
+        SyntheticClient::connect(&self.socket, PATIENCE).unwrap()
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.client().status().unwrap().running
+    }
+
+    /// Pages that are not what the guest wrote, now or at any time before.
+    pub(crate) fn bad_pages(&self) -> u64 {
+        let mut client = self.client();
+        let now = client.verify().unwrap().bad;
+        now + client.status().unwrap().bad
+    }
+}
+
+/// 64 MiB, a part of them zero, under load.
+pub(crate) fn busy(incoming: bool) -> SyntheticOptions {
+    SyntheticOptions {
+        ram_mib: 64,
+        hot_mib: 8,
+        rate: 2000,
+        kind: Kind::Text,
+        zero_percent: 30,
+        incoming,
+        ..SyntheticOptions::default()
+    }
+}
+
+/// Small enough to be moved many times in a test.
+pub(crate) fn small(seed: u64, incoming: bool) -> SyntheticOptions {
+    SyntheticOptions {
+        ram_mib: 4,
+        hot_mib: 1,
+        rate: 500,
+        verify_rate: 2000,
+        seed,
+        ..busy(incoming)
+    }
+}
+
+/// The report of a migration that this node knows.
+pub(crate) fn wait(node: &Node, id: MigrationId) -> MigrationReport {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let status = node.migration(id).expect("the migration is known").status();
+        if let Some(report) = status.report {
+            return report;
+        }
+        assert!(Instant::now() < deadline, "still {:?}", status.phase);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until `done` holds; `what` is said when it does not come to that.
+pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,158 @@
+//! A TCP proxy between two nodes that does one kind of harm, at a place that the test chooses.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    ToDestination,
+    ToSource,
+}
+
+/// Where in a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Header,
+    /// What the header's checksum of the payload covers.
+    Table,
+    /// Page data.
+    Data,
+}
+
+/// What is done.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Harm {
+    /// A bit is changed in the first frame from number `frame` on that has such a part. Frames of
+    /// all connections aimed at are counted together: which of the data streams takes the pages
+    /// is a matter of chance.
+    Flip {
+        frame: usize,
+        part: Part,
+        /// Chooses byte and bit within the part.
+        seed: u64,
+    },
+    /// The connection ends, both ways, after so many bytes.
+    Cut { bytes: u64 },
+}
+
+/// Harm, done once, to one of these connections. They are counted in the order of their making:
+/// control, data streams, device.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) connections: Range<usize>,
+    pub(crate) way: Way,
+    pub(crate) harm: Harm,
+}
+
+/// A running proxy. It serves until the process ends.
+pub(crate) struct Proxy {
+    pub(crate) address: String,
+    progress: Arc<Progress>,
+}
+
+#[derive(Default)]
+struct Progress {
+    connections: AtomicUsize,
+    /// Frames that were carried where the harm is to be done.
+    frames: AtomicUsize,
+    harmed: AtomicBool,
+}
+
+impl Proxy {
+    pub(crate) fn start(destination: &str, plan: Plan) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let proxy = Self {
+            address: listener.local_addr().unwrap().to_string(),
+            progress: Arc::default(),
+        };
+        let progress = Arc::clone(&proxy.progress);
+        let destination = destination.to_owned();
+        std::thread::spawn(move || {
+            for source in listener.incoming() {
+                let number = progress.connections.fetch_add(1, Ordering::Relaxed);
+                let source = source.unwrap();
+                let Ok(target) = TcpStream::connect(&destination) else {
+                    continue;
+                };
+                for way in [Way::ToDestination, Way::ToSource] {
+                    let aimed = plan.connections.contains(&number) && plan.way == way;
+                    let (from, to) = match way {
+                        Way::ToDestination => (&source, &target),
+                        Way::ToSource => (&target, &source),
+                    };
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let (harm, progress) = (aimed.then_some(plan.harm), Arc::clone(&progress));
+                    std::thread::spawn(move || carry(from, to, harm, &progress));
+                }
+            }
+        });
+        proxy
+    }
+
+    /// Whether the harm was done: a short migration may not come to its place.
+    pub(crate) fn has_harmed(&self) -> bool {
+        self.progress.harmed.load(Ordering::Acquire)
+    }
+}
+
+fn carry(mut from: TcpStream, mut to: TcpStream, harm: Option<Harm>, progress: &Progress) {
+    // An error here is a connection that one of the nodes has ended.
+    let _ = match harm {
+        Some(Harm::Flip { frame, part, seed }) => {
+            flip(&mut from, &mut to, (frame, part, seed), progress)
+        }
+        Some(Harm::Cut { bytes }) => {
+            let carried = io::copy(&mut (&from).take(bytes), &mut to);
+            if carried.as_ref().is_ok_and(|carried| *carried == bytes) {
+                progress.harmed.store(true, Ordering::Release);
+                let _ = from.shutdown(Shutdown::Both);
+                let _ = to.shutdown(Shutdown::Both);
+            }
+            carried.map(drop)
+        }
+        None => io::copy(&mut from, &mut to).map(drop),
+    };
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+fn flip(
+    from: &mut TcpStream,
+    to: &mut TcpStream,
+    (first, part, seed): (usize, Part, u64),
+    progress: &Progress,
+) -> io::Result<()> {
+    while !progress.harmed.load(Ordering::Acquire) {
+        let mut frame = vec![0; HEADER_BYTES];
+        from.read_exact(&mut frame)?;
+        let header = FrameHeader::from_bytes(frame.first_chunk().unwrap());
+        let header = header.map_err(io::Error::other)?;
+        frame.resize(HEADER_BYTES + header.payload_len(), 0);
+        from.read_exact(&mut frame[HEADER_BYTES..])?;
+        let number = progress.frames.fetch_add(1, Ordering::Relaxed);
+        let place = place(&header, part);
+        let ripe = number >= first && !place.is_empty();
+        if ripe && !progress.harmed.swap(true, Ordering::AcqRel) {
+            frame[place.start + (seed >> 3) as usize % place.len()] ^= 1 << (seed % 8);
+        }
+        to.write_all(&frame)?;
+    }
+    io::copy(from, to).map(drop)
+}
+
+fn place(header: &FrameHeader, part: Part) -> Range<usize> {
+    let table_end = HEADER_BYTES + header.table_bytes as usize;
+    match part {
+        Part::Header => 0..HEADER_BYTES,
+        Part::Table => HEADER_BYTES..table_end,
+        Part::Data if header.kind == FrameKind::Pages => {
+            table_end..HEADER_BYTES + header.payload_len()
+        }
+        Part::Data => 0..0,
+    }
+}
