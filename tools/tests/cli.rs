@@ -390,6 +390,18 @@ fn qemu_is_run_attached_and_its_exit_code_passed_on() {
     assert!(plane.seen(|request| matches!(request, Request::DetachVm { name } if name == "web")));
 }
 
+/// A QEMU that inherits blocked signals cannot be told to end. grep, told to read its own status,
+/// plays QEMU: no shell in between that would clear the mask.
+#[test]
+fn qemu_does_not_inherit_blocked_signals() {
+    let node = TestNode::start(Some(fake::obedient()));
+    let folder = node.dir.path().to_str().unwrap();
+    let qemu = ["--", "/bin/grep", "SigBlk", "--", "/proc/self/status"];
+    let mut command = node.dwcp(&["vm", "run-qemu", "web", "--mem-path", folder]);
+    let (out, _) = run(command.args(qemu), 2);
+    assert!(out.contains("SigBlk:\t0000000000000000"), "{out}");
+}
+
 #[test]
 fn run_qemu_shows_its_command_and_refuses_what_cannot_be_moved() {
     let dry = [

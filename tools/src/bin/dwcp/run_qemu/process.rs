@@ -2,15 +2,16 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use dwcp_api::node::Request;
 use dwcp_api::{Attachment, ErrorCode};
-use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{self, SignalKind};
 
 use super::arguments::Plan;
 use crate::context::Context;
@@ -21,13 +22,6 @@ use crate::vm;
 const MONITOR_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two looks for it.
 const MONITOR_PERIOD: Duration = Duration::from_millis(20);
-
-const FORWARDED: [Signal; 4] = [
-    Signal::SIGTERM,
-    Signal::SIGINT,
-    Signal::SIGHUP,
-    Signal::SIGQUIT,
-];
 
 /// Runs QEMU to its end; gives the exit code (128 and the signal's number when one killed it).
 pub(super) fn run(
@@ -42,12 +36,14 @@ pub(super) fn run(
     let qmp_socket = qmp_socket.clone();
     // Left from a QEMU that was killed; its path must not be taken for the new one's.
     let _ = std::fs::remove_file(&qmp_socket);
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGCHLD);
-    FORWARDED.into_iter().for_each(|signal| signals.add(signal));
-    // The standard library gives the child an empty mask again.
-    signals.thread_block().map_err(Failure::other)?;
-    let pending = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).map_err(Failure::other)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::other)?;
+    let _entered = runtime.enter();
+    // Handlers, not a blocked mask: QEMU would inherit the mask and be deaf to SIGTERM, while exec
+    // takes handlers away. In place before QEMU is, so that no signal is missed.
+    let mut signals = Forwarded::listen().map_err(Failure::other)?;
     let mut child = spawn(plan)?;
     let node = context.node.path().to_owned();
     let attached_name = name.to_owned();
@@ -60,7 +56,7 @@ pub(super) fn run(
             &mut Context::new(&node, json),
         );
     });
-    let status = wait(&mut child, &pending);
+    let status = runtime.block_on(wait(&mut child, &mut signals));
     if let Some(file) = &plan.ram_file {
         let _ = std::fs::remove_file(file);
     }
@@ -86,23 +82,42 @@ fn spawn(plan: &Plan) -> Result<Child, Failure> {
     Ok(child?)
 }
 
-fn wait(child: &mut Child, pending: &SignalFd) -> Result<ExitStatus, Failure> {
+async fn wait(child: &mut Child, signals: &mut Forwarded) -> Result<ExitStatus, Failure> {
     loop {
-        if let Some(status) = child.try_wait().map_err(Failure::other)? {
-            return Ok(status);
-        }
-        let info = match pending.read_signal() {
-            Ok(Some(info)) => info,
-            Ok(None) | Err(nix::errno::Errno::EINTR) => continue,
-            Err(error) => return Err(Failure::other(error)),
+        let signal = tokio::select! {
+            status = child.wait() => return status.map_err(Failure::other),
+            signal = signals.next() => signal,
         };
-        let signal = i32::try_from(info.ssi_signo)
-            .ok()
-            .and_then(|n| Signal::try_from(n).ok());
-        if let Some(signal) = signal.filter(|signal| FORWARDED.contains(signal))
-            && let Ok(pid) = i32::try_from(child.id())
-        {
+        if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
             let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+}
+
+/// The signals that are QEMU's, not ours.
+struct Forwarded {
+    terminate: unix::Signal,
+    interrupt: unix::Signal,
+    hang_up: unix::Signal,
+    quit: unix::Signal,
+}
+
+impl Forwarded {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: unix::signal(SignalKind::terminate())?,
+            interrupt: unix::signal(SignalKind::interrupt())?,
+            hang_up: unix::signal(SignalKind::hangup())?,
+            quit: unix::signal(SignalKind::quit())?,
+        })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.terminate.recv() => Signal::SIGTERM,
+            _ = self.interrupt.recv() => Signal::SIGINT,
+            _ = self.hang_up.recv() => Signal::SIGHUP,
+            _ = self.quit.recv() => Signal::SIGQUIT,
         }
     }
 }
