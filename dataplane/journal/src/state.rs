@@ -44,6 +44,8 @@ pub struct Unfinished {
     pub stage: Stage,
     /// Its newest record.
     pub last: Record,
+    /// A newer migration of the same VM has begun here: the VM is that one's, not this one's.
+    pub superseded: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -51,6 +53,8 @@ struct Migration {
     stage: Stage,
     failed: bool,
     attachment: Option<Attachment>,
+    /// Sequence of its first record.
+    began: u64,
     last: Record,
 }
 
@@ -107,6 +111,7 @@ impl State {
                 stage: Stage::Begun,
                 failed: false,
                 attachment: None,
+                began: record.sequence,
                 last: record.clone(),
             });
         migration.stage = stage.unwrap_or(migration.stage);
@@ -244,10 +249,18 @@ impl State {
             .migrations
             .values()
             .filter(|migration| migration.is_unfinished())
-            .map(Migration::unfinished)
+            .map(|migration| migration.unfinished(self.is_superseded(migration)))
             .collect();
         list.sort_by_key(|unfinished| unfinished.last.sequence);
         list
+    }
+
+    fn is_superseded(&self, migration: &Migration) -> bool {
+        self.migrations.values().any(|other| {
+            other.last.vm == migration.last.vm
+                && other.began > migration.began
+                && other.attachment.is_some()
+        })
     }
 
     /// The migration whose records decide who owns the VM now.
@@ -293,7 +306,7 @@ impl Migration {
         }
     }
 
-    fn unfinished(&self) -> Unfinished {
+    fn unfinished(&self, superseded: bool) -> Unfinished {
         Unfinished {
             migration: self.last.migration,
             vm: self.last.vm.clone(),
@@ -304,6 +317,7 @@ impl Migration {
             attachment: self.attachment.clone(),
             stage: self.stage,
             last: self.last.clone(),
+            superseded,
         }
     }
 }

@@ -268,3 +268,30 @@ fn a_guest_that_came_back_is_here_even_when_an_old_answer_arrives_late() {
     assert_eq!(unfinished.len(), 1);
     assert_eq!(unfinished[0].stage, Stage::Committed);
 }
+
+/// Its end could not be written (a full disk, say), and the VM has left by a newer migration since:
+/// to recover the old one would run the guest on two nodes.
+#[test]
+fn an_unfinished_migration_is_superseded_by_a_newer_one_of_the_same_vm() {
+    let mut node = Node::default();
+    assert!(node.write(record(1, "web", Role::Source, 0, begin())));
+    assert!(node.write(record(2, "web", Role::Source, 0, begin())));
+    assert!(node.write(record(3, "db", Role::Source, 0, begin())));
+    let unfinished = node.state().unfinished();
+    let superseded: Vec<_> = unfinished
+        .iter()
+        .map(|old| (old.migration.0, old.superseded))
+        .collect();
+    assert_eq!(superseded, [(1, true), (2, false), (3, false)]);
+}
+
+/// A question about an old migration writes `Refused` late; that begins nothing.
+#[test]
+fn a_late_answer_supersedes_nothing() {
+    let mut node = Node::default();
+    assert!(node.write(record(1, "web", Role::Destination, 0, begin())));
+    assert!(node.write(record(9, "web", Role::Destination, 0, RecordKind::Refused)));
+    let unfinished = node.state().unfinished();
+    assert_eq!(unfinished.len(), 1);
+    assert!(!unfinished[0].superseded);
+}

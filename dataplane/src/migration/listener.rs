@@ -152,7 +152,9 @@ fn owner(node: &Node, id: MigrationId, vm: &str, epoch: u64) -> Result<bool, Str
     if state.committed(id) {
         return Ok(true);
     }
-    if !state.refused(id) {
+    // What never began here can never be committed here: nothing needs to be promised, and a peer
+    // that asks about inventions does not fill the journal.
+    if state.stage(id, Role::Destination).is_some() && !state.refused(id) {
         let scope = JournalScope {
             migration: id,
             vm: vm.to_owned(),

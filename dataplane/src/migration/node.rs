@@ -328,6 +328,9 @@ impl Node {
     }
 }
 
+/// Exit code when the journal cannot be trusted any more (`EX_IOERR` of sysexits.h).
+const EXIT_JOURNAL: i32 = 74;
+
 /// Migrations that are kept for `dwcp status`.
 const MIGRATIONS_SHOWN: usize = 1024;
 
@@ -406,10 +409,15 @@ impl JournalScope {
             wall_ms: wall_ms(),
             kind,
         };
-        node.journal()
-            .append(&record)
-            .map(drop)
-            .map_err(|error| error.to_string())
+        node.journal().append(&record).map(drop).map_err(|error| {
+            if !error.is_not_written() {
+                // A restart may find the record or not, and this process can act on neither. The
+                // service manager starts it again, and the journal that is read then decides.
+                tracing::error!(%error, "the journal is unusable: this data plane ends");
+                std::process::exit(EXIT_JOURNAL);
+            }
+            error.to_string()
+        })
     }
 
     /// Makes an entry of the protocol durable.

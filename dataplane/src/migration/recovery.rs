@@ -37,6 +37,11 @@ pub fn recover(node: &Arc<Node>) {
             vm = scope.vm, migration = %scope.migration, role = ?scope.role,
             stage = ?unfinished.stage, "a migration was under way when this node stopped"
         );
+        if unfinished.superseded {
+            // The VM is a newer migration's: to resume or to discard it would be that one's guest.
+            close_superseded(node, &scope);
+            continue;
+        }
         match scope.role {
             Role::Source => recover_as_source(node, scope, &unfinished),
             Role::Destination => recover_as_destination(node, &scope, &unfinished),
@@ -74,6 +79,15 @@ fn note(node: &Node, scope: &JournalScope, kind: RecordKind) {
     if let Err(error) = scope.write(node, kind) {
         tracing::error!(vm = scope.vm, error, "journal");
     }
+}
+
+fn close_superseded(node: &Node, scope: &JournalScope) {
+    let reason = "superseded by a newer migration of the same VM".to_owned();
+    let kind = match scope.role {
+        Role::Source => RecordKind::Aborted { reason },
+        Role::Destination => RecordKind::Refused,
+    };
+    note(node, scope, kind);
 }
 
 fn recover_as_source(node: &Arc<Node>, scope: JournalScope, unfinished: &Unfinished) {

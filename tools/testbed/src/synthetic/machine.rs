@@ -163,7 +163,7 @@ impl Machine {
 
     pub(crate) fn status(&self) -> GuestStatus {
         let control = lock(&self.control);
-        let (running, incoming) = (control.running, control.incoming);
+        let (running, incoming) = (control.running, control.incoming && !control.loaded);
         drop(control);
         GuestStatus {
             running,
