@@ -18,7 +18,7 @@ SIGHUP reads the peers and the default profile again.
 
 Examples:
   dwcp-controlplane --config /etc/dwcp/node.toml
-  dwcp-controlplane --name a --state-folder /var/lib/dwcp --peer b=192.0.2.2:7400";
+  dwcp-controlplane --name a --state-folder /var/lib/dwcp --peer b=192.0.2.2:7440";
 
 /// Control plane of a node: serves the dwcp command, directs the data plane.
 #[derive(Parser, Debug)]

@@ -15,14 +15,19 @@ use dwcp_wire::limits::STREAMS_MAX;
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Example:\n  dwcp-dataplane --name node-a --state /var/lib/dwcp --listen 0.0.0.0:7440"
+    after_help = "Example:\n  dwcp-dataplane --name node-a --state-folder /var/lib/dwcp --listen 0.0.0.0:7440"
 )]
 struct Options {
     /// Name of this node, unique among its peers
     #[arg(long)]
     name: String,
     /// Folder of the sockets and of the handover journal
-    #[arg(long, default_value = "/var/lib/dwcp")]
+    #[arg(
+        long = "state-folder",
+        alias = "state",
+        value_name = "PATH",
+        default_value = "/var/lib/dwcp"
+    )]
     state: PathBuf,
     /// Address for other nodes' data planes; port 0 takes a free one
     #[arg(long, default_value = "0.0.0.0:7440")]

@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn a_node_file_is_read() {
         let text = "[node]\nname = \"a\"\nstate_folder = \"/srv/a\"\n\
-                    [peers]\nb = \"192.0.2.2:7400\"\nc = \"[2001:db8::1]:7400\"\n";
+                    [peers]\nb = \"192.0.2.2:7440\"\nc = \"[2001:db8::1]:7400\"\n";
         let config = NodeConfig::parse("node.toml", text).unwrap();
         assert_eq!(config.name.as_deref(), Some("a"));
         assert_eq!(config.state_folder.as_deref(), Some(Path::new("/srv/a")));

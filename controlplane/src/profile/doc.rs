@@ -106,5 +106,5 @@ Read by `dwcp-controlplane --config FILE`; its flags come before the file.
     state_folder = \"/var/lib/dwcp\"
     default_profile = \"datacenter\"
     [peers]
-    b = \"192.0.2.2:7400\"
+    b = \"192.0.2.2:7440\"
 ";

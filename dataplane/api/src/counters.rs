@@ -177,7 +177,7 @@ impl CountersPage {
             let words =
                 std::array::from_fn(|offset| self.word(base + 3 + offset).load(Ordering::Relaxed));
             fence(Ordering::Acquire);
-            if before % 2 == 0 && self.word(base).load(Ordering::Relaxed) == before {
+            if before.is_multiple_of(2) && self.word(base).load(Ordering::Relaxed) == before {
                 let id = MigrationId(u128::from(high) << 64 | u128::from(low));
                 return Some((id, Counters::from_words(words)));
             }

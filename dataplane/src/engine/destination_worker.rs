@@ -41,11 +41,12 @@ pub struct StreamRound {
 /// # Errors
 /// When the system has no thread or descriptor left.
 pub fn spawn_destination_worker<E: From<WorkerEvent> + Send + 'static>(
-    settings: WorkerSettings,
+    settings: &WorkerSettings,
     session: Arc<Session>,
     events: Mailbox<E>,
 ) -> std::io::Result<WorkerHandle<DestinationCommand>> {
     let name = format!("dwcp-recv-{}", settings.index);
+    let settings = settings.clone();
     let stop = || DestinationCommand::Stop;
     WorkerHandle::spawn(name, settings.cpu, events, stop, move |inbox, events| {
         let bell = inbox.bell().map_err(|error| error.to_string())?;

@@ -18,7 +18,7 @@ use dwcp_wire::{AbortCode, Control, Offer, StreamRole};
 
 use super::node::{JournalScope, MigrationHandle, Node};
 use super::peer::{self, ControlWriter};
-use super::recorder::{End, Recorder, Subject};
+use super::recorder::{End, Recorder, Subject, no_outcome};
 use super::relay::Relay;
 use crate::engine::{DestinationCommand, Mailbox, Session, StreamRound, WorkerEvent, WorkerHandle};
 use crate::vmm::Vm;
@@ -75,6 +75,8 @@ pub(super) struct DestinationDriver {
     pub(super) session: Option<Arc<Session>>,
     pub(super) vm: Option<Arc<Mutex<Box<dyn Vm>>>>,
     pub(super) vm_taken: bool,
+    /// `Begin` is in the journal.
+    pub(super) began: bool,
     pub(super) vm_stop: Arc<AtomicBool>,
     pub(super) device_thread: Option<JoinHandle<()>>,
     pub(super) round: Vec<StreamRound>,
@@ -114,16 +116,7 @@ pub(super) fn run(
     let reader = mailbox.clone();
     let control = ControlWriter::new(stream.try_clone().map_err(|e| e.to_string())?, silence)
         .map_err(|error| error.to_string())?;
-    peer::spawn_reader(stream, move |message| {
-        let event = match message {
-            Ok(message) => DestinationEvent::Peer(message),
-            Err(error) => DestinationEvent::PeerLost(format!("control connection: {error}")),
-        };
-        if reader.push(DestinationInput::Event(event)).is_err() {
-            tracing::error!("destination driver hangs");
-        }
-    })
-    .map_err(|error| error.to_string())?;
+    listen_to_peer(stream, reader).map_err(|error| error.to_string())?;
     let handle = node.register(id, recorder.status(machine.phase(), false, None));
     node.incoming_began(id, mailbox.clone());
     let driver = DestinationDriver {
@@ -151,6 +144,7 @@ pub(super) fn run(
         session: None,
         vm: None,
         vm_taken: false,
+        began: false,
         vm_stop: Arc::default(),
         device_thread: None,
         round: vec![],
@@ -160,6 +154,18 @@ pub(super) fn run(
     };
     driver.run();
     Ok(())
+}
+
+fn listen_to_peer(stream: TcpStream, reader: Mailbox<DestinationInput>) -> std::io::Result<()> {
+    peer::spawn_reader(stream, move |message| {
+        let event = match message {
+            Ok(message) => DestinationEvent::Peer(message),
+            Err(error) => DestinationEvent::PeerLost(format!("control connection: {error}")),
+        };
+        if reader.push(DestinationInput::Event(event)).is_err() {
+            tracing::error!("destination driver hangs");
+        }
+    })
 }
 
 impl DestinationDriver {
@@ -214,7 +220,13 @@ impl DestinationDriver {
             DestinationAction::Prove => self.prove(),
             DestinationAction::LoadDeviceState => self.load_device_state(),
             DestinationAction::Journal(entry) => {
-                match self.journal.write_entry(&self.node, &entry) {
+                // What never began here (a dry run, a refusal) has nothing to end.
+                let written = if self.began {
+                    self.journal.write_entry(&self.node, &entry)
+                } else {
+                    Ok(())
+                };
+                match written {
                     Ok(()) => self.pending.push_back(DestinationEvent::Journaled(entry)),
                     Err(reason) => {
                         tracing::error!(reason, ?entry, "journal");
@@ -292,12 +304,13 @@ impl DestinationDriver {
             let _ = thread.join();
         }
         self.control.shut();
-        let outcome = self.outcome.take().unwrap_or(Outcome {
-            result: Ending::Failed,
-            reason: "driver ended without an outcome".into(),
-        });
+        let outcome = self.outcome.take().unwrap_or_else(no_outcome);
         let (owner, epoch) = match outcome.result {
-            Ending::Completed | Ending::Failed => ("destination", self.offer.epoch + 1),
+            Ending::Completed => ("destination", self.offer.epoch + 1),
+            Ending::Failed if self.node.journal().state().committed(self.handle.id) => {
+                ("destination", self.offer.epoch + 1)
+            }
+            Ending::Failed => ("unknown", self.offer.epoch),
             Ending::Aborted => ("source", self.offer.epoch),
         };
         let session = self.session.as_deref();

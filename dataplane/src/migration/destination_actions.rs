@@ -77,6 +77,7 @@ impl DestinationDriver {
             self.journal
                 .write(&self.node, RecordKind::Begin { attachment })
                 .map_err(|error| (RefuseCode::Other, error))?;
+            self.began = true;
             for block in layout.blocks() {
                 block
                     .discard()
@@ -164,7 +165,7 @@ impl DestinationDriver {
             };
             let mailbox = self.mailbox.clone();
             self.workers.push(spawn_destination_worker(
-                worker,
+                &worker,
                 Arc::clone(&session),
                 mailbox,
             )?);
@@ -342,30 +343,57 @@ impl DestinationDriver {
     }
 }
 
-/// Whether this machine has the memory for a guest that it does not hold yet.
+/// Whether there is room for a guest that is not held yet: in the files' file system, and in memory.
+/// A page that finds none later would end this process, and every migration in it, with SIGBUS.
 fn check_room(layout: &RamLayout) -> Result<(), Refusal> {
-    let available = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| {
-            let line = text
-                .lines()
-                .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-            line.trim()
-                .trim_end_matches(" kB")
-                .trim()
-                .parse::<u64>()
-                .ok()
-        });
-    let Some(available_kib) = available else {
+    let mut wanted_bytes = 0;
+    for block in layout.blocks() {
+        let room = block
+            .room()
+            .map_err(|error| (RefuseCode::Other, error.to_string()))?;
+        wanted_bytes += block.bytes().saturating_sub(room.held_bytes);
+        if let Some(free_bytes) = room.file_system_bytes
+            && block.bytes() > free_bytes + room.held_bytes
+        {
+            let text = format!(
+                "destination is too small: RAM block {} has {} MiB, the file system of its \
+                 mem-path has {} MiB free",
+                block.name(),
+                block.bytes() >> 20,
+                free_bytes >> 20
+            );
+            return Err((RefuseCode::TooSmall, text));
+        }
+        if room.is_reserved {
+            wanted_bytes = wanted_bytes.saturating_sub(block.bytes());
+        }
+    }
+    let Some(available_bytes) = available_bytes() else {
         return Ok(());
     };
-    if layout.bytes() <= available_kib * 1024 {
+    if wanted_bytes <= available_bytes {
         return Ok(());
     }
     let text = format!(
-        "destination is too small: the guest has {} MiB of RAM, {} MiB are available",
-        layout.bytes() >> 20,
-        available_kib >> 10
+        "destination is too small: the guest needs {} MiB of RAM, {} MiB are available",
+        wanted_bytes >> 20,
+        available_bytes >> 20
     );
     Err((RefuseCode::TooSmall, text))
+}
+
+/// `MemAvailable`, see proc_meminfo(5).
+fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(
+        line.trim()
+            .trim_end_matches(" kB")
+            .trim()
+            .parse::<u64>()
+            .ok()?
+            * 1024,
+    )
 }

@@ -202,10 +202,13 @@ impl Node {
                         ..entry.info
                     };
                 }
-                probe(&name, &entry.attachment).unwrap_or(VmInfo {
-                    state: "gone".into(),
-                    ..entry.info
-                })
+                match probe(&name, &entry.attachment) {
+                    Ok(info) => info,
+                    Err(_) => VmInfo {
+                        state: "gone".into(),
+                        ..entry.info
+                    },
+                }
             })
             .collect();
         infos.sort_by(|a, b| a.name.cmp(&b.name));
@@ -324,7 +327,7 @@ impl Node {
             settings,
             dry_run,
         };
-        super::source::start(Arc::clone(self), request)
+        super::source::start(self, &request)
     }
 }
 

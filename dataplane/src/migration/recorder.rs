@@ -8,6 +8,8 @@ use dwcp_api::{
 };
 use dwcp_proto::{Ending, Outcome, Phase};
 
+use dwcp_simd::PAGE_BYTES;
+
 use crate::engine::Session;
 
 /// Moments of the pause, in order, each on this node's monotonic clock.
@@ -44,6 +46,8 @@ pub(super) struct Recorder {
     pub(super) dirty_pages_per_s: f64,
     pub(super) pages_in_round: u64,
     pub(super) round: u32,
+    /// Bytes that may be under way.
+    pub(super) window_bytes: u64,
     rate: Rate,
 }
 
@@ -88,6 +92,7 @@ impl Recorder {
             dirty_pages_per_s: 0.0,
             pages_in_round: 0,
             round: 0,
+            window_bytes: 0,
             rate: Rate {
                 since: now,
                 bytes: 0,
@@ -127,7 +132,8 @@ impl Recorder {
             self.rate.bytes = wire_bytes;
         }
         let pages_left = self.pages_in_round.saturating_sub(done);
-        let (eta_ms, limit) = self.forecast(pages_left, done);
+        let in_flight = session.map_or(0, Session::in_flight_bytes);
+        let (eta_ms, limit) = self.forecast(pages_left, done, in_flight);
         Progress {
             round: self.round,
             pages_left,
@@ -142,22 +148,32 @@ impl Recorder {
 
     /// Time left. Low: this round alone at the pace so far. High: the rounds after it as well, each
     /// the share of the one before that the guest dirties meanwhile.
-    fn forecast(&self, pages_left: u64, done: u64) -> (Option<(u64, u64)>, Limit) {
+    fn forecast(&self, pages_left: u64, done: u64, in_flight: u64) -> (Option<(u64, u64)>, Limit) {
         let elapsed = self.started.elapsed().as_secs_f64();
         let all = done as f64 + self.rounds.iter().map(|r| r.pages as f64).sum::<f64>();
         if all < 1000.0 || elapsed < 0.05 {
             return (None, Limit::Unknown);
         }
-        let pages_per_s = all / elapsed;
+        // The last second where there is one: a rate that collapses must show.
+        let recent = self.rate.bytes_per_s / PAGE_BYTES as f64;
+        let pages_per_s = if recent > 0.0 { recent } else { all / elapsed };
         let low_s = pages_left as f64 / pages_per_s;
         let share = self.dirty_pages_per_s / pages_per_s;
         if share >= 0.95 {
             return (None, Limit::DirtyRate);
         }
         let high_s = (low_s + 0.05) / (1.0 - share) * 1.3;
+        let limit = if self.pause.paused.is_some() {
+            Limit::Device
+        } else if in_flight * 4 >= self.window_bytes * 3 {
+            // The window is full of what was sent and not applied.
+            Limit::Link
+        } else {
+            Limit::Cpu
+        };
         (
             Some(((low_s * 1000.0) as u64, (high_s * 1000.0) as u64 + 50)),
-            Limit::Link,
+            limit,
         )
     }
 
@@ -259,6 +275,14 @@ pub(super) struct End<'a> {
     pub(super) epoch: u64,
     pub(super) wire_bytes: u64,
     pub(super) cpu_ns: u64,
+}
+
+/// A driver that ended without saying how: a bug, and nothing is certain.
+pub(super) fn no_outcome() -> Outcome {
+    Outcome {
+        result: Ending::Failed,
+        reason: "driver ended without an outcome".into(),
+    }
 }
 
 fn ms(from: Instant, until: Instant) -> f64 {

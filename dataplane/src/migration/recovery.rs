@@ -39,7 +39,7 @@ pub fn recover(node: &Arc<Node>) {
         );
         if unfinished.superseded {
             // The VM is a newer migration's: to resume or to discard it would be that one's guest.
-            close_superseded(node, &scope);
+            close_superseded(node, scope, unfinished.stage);
             continue;
         }
         match scope.role {
@@ -81,13 +81,28 @@ fn note(node: &Node, scope: &JournalScope, kind: RecordKind) {
     }
 }
 
-fn close_superseded(node: &Node, scope: &JournalScope) {
+/// Ends the record of a migration whose VM is a newer one's, and leaves the VM alone.
+fn close_superseded(node: &Arc<Node>, scope: JournalScope, stage: Stage) {
     let reason = "superseded by a newer migration of the same VM".to_owned();
-    let kind = match scope.role {
-        Role::Source => RecordKind::Aborted { reason },
-        Role::Destination => RecordKind::Refused,
-    };
-    note(node, scope, kind);
+    match (scope.role, stage) {
+        // Only the destination knows: its answer is noted, nothing is done.
+        (Role::Source, Stage::Prepared) => {
+            let node = Arc::clone(node);
+            spawn_question(move || {
+                let committed = ask(&scope);
+                let kind = if committed {
+                    RecordKind::Committed
+                } else {
+                    RecordKind::Aborted { reason }
+                };
+                note(&node, &scope, kind);
+            });
+        }
+        (Role::Source, _) => note(node, &scope, RecordKind::Aborted { reason }),
+        // It was taken over and has left, or come back, since: so it was run.
+        (Role::Destination, Stage::Committed) => note(node, &scope, RecordKind::Resumed),
+        (Role::Destination, _) => note(node, &scope, RecordKind::Refused),
+    }
 }
 
 fn recover_as_source(node: &Arc<Node>, scope: JournalScope, unfinished: &Unfinished) {
@@ -113,14 +128,7 @@ fn recover_as_source(node: &Arc<Node>, scope: JournalScope, unfinished: &Unfinis
         }
         SourceRecovery::AskDestination => {
             let (node, unfinished) = (Arc::clone(node), unfinished.clone());
-            let ask = move || ask_until_answered(&node, &scope, &unfinished);
-            if std::thread::Builder::new()
-                .name("dwcp-recover".into())
-                .spawn(ask)
-                .is_err()
-            {
-                tracing::error!("no thread to ask the destination");
-            }
+            spawn_question(move || act_on_answer(&node, &scope, &unfinished));
         }
         SourceRecovery::Lost => {
             let reason = "its VMM was gone when the data plane came back, and it was never \
@@ -154,23 +162,44 @@ fn resume_here(node: &Node, scope: &JournalScope, vm: Option<Box<dyn Vm>>, why: 
     }
 }
 
-fn ask_until_answered(node: &Node, scope: &JournalScope, unfinished: &Unfinished) {
+fn spawn_question(run: impl FnOnce() + Send + 'static) {
+    if std::thread::Builder::new()
+        .name("dwcp-recover".into())
+        .spawn(run)
+        .is_err()
+    {
+        tracing::error!("no thread to ask the destination");
+    }
+}
+
+/// Asks the destination whether it committed, until it answers.
+fn ask(scope: &JournalScope) -> bool {
     loop {
         let (address, epoch) = (&scope.peer_address, scope.epoch + 1);
         match peer::query_owner(address, scope.migration.0, &scope.vm, epoch, ASK_TIME) {
-            Ok(true) => {
-                tracing::info!(vm = scope.vm, "the destination owns the VM");
-                return note(node, scope, RecordKind::Committed);
-            }
-            Ok(false) => {
-                let (vm, _) = reach(unfinished);
-                let why = "destination did not commit the handover";
-                return resume_here(node, scope, vm, why);
-            }
+            Ok(committed) => return committed,
             Err(error) => {
                 tracing::warn!(vm = scope.vm, %error, "in doubt: the destination does not answer");
                 std::thread::sleep(ASK_AGAIN);
             }
+        }
+    }
+}
+
+fn act_on_answer(node: &Node, scope: &JournalScope, unfinished: &Unfinished) {
+    if ask(scope) {
+        tracing::info!(vm = scope.vm, "the destination owns the VM");
+        return note(node, scope, RecordKind::Committed);
+    }
+    let why = "destination did not commit the handover";
+    let (vm, state) = reach(unfinished);
+    // Not given away, as if it had only begun; but the VMM may be another one by now.
+    match recover_source(LastRecord::Begin, state) {
+        SourceRecovery::Resume | SourceRecovery::RunsHere => resume_here(node, scope, vm, why),
+        _ => {
+            let reason = format!("{why}, and its VMM is gone from this node");
+            tracing::error!(vm = scope.vm, reason);
+            note(node, scope, RecordKind::Failed { reason });
         }
     }
 }

@@ -18,7 +18,7 @@ use dwcp_wire::{AbortCode, Offer};
 
 use super::node::{JournalScope, MigrationHandle, Node, api_error, check_running};
 use super::peer::ControlWriter;
-use super::recorder::{End, Recorder, Subject};
+use super::recorder::{End, Recorder, Subject, no_outcome};
 use super::relay::Relay;
 use crate::engine::{Mailbox, Session, SourceCommand, WorkerEvent, WorkerHandle, WorkerRound};
 use crate::path::RoundWork;
@@ -89,9 +89,9 @@ pub(super) struct RoundUnderWay {
 }
 
 /// Checks what can be checked at once, then moves the VM on a thread of its own.
-pub(super) fn start(node: Arc<Node>, request: Request) -> Result<(), ApiError> {
+pub(super) fn start(node: &Arc<Node>, request: &Request) -> Result<(), ApiError> {
     let attachment = node.take_vm(&request.vm, request.id)?;
-    let prepared = prepare(&node, &request, &attachment);
+    let prepared = prepare(node, request, &attachment);
     let driver = match prepared {
         Ok(driver) => driver,
         Err(error) => {
@@ -126,12 +126,15 @@ fn prepare(
         .with_hint("only a running guest is moved; resume it, or attach the right VM")
     })?;
     let layout = vm.ram().map_err(refused)?;
-    let settings = &request.settings;
-    let chosen =
-        tracker::choose(settings.tracker, &mut *vm, &layout, facts.pid).map_err(refused)?;
+    let choice = request.settings.tracker;
+    let chosen = tracker::choose(choice, &mut *vm, &layout, facts.pid).map_err(refused)?;
     let epoch = node.journal().state().epoch_of(&request.vm);
     let seed = (random()? & u128::from(u64::MAX)) as u64;
-    let offer = offer(node, request, &facts, epoch, seed);
+    let machine = machine(request, offer(node, request, &facts, epoch, seed));
+    let mut recorder = recorder(request, chosen.tracker.name(), layout.bytes());
+    for note in chosen.notes {
+        recorder.note(note);
+    }
     let journal = JournalScope {
         migration: request.id,
         vm: request.vm.clone(),
@@ -140,27 +143,6 @@ fn prepare(
         peer_address: request.destination.clone(),
         epoch,
     };
-    let mut recorder = Recorder::new(Subject {
-        id: request.id,
-        vm: request.vm.clone(),
-        role: Role::Source,
-        peer: request.destination.clone(),
-        mode: settings.mode.clone(),
-    });
-    recorder.tracker = chosen.tracker.name().to_owned();
-    recorder.ram_bytes = layout.bytes();
-    for note in chosen.notes {
-        recorder.note(note);
-    }
-    let machine = Source::new(SourceConfig {
-        offer,
-        limits: RoundLimits {
-            downtime_ns_max: u64::from(settings.downtime_limit_ms) * 1_000_000,
-            rounds_max: settings.rounds_max,
-            abort_if_not_converged: settings.abort_if_not_converged,
-        },
-        silence_ns: u64::from(settings.peer_silence_ms) * 1_000_000,
-    });
     let mailbox = Mailbox::new().map_err(system)?;
     journal
         .write(
@@ -173,7 +155,7 @@ fn prepare(
     let handle = node.register(request.id, recorder.status(machine.phase(), false, None));
     Ok(SourceDriver {
         node: Arc::clone(node),
-        session: Arc::new(Session::new(layout, seed, settings.codec)),
+        session: Arc::new(Session::new(layout, seed, request.settings.codec)),
         request: request.clone(),
         handle,
         journal,
@@ -193,6 +175,33 @@ fn prepare(
         query_under_way: Arc::default(),
         outcome: None,
     })
+}
+
+fn machine(request: &Request, offer: Offer) -> Source {
+    let settings = &request.settings;
+    Source::new(SourceConfig {
+        offer,
+        limits: RoundLimits {
+            downtime_ns_max: u64::from(settings.downtime_limit_ms) * 1_000_000,
+            rounds_max: settings.rounds_max,
+            abort_if_not_converged: settings.abort_if_not_converged,
+        },
+        silence_ns: u64::from(settings.peer_silence_ms) * 1_000_000,
+    })
+}
+
+fn recorder(request: &Request, tracker: &str, ram_bytes: u64) -> Recorder {
+    let mut recorder = Recorder::new(Subject {
+        id: request.id,
+        vm: request.vm.clone(),
+        role: Role::Source,
+        peer: request.destination.clone(),
+        mode: request.settings.mode.clone(),
+    });
+    recorder.tracker = tracker.to_owned();
+    recorder.ram_bytes = ram_bytes;
+    recorder.window_bytes = request.settings.window_bytes;
+    recorder
 }
 
 fn offer(
@@ -339,10 +348,7 @@ impl SourceDriver {
 
     fn finish(mut self) {
         self.vm_stop.store(true, Ordering::Release);
-        let outcome = self.outcome.take().unwrap_or(Outcome {
-            result: Ending::Failed,
-            reason: "driver ended without an outcome".into(),
-        });
+        let outcome = self.outcome.take().unwrap_or_else(no_outcome);
         if outcome.result != Ending::Completed {
             // Workers first: what they still send would reach a peer that has given up.
             self.recorder.verified = false;

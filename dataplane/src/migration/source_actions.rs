@@ -57,6 +57,8 @@ impl SourceDriver {
                 self.recorder.verified = true;
             }
             SourceEvent::Journaled(JournalEntry::Prepared) => pause.decided = Some(now),
+            // Given back: the pause ends here.
+            SourceEvent::Resumed if pause.paused.is_some() => pause.resumed = Some(now),
             _ => {}
         }
     }

@@ -1,8 +1,8 @@
 //! The one place that touches guest memory.
 //!
 //! A guest writes its memory while we read it, from another process. So no reference to guest
-//! memory is ever formed: bytes are copied through raw pointers, whole words at a time, and only
-//! the private copy is looked at.
+//! memory is ever formed: bytes are copied through raw pointers, and only the private copy is looked
+//! at.
 
 use dwcp_simd::{PAGE_BYTES, Page};
 use memmap2::MmapRaw;

@@ -182,13 +182,25 @@ impl RamBlock {
         Ok(())
     }
 
-    /// Takes the memory for all pages now, so that neither a fault nor a full tmpfs comes later.
+    /// What the block has and could have.
     ///
     /// # Errors
-    /// [`RamError::System`] with `ENOSPC` when the destination is too small.
-    pub fn reserve(&self) -> Result<(), RamError> {
-        fallocate(&self.file, FallocateFlags::empty(), 0, self.bytes as i64)
-            .map_err(|errno| self.system("reserve", errno))
+    /// [`RamError::System`].
+    pub fn room(&self) -> Result<Room, RamError> {
+        let stat =
+            nix::sys::stat::fstat(&self.file).map_err(|errno| self.system("fstat", errno))?;
+        let held_bytes = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+        let system =
+            nix::sys::statfs::fstatfs(&self.file).map_err(|errno| self.system("fstatfs", errno))?;
+        let is_reserved = system.filesystem_type() == nix::sys::statfs::HUGETLBFS_MAGIC;
+        // The kernel's own tmpfs, behind a memfd, has no size; hugetlbfs reserves at mmap.
+        let sized = system.blocks() > 0 && !is_reserved;
+        let free = system.blocks_available() * system.block_size() as u64;
+        Ok(Room {
+            held_bytes,
+            file_system_bytes: sized.then_some(free),
+            is_reserved,
+        })
     }
 
     fn system(&self, what: &'static str, errno: Errno) -> RamError {
@@ -210,6 +222,17 @@ impl AsRawFd for RamBlock {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
         self.file.as_raw_fd()
     }
+}
+
+/// Memory behind a block's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Allocated already.
+    pub held_bytes: u64,
+    /// Free in its file system, where that has a size.
+    pub file_system_bytes: Option<u64>,
+    /// Huge pages, reserved when the VMM mapped them.
+    pub is_reserved: bool,
 }
 
 /// All RAM blocks of a VM. Pages are numbered through all blocks for the whole-RAM proof.

@@ -6,5 +6,5 @@ mod block;
 mod digest;
 
 pub use bitmap::{DirtyBitmap, PAGES_PER_WORD, RamBitmap};
-pub use block::{RamBlock, RamError, RamLayout};
+pub use block::{RamBlock, RamError, RamLayout, Room};
 pub use digest::Digests;

@@ -67,18 +67,18 @@ fn bytes_arrive_in_order_on_every_stream() {
         }
         let mut expected = vec![vec![]; 3];
         for round in 0..8u8 {
-            for slot in 0..3 {
+            for (slot, expected) in expected.iter_mut().enumerate() {
                 let buffer = sender.buffers().take().unwrap();
                 let bytes = 200_000 + slot * 7;
                 let data = &mut sender.buffers().bytes_mut(buffer)[100..100 + bytes];
                 data.fill(round * 3 + slot as u8);
-                expected[slot].extend_from_slice(data);
+                expected.extend_from_slice(data);
                 sender.send(slot, buffer, 100..100 + bytes);
             }
         }
         let buffers: Vec<_> = (0..3).map(|_| receiver.buffers().take().unwrap()).collect();
-        for slot in 0..3 {
-            receiver.receive(slot, buffers[slot], 0..65_536);
+        for (slot, &buffer) in buffers.iter().enumerate() {
+            receiver.receive(slot, buffer, 0..65_536);
         }
         let mut sent = 0;
         for _ in 0..100_000 {

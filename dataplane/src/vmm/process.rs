@@ -246,6 +246,11 @@ impl Vm for ProcessVm {
     }
 
     fn discard(&mut self) -> Result<bool, VmmError> {
-        Ok(self.facts()?.state == RunState::Incoming)
+        if self.facts()?.state == RunState::Incoming {
+            return Ok(true);
+        }
+        // It holds a guest that could be told to run.
+        self.execute("quit", None)?;
+        Ok(false)
     }
 }

@@ -18,6 +18,9 @@ use crate::ram::RamLayout;
 /// A monitor that does not answer for so long is taken for hung.
 const ANSWER_TIME: Duration = Duration::from_secs(20);
 
+/// A monitor that does not greet for so long is held by somebody else.
+const GREETING_TIME: Duration = Duration::from_secs(4);
+
 /// Longest wait for a phase of QEMU's own migration.
 const PHASE_TIME: Duration = Duration::from_secs(60);
 
@@ -47,8 +50,10 @@ impl From<QmpError> for VmmError {
 
 impl QemuVm {
     pub(super) fn connect(path: &str, uffd_socket: Option<String>) -> Result<Self, VmmError> {
-        let qmp = QmpClient::connect(path, ANSWER_TIME)
+        // QEMU serves one client of a monitor at a time: another one shows as silence.
+        let mut qmp = QmpClient::connect(path, GREETING_TIME)
             .map_err(|error| VmmError::Gone(format!("QMP {path}: {error}")))?;
+        qmp.set_timeout(ANSWER_TIME);
         Ok(Self {
             qmp,
             uffd_socket,
@@ -147,7 +152,7 @@ impl QemuVm {
         }
     }
 
-    fn give_socket(&mut self, device: UnixStream) -> Result<String, VmmError> {
+    fn give_socket(&mut self, device: &UnixStream) -> Result<String, VmmError> {
         self.qmp.getfd(FD_NAME, device.as_fd())?;
         Ok(format!("fd:{FD_NAME}"))
     }
@@ -208,7 +213,7 @@ impl Vm for QemuVm {
     }
 
     fn pause(&mut self, device: UnixStream, stop: &AtomicBool) -> Result<u64, VmmError> {
-        let uri = self.give_socket(device)?;
+        let uri = self.give_socket(&device)?;
         while self.qmp.next_event(Duration::ZERO)?.is_some() {}
         self.qmp.migrate(&uri)?;
         let stopped_us = self.wait_migration(&["pre-switchover"], stop)?;
@@ -259,7 +264,7 @@ impl Vm for QemuVm {
     }
 
     fn load(&mut self, device: UnixStream, stop: &AtomicBool) -> Result<(), VmmError> {
-        let uri = self.give_socket(device)?;
+        let uri = self.give_socket(&device)?;
         while self.qmp.next_event(Duration::ZERO)?.is_some() {}
         self.loading = true;
         self.qmp.migrate_incoming(&uri)?;

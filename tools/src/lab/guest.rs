@@ -140,8 +140,14 @@ impl GuestPair {
     #[must_use]
     pub fn cpu_s(&self) -> f64 {
         let pids = match self {
-            Self::Synthetic { source, destination } => [source.child.id(), destination.child.id()],
-            Self::Qemu { source, destination } => [source.guest.pid(), destination.guest.pid()],
+            Self::Synthetic {
+                source,
+                destination,
+            } => [source.child.id(), destination.child.id()],
+            Self::Qemu {
+                source,
+                destination,
+            } => [source.guest.pid(), destination.guest.pid()],
         };
         pids.into_iter().map(cpu_seconds).sum()
     }

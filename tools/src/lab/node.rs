@@ -101,7 +101,7 @@ impl LabNode {
             .stdout(Stdio::null())
             .stderr(log);
         match plane {
-            Plane::Data => command.arg("--state").arg(&self.folder).args([
+            Plane::Data => command.arg("--state-folder").arg(&self.folder).args([
                 "--listen",
                 &self.listen,
                 "--io",

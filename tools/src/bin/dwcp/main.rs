@@ -52,7 +52,7 @@ struct Cli {
         global = true,
         env = "DWCP_NODE_SOCKET",
         value_name = "PATH",
-        default_value = "/run/dwcp/node.sock"
+        default_value = "/var/lib/dwcp/node.sock"
     )]
     node_socket: PathBuf,
     /// Print JSON.

@@ -14,7 +14,7 @@ migration (dwcp cancel does). With --json the end is the report `dwcp.migration/
 
 Examples:
   dwcp migrate web --to b --watch
-  dwcp migrate web --to 192.0.2.2:7400 --profile internet --set switchover.downtime_limit=2s
+  dwcp migrate web --to 192.0.2.2:7440 --profile internet --set switchover.downtime_limit=2s
   dwcp migrate web --to b --dry-run
   dwcp migrate web --to b --json | jq .downtime_ms";
 

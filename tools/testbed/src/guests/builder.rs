@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::images::GuestKind;
 use super::qemu::QemuGuest;
@@ -19,6 +20,14 @@ const QEMU_VARIABLE: &str = "DWCP_QEMU";
 #[must_use]
 pub fn qemu_binary() -> OsString {
     env::var_os(QEMU_VARIABLE).unwrap_or_else(|| "qemu-system-x86_64".into())
+}
+
+/// A path that no other guest has, not even one of the same name in this process: two QEMUs on one
+/// RAM file destroy each other's guest.
+fn own_ram_path(name: &str) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    Path::new("/dev/shm").join(format!("dwcp-{}-{number}-{name}.ram", std::process::id()))
 }
 
 /// What guest RAM is made of.
@@ -160,10 +169,7 @@ impl QemuBuilder {
         let ram = match &self.backend {
             Backend::Private => None,
             Backend::SharedFile(path) => Some(path.clone()),
-            Backend::Shared => {
-                let own = format!("dwcp-{}-{}.ram", std::process::id(), self.name);
-                Some(Path::new("/dev/shm").join(own))
-            }
+            Backend::Shared => Some(own_ram_path(&self.name)),
         };
         let arguments = self.arguments(&qmp, &serial, ram.as_deref())?;
         let file_error = |source| GuestError::File {
@@ -272,5 +278,15 @@ impl QemuBuilder {
              dwcp.rate={rate} dwcp.verify={verify_rate} dwcp.kind={}",
             kind.name()
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_guests_of_one_name_do_not_share_their_ram() {
+        assert_ne!(own_ram_path("a"), own_ram_path("a"));
     }
 }

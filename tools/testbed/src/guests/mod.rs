@@ -14,7 +14,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let folder = std::env::temp_dir();
-//! let guest = QemuGuest::builder("demo", &folder).guest(GuestKind::Bare).memory_mib(256).spawn()?;
+//! let mut guest = QemuGuest::builder("demo", &folder).guest(GuestKind::Bare).memory_mib(256).spawn()?;
 //! guest.wait_ready(Duration::from_secs(30))?;
 //! println!("{:?}", guest.serial().latest());
 //! # Ok(())
