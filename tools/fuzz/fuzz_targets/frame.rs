@@ -1,0 +1,133 @@
+//! A page frame through stages 7 and 8. Whatever it says: pages stay inside their block, a refused
+//! frame changes nothing, and RAM, digests and root agree afterwards.
+
+#![no_main]
+
+use std::cell::RefCell;
+
+use dwcp_dataplane::path::{Applied, Decoder, Incoming, PageSink};
+use dwcp_dataplane::ram::{Digests, RamLayout};
+use dwcp_fuzz::{BLOCK_PAGES, SEED, page_frame, ram};
+use dwcp_simd::{FingerprintKey, PAGE_BYTES, Page, RamRoot, kernels};
+use dwcp_wire::FrameHeader;
+use libfuzzer_sys::fuzz_target;
+
+/// A destination, made once and left empty by every input: making it takes longer than a frame.
+struct Destination {
+    layout: &'static RamLayout,
+    digests: &'static Digests,
+    key: &'static FingerprintKey,
+    line: Incoming<'static>,
+    decoder: Decoder,
+}
+
+impl Destination {
+    fn new() -> Self {
+        let layout: &RamLayout = Box::leak(Box::new(ram(&BLOCK_PAGES)));
+        let digests: &Digests = Box::leak(Box::new(Digests::new(layout)));
+        let key: &FingerprintKey = Box::leak(Box::new(FingerprintKey::new(SEED)));
+        Self {
+            layout,
+            digests,
+            key,
+            line: Incoming::new(layout, digests, key),
+            decoder: Decoder::new(),
+        }
+    }
+}
+
+thread_local! {
+    static DESTINATION: RefCell<Destination> = RefCell::new(Destination::new());
+}
+
+/// Checks that pages come in order and inside their block.
+struct Bounds {
+    block: u32,
+    next: u32,
+    named: u64,
+}
+
+impl Bounds {
+    fn take(&mut self, block: u32, page: u32, count: u32) {
+        assert_eq!(block, self.block);
+        assert!(page >= self.next, "pages of a frame ascend");
+        self.next = page + count;
+        assert!(self.next <= BLOCK_PAGES[block as usize]);
+        self.named += u64::from(count);
+    }
+}
+
+impl PageSink for Bounds {
+    fn zero(&mut self, block: u32, page: u32, count: u32) {
+        self.take(block, page, count);
+    }
+
+    fn page(&mut self, block: u32, page: u32, _data: &Page, _fingerprint_low: u64) {
+        self.take(block, page, 1);
+    }
+
+    fn damaged(&mut self, block: u32, page: u32, count: u32) {
+        self.take(block, page, count);
+    }
+}
+
+fuzz_target!(|input: &[u8]| {
+    if let Some((header, payload)) = page_frame(input, 0, 1) {
+        DESTINATION.with_borrow_mut(|destination| {
+            let named = destination.decode(&header, &payload);
+            destination.apply(&header, &payload, named);
+        });
+    }
+});
+
+impl Destination {
+    /// Pages named, or `None` when the frame is refused.
+    fn decode(&mut self, header: &FrameHeader, payload: &[u8]) -> Option<u64> {
+        let mut bounds = Bounds {
+            block: header.ram_block,
+            next: 0,
+            named: 0,
+        };
+        let decoded = self
+            .decoder
+            .decode(header, payload, &BLOCK_PAGES, &mut bounds);
+        assert_eq!(
+            decoded.as_ref().map_or(0, |named| *named),
+            bounds.named,
+            "a refused frame names nothing"
+        );
+        decoded.ok()
+    }
+
+    fn apply(&mut self, header: &FrameHeader, payload: &[u8], named: Option<u64>) {
+        let mut applied = Applied::default();
+        let outcome = self.line.apply(header, payload, &mut applied);
+        assert_eq!(outcome.is_ok(), named.is_some());
+        if outcome.is_err() {
+            assert_eq!(applied, Applied::default());
+            return;
+        }
+        assert_eq!(applied.summary.pages, named.unwrap_or_default());
+        assert_eq!(applied.root, self.digests.root());
+        self.check_and_empty(header.ram_block as usize);
+    }
+
+    fn check_and_empty(&self, index: usize) {
+        let block = &self.layout.blocks()[index];
+        let mut copy = [0; PAGE_BYTES];
+        for page in 0..BLOCK_PAGES[index] {
+            block.read_page(page, &mut copy);
+            let global = self.layout.global_page(index, page);
+            let held = self.digests.get(global);
+            let is_zero = kernels().is_zero(&copy);
+            if let Some(held) = held {
+                // A page of zeros that came as data is held as data.
+                assert_eq!(held, kernels().fingerprint(self.key, &copy));
+                block.write_page(page, &[0; PAGE_BYTES]);
+                self.digests.set(global, None, &mut RamRoot::default());
+            } else {
+                assert!(is_zero, "page {page} holds what nobody sent");
+            }
+        }
+    }
+}
