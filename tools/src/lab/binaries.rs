@@ -32,7 +32,7 @@ impl Binaries {
     /// [`BinariesError`] names what is missing.
     pub fn find() -> Result<Self, BinariesError> {
         let exe = std::env::current_exe().unwrap_or_default();
-        let beside = exe.parent().unwrap_or(Path::new("."));
+        let beside = exe.parent().unwrap_or_else(|| Path::new("."));
         let above = beside.parent().unwrap_or(beside);
         let test = beside.file_name().is_some_and(|name| name == "deps");
         let folder = if test { above } else { beside };
