@@ -281,6 +281,28 @@ fn offers_that_do_not_fit_are_refused_by_code() {
     scene.a_good_migration_succeeds();
 }
 
+/// The answer is no, and nothing is remembered: neither an epoch that would outdo the real one, nor
+/// a record.
+#[test]
+fn questions_about_inventions_change_nothing() {
+    let scene = Scene::new();
+    let journal = scene.b.node.journal();
+    for epoch in [1, 1000, u64::MAX] {
+        let mut stranger = Stranger::connect(&scene.b);
+        stranger.say(&hello());
+        stranger.say(&unchecked(&Control::OwnerQuery {
+            migration: u128::from(epoch),
+            vm: "vm".into(),
+            epoch,
+        }));
+        let answer = stranger.hear_control();
+        assert_eq!(answer, Some(Control::OwnerAnswer { committed: false }));
+    }
+    assert_eq!(journal.state().epoch_of("vm"), 0);
+    assert_eq!(journal.state().ownership(), []);
+    scene.a_good_migration_succeeds();
+}
+
 #[test]
 fn a_migration_under_way_bears_no_intruder() {
     let scene = Scene::new();

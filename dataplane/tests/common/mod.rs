@@ -7,6 +7,7 @@ pub(crate) mod log;
 pub(crate) mod proxy;
 pub(crate) mod stranger;
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use dwcp_api::{
 };
 use dwcp_dataplane::migration::{Listener, Node, NodeOptions};
 use dwcp_guest_page::Kind;
-use dwcp_testbed::synthetic::{SyntheticClient, SyntheticGuest, SyntheticOptions};
+use dwcp_testbed::synthetic::{ClientError, SyntheticClient, SyntheticGuest, SyntheticOptions};
 
 /// Longest wait for anything; a loaded machine is slow, a hang is for ever.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -119,12 +120,23 @@ impl TestGuest {
         }
     }
 
+    /// `None` when the guest has ended: a node ends a guest that was loaded and must never run.
+    fn try_client(&self) -> Option<SyntheticClient> {
+        let stream = UnixStream::connect(&self.socket).ok()?;
+        SyntheticClient::from_stream(stream, PATIENCE).ok()
+    }
+
     pub(crate) fn client(&self) -> SyntheticClient {
-        SyntheticClient::connect(&self.socket, PATIENCE).unwrap()
+        self.try_client().expect("the guest has ended")
     }
 
     pub(crate) fn is_running(&self) -> bool {
-        self.client().status().unwrap().running
+        let status = self.try_client().map(|mut client| client.status());
+        match status {
+            Some(Ok(status)) => status.running,
+            None | Some(Err(ClientError::Closed { .. })) => false,
+            Some(Err(error)) => panic!("{error}"),
+        }
     }
 
     /// Pages that are not what the guest wrote, now or at any time before.
