@@ -195,6 +195,8 @@ impl DestinationWorker<'_> {
                     applied,
                 };
                 tell(events, WorkerEvent::StreamRound(round));
+            } else if self.session.is_sealed() {
+                return Err("page frame after the proof of RAM".into());
             } else {
                 let pages = stream.applied.summary.pages;
                 self.line

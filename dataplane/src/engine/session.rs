@@ -1,6 +1,6 @@
 //! What the workers of one migration share.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dwcp_api::Codec;
 use dwcp_simd::FingerprintKey;
@@ -18,6 +18,7 @@ pub struct Session {
     pub key: FingerprintKey,
     /// Codec of the source.
     pub codec: Codec,
+    sealed: AtomicBool,
     wire_bytes: AtomicU64,
     pages_done: AtomicU64,
     in_flight_bytes: AtomicU64,
@@ -33,10 +34,22 @@ impl Session {
             digests,
             key: FingerprintKey::new(fingerprint_seed),
             codec,
+            sealed: AtomicBool::new(false),
             wire_bytes: AtomicU64::new(0),
             pages_done: AtomicU64::new(0),
             in_flight_bytes: AtomicU64::new(0),
         }
+    }
+
+    /// Destination: nothing may change RAM any more, it is being proven.
+    pub fn seal(&self) {
+        self.sealed.store(true, Ordering::Release);
+    }
+
+    /// Whether that was said.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Acquire)
     }
 
     /// Notes progress: once a frame.

@@ -203,6 +203,10 @@ impl DestinationDriver {
             let reason = format!("mark of round {} within another round", part.round);
             return self.failed(AbortCode::Protocol, reason);
         }
+        if self.round.iter().any(|other| other.stream == part.stream) {
+            let reason = format!("stream {} marks round {} twice", part.stream, part.round);
+            return self.failed(AbortCode::Protocol, reason);
+        }
         self.round.push(part);
         if self.round.len() < usize::from(self.recorder.streams) {
             return;
@@ -242,6 +246,7 @@ impl DestinationDriver {
     /// broken, and sending again would not mend it.
     pub(super) fn prove(&mut self) {
         let Some(session) = &self.session else { return };
+        session.seal();
         let read = if self.offer.verify_full {
             read_everything(session)
         } else {

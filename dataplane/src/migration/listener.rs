@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dwcp_api::{MigrationId, Role, TransferSettings};
 use dwcp_journal::RecordKind;
@@ -144,9 +144,19 @@ fn owner(node: &Node, id: MigrationId, vm: &str, epoch: u64) -> Result<bool, Str
         mailbox
             .push(DestinationInput::OwnerQuery(answer))
             .map_err(|error| error.to_string())?;
-        return answered
-            .recv_timeout(ANSWER_TIME)
-            .map_err(|_| "no answer yet".to_owned());
+        let deadline = Instant::now() + ANSWER_TIME;
+        // A driver that ends meanwhile leaves the question unread: then the journal answers.
+        while node.incoming(id).is_some() {
+            if let Ok(committed) = answered.recv_timeout(Duration::from_millis(20)) {
+                return Ok(committed);
+            }
+            if Instant::now() >= deadline {
+                return Err("no answer yet".to_owned());
+            }
+        }
+        if let Ok(committed) = answered.try_recv() {
+            return Ok(committed);
+        }
     }
     let state = node.journal().state();
     if state.committed(id) {
