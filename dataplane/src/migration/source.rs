@@ -11,8 +11,8 @@ use dwcp_api::counters::Counters;
 use dwcp_api::{ApiError, ErrorCode, MigrationId, Role, TransferSettings, Verify};
 use dwcp_journal::RecordKind;
 use dwcp_proto::{
-    Ending, Instant as ProtoInstant, Outcome, RoundLimits, Source, SourceAction, SourceConfig,
-    SourceEvent,
+    Ending, Instant as ProtoInstant, Outcome, Phase, RoundLimits, Source, SourceAction,
+    SourceConfig, SourceEvent,
 };
 use dwcp_wire::{AbortCode, Offer};
 
@@ -45,6 +45,8 @@ pub(super) enum SourceInput {
     Event(SourceEvent),
     /// A worker speaks.
     Worker(WorkerEvent),
+    /// The device connection is over.
+    DeviceLost(String),
 }
 
 impl From<WorkerEvent> for SourceInput {
@@ -251,6 +253,7 @@ impl SourceDriver {
             match self.mailbox.wait(TICK) {
                 Some(SourceInput::Event(event)) => self.feed(event),
                 Some(SourceInput::Worker(event)) => self.worker_event(event),
+                Some(SourceInput::DeviceLost(reason)) => self.stream_lost(reason),
                 None => self.feed(SourceEvent::Tick),
             }
             if self.handle.take_cancel() {
@@ -317,9 +320,7 @@ impl SourceDriver {
                 }
             }
             WorkerEvent::RoundSent(part) => self.round_part(part),
-            WorkerEvent::StreamLost { reason, .. } => {
-                self.feed(SourceEvent::PeerLost(reason));
-            }
+            WorkerEvent::StreamLost { reason, .. } => self.stream_lost(reason),
             WorkerEvent::PeerBroke { stream, reason } => {
                 let reason = format!("stream {stream}: {reason}");
                 self.feed(SourceEvent::Failed(AbortCode::Protocol, reason));
@@ -329,6 +330,16 @@ impl SourceDriver {
             }
             WorkerEvent::StreamRound(_) => {}
         }
+    }
+
+    /// Once handover is sent, only the control connection counts: a destination that has taken over
+    /// closes the others, perhaps before its last words are read.
+    fn stream_lost(&mut self, reason: String) {
+        if self.machine.phase() == Phase::Handover {
+            tracing::debug!(reason, "after the handover");
+            return;
+        }
+        self.feed(SourceEvent::PeerLost(reason));
     }
 
     fn publish(&mut self) {

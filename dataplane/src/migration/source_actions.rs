@@ -47,7 +47,11 @@ impl SourceDriver {
             SourceEvent::Peer(Control::DeviceLoaded) | SourceEvent::DeviceSent => {
                 pause.device = Some(now);
             }
-            SourceEvent::Peer(Control::Committed { .. }) => pause.committed = Some(now),
+            SourceEvent::Peer(Control::Committed { .. }) => {
+                pause.committed = Some(now);
+                // A destination commits only what it has proven.
+                self.recorder.verified = true;
+            }
             SourceEvent::Peer(Control::Resumed) => {
                 pause.resumed = Some(now);
                 self.recorder.verified = true;
@@ -171,8 +175,7 @@ impl SourceDriver {
         peer::say_stream_hello(&mut device, hello)?;
         let mailbox = self.mailbox.clone();
         let on_break = move |reason: String| {
-            let event = SourceEvent::PeerLost(reason);
-            let _ = mailbox.push(SourceInput::Event(event));
+            let _ = mailbox.push(SourceInput::DeviceLost(reason));
         };
         self.relay = Some(Relay::start(device, Arc::new(on_break))?);
         Ok(())
