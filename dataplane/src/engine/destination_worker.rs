@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
 
-use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings};
+use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
 use crate::path::{Applied, Incoming, Receiver};
 use crate::transport::{self, BufferId, Completion, Slot, Transport, Wait};
@@ -70,12 +70,6 @@ pub fn spawn_destination_worker<E: From<WorkerEvent> + Send + 'static>(
         };
         worker.run(inbox, events)
     })
-}
-
-fn tell<E: From<WorkerEvent>>(events: &Mailbox<E>, event: WorkerEvent) {
-    if let Err(error) = events.push(event.into()) {
-        tracing::error!(%error, "driver hangs");
-    }
 }
 
 struct DestinationWorker<'a> {

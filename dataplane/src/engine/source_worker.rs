@@ -8,7 +8,7 @@ use std::time::Duration;
 use dwcp_simd::RamRoot;
 use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
 
-use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings};
+use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
 use crate::path::{Encoder, Outgoing, OutgoingCounts, RoundWork, StreamCredit};
 use crate::transport::{self, BufferId, Completion, Slot, Transport, Wait};
@@ -93,12 +93,6 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
             worker.run(inbox, events)
         },
     )
-}
-
-fn tell<E: From<WorkerEvent>>(events: &Mailbox<E>, event: WorkerEvent) {
-    if let Err(error) = events.push(event.into()) {
-        tracing::error!(%error, "driver hangs");
-    }
 }
 
 struct SourceWorker<'a> {

@@ -131,6 +131,13 @@ impl<C> Drop for WorkerHandle<C> {
     }
 }
 
+/// Tells the driver. Its mailbox is full only when it hangs.
+pub(super) fn tell<E: From<WorkerEvent>>(events: &Mailbox<E>, event: WorkerEvent) {
+    if let Err(error) = events.push(event.into()) {
+        tracing::error!(%error, "driver hangs");
+    }
+}
+
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
