@@ -11,7 +11,7 @@ use std::hint::black_box;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
-use dwcp_simd::{FingerprintKey, Kernels, PAGE_BYTES, Page};
+use dwcp_simd::{FingerprintKey, Kernels, LivePage, PAGE_BYTES, Page};
 
 const HOT_PAGES: usize = 64;
 const COLD_PAGES: usize = 65_536;
@@ -87,6 +87,57 @@ fn fingerprint(criterion: &mut Criterion) {
         }
         per_page(group, "xxhash-rust", pages, |page| rival(page) as u64);
     });
+}
+
+/// The page pass: identity, checksum and zero test in one read, beside a kernel for each, and
+/// beside only reading.
+fn page_pass(criterion: &mut Criterion) {
+    hot_and_cold(criterion, "page_pass", random_pages, |group, pages| {
+        let key = FingerprintKey::new(SEED);
+        for kernels in Kernels::all_available() {
+            per_page(group, kernels.name(), pages, |page| {
+                let found = kernels.fingerprint_live(&key, LivePage::of(page));
+                found.lo + u64::from(key.is_zero(found))
+            });
+            let name = format!("{}-three-passes", kernels.name());
+            per_page(group, &name, pages, |page| {
+                let zero = u64::from(kernels.is_zero(page));
+                zero + kernels.fingerprint(&key, page).lo + u64::from(kernels.crc32c(0, page))
+            });
+        }
+    });
+    scattered(criterion);
+    let zero_pages = |count| vec![[0; PAGE_BYTES]; count];
+    hot_and_cold(criterion, "read", zero_pages, |group, pages| {
+        let kernels = dwcp_simd::kernels();
+        per_page(group, kernels.name(), pages, |page| {
+            u64::from(kernels.is_zero(page))
+        });
+    });
+}
+
+/// Dirty pages lie anywhere: with and without asking for the next one ahead.
+fn scattered(criterion: &mut Criterion) {
+    const STRIDE: usize = 40_503;
+    let pages = random_pages(COLD_PAGES);
+    let key = FingerprintKey::new(SEED);
+    let kernels = dwcp_simd::kernels();
+    let mut group = criterion.benchmark_group("page_pass/scattered");
+    group.throughput(Throughput::Bytes(PAGE_BYTES as u64));
+    for (name, is_ahead) in [("plain", false), ("prefetch", true)] {
+        let mut at = 0;
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let page = &pages[at];
+                at = (at + STRIDE) % COLD_PAGES;
+                if is_ahead {
+                    LivePage::of(&pages[at]).prefetch();
+                }
+                kernels.fingerprint_live(&key, LivePage::of(page)).lo
+            });
+        });
+    }
+    group.finish();
 }
 
 fn delta(criterion: &mut Criterion) {
@@ -167,5 +218,13 @@ fn checksum(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, zero, fingerprint, delta, compare, checksum);
+criterion_group!(
+    benches,
+    zero,
+    fingerprint,
+    page_pass,
+    delta,
+    compare,
+    checksum
+);
 criterion_main!(benches);

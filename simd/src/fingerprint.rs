@@ -11,15 +11,19 @@
 //! | full blocks before the last | 3 | (4096 - 1) / 1024 |
 //! | stripes of the last block | 15, then the last stripe again with its own secret offset | 1023 / 64 |
 //!
+//! One read of a page answers all that is asked of it: its fingerprint is its identity (has it
+//! changed?), its checksum (did the wire damage it?), and its zero test, since the fingerprint of the
+//! zero page is known beforehand ([`FingerprintKey::is_zero`]).
+//!
 //! Not a cryptographic hash: it finds damage and change, it does not stop a forger. A migration
 //! draws a fresh seed, so contents prepared in advance do not collide by design.
 
 use std::fmt;
 
-use crate::{Kernels, PAGE_BYTES, Page};
+use crate::{Kernels, LivePage, PAGE_BYTES, Page};
 
 /// Returns the fingerprint of a page under a key.
-pub(crate) type FingerprintPage = unsafe fn(&FingerprintKey, &Page) -> Fingerprint;
+pub(crate) type FingerprintPage = unsafe fn(&FingerprintKey, LivePage<'_>) -> Fingerprint;
 
 /// Bytes of the secret.
 pub(crate) const SECRET_BYTES: usize = 192;
@@ -93,6 +97,7 @@ impl fmt::Display for Fingerprint {
 pub struct FingerprintKey {
     secret: [u8; SECRET_BYTES],
     seed: u64,
+    zero: Fingerprint,
 }
 
 impl FingerprintKey {
@@ -110,7 +115,21 @@ impl FingerprintKey {
             };
             *word = shifted.to_le_bytes();
         }
-        Self { secret, seed }
+        let mut key = Self {
+            secret,
+            seed,
+            zero: Fingerprint::default(),
+        };
+        key.zero = crate::kernels().fingerprint(&key, &[0; PAGE_BYTES]);
+        key
+    }
+
+    /// Returns whether `fingerprint` is that of a page of zeros.
+    ///
+    /// A page that is not zero has it with a chance of 2^-128, as two pages have the same.
+    #[inline]
+    pub fn is_zero(&self, fingerprint: Fingerprint) -> bool {
+        fingerprint == self.zero
     }
 
     /// Returns the seed this key was built from.
@@ -143,6 +162,13 @@ impl Kernels {
     /// Returns XXH3-128 of `page` with the key's seed.
     #[inline]
     pub fn fingerprint(&self, key: &FingerprintKey, page: &Page) -> Fingerprint {
+        self.fingerprint_live(key, LivePage::of(page))
+    }
+
+    /// Returns XXH3-128 of what `page` holds, with the key's seed. Each byte is read once. If others
+    /// write the page meanwhile, the answer is that of some mix of old and new bytes.
+    #[inline]
+    pub fn fingerprint_live(&self, key: &FingerprintKey, page: LivePage<'_>) -> Fingerprint {
         // SAFETY: a `Kernels` is only handed out after its processor features were detected
         // (`Table::is_available`), the sole precondition of the table's functions.
         unsafe { (self.table.fingerprint)(key, page) }

@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | [`Kernels::is_zero`] | `zero.rs` | is the page all zero? |
 //! | [`Kernels::fingerprint`] | `fingerprint.rs` | which content is this? |
+//! | [`Kernels::fingerprint_live`], [`FingerprintKey::is_zero`] | `fingerprint.rs` | both of these in one read of live memory |
 //! | [`Kernels::equal`], [`Kernels::differing_bytes`] | `compare.rs` | did it change, how much? |
 //! | [`Kernels::xor`] | `delta.rs` | what changed? |
 //! | [`Kernels::crc32c`] | `checksum.rs` | did the wire damage it? |
@@ -21,8 +22,8 @@
 //! assert_eq!(kernels.crc32c(0, b"123456789"), 0xE306_9283);
 //! ```
 //!
-//! Unsafe code lives in `arch/` (loads, stores and intrinsics) and in the calls of `kernels.rs`
-//! through the table.
+//! Unsafe code lives in `arch/` (loads, stores and intrinsics), in `live.rs` (an address inside a
+//! page) and in the calls through the table of `kernels.rs`.
 
 mod arch;
 mod checksum;
@@ -30,6 +31,7 @@ mod compare;
 mod delta;
 mod fingerprint;
 mod kernels;
+mod live;
 mod root;
 mod zero;
 
@@ -38,11 +40,12 @@ mod testing;
 
 pub use fingerprint::{Fingerprint, FingerprintKey};
 pub use kernels::{KERNELS_ENV, Kernels, kernels};
+pub use live::LivePage;
 pub use root::{RamRoot, page_hash};
 
 /// Size of a page in bytes. The only size the kernels know.
 pub const PAGE_BYTES: usize = 4096;
 
 /// The content of one page, private to the caller: never live guest memory, which may change
-/// between two loads.
+/// between two loads. That is a [`LivePage`].
 pub type Page = [u8; PAGE_BYTES];

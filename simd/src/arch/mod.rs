@@ -13,6 +13,8 @@ mod avx2;
 mod avx512;
 
 use crate::kernels::Table;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::prefetch;
 
 /// Every table this build knows, from portable to best.
 #[cfg(target_arch = "x86_64")]

@@ -2,7 +2,7 @@
 
 use super::corpus::{Rng, lengths, pages, positions};
 use super::naive;
-use crate::{Fingerprint, FingerprintKey, Kernels, PAGE_BYTES, RamRoot, page_hash};
+use crate::{Fingerprint, FingerprintKey, Kernels, LivePage, PAGE_BYTES, RamRoot, page_hash};
 
 const SEEDS: [u64; 4] = [0, 1, 0x5EED_0042, u64::MAX];
 
@@ -30,6 +30,38 @@ fn fingerprint_is_xxh3_128_with_seed() {
                 let found = kernels.fingerprint(&key, &page);
                 assert_eq!(found, expected, "{} seed {seed} {name}", kernels.name());
             }
+        }
+    }
+}
+
+#[test]
+fn only_the_zero_page_has_the_fingerprint_of_zeros() {
+    for kernels in Kernels::all_available() {
+        for seed in SEEDS {
+            let key = FingerprintKey::new(seed);
+            for (name, page) in pages() {
+                let found = kernels.fingerprint_live(&key, LivePage::of(&page));
+                let expected = naive::is_zero(&page);
+                assert_eq!(
+                    key.is_zero(found),
+                    expected,
+                    "{} seed {seed} {name}",
+                    kernels.name()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn one_set_byte_is_not_zero_at_every_position() {
+    let key = FingerprintKey::new(1);
+    for kernels in Kernels::all_available() {
+        for position in 0..PAGE_BYTES {
+            let mut page = [0; PAGE_BYTES];
+            page[position] = 0x80;
+            let found = kernels.fingerprint(&key, &page);
+            assert!(!key.is_zero(found), "{} {position}", kernels.name());
         }
     }
 }

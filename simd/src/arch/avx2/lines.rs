@@ -7,6 +7,7 @@ use std::arch::x86_64::{
     _mm256_srli_epi64, _mm256_storeu_si256, _mm256_testz_si256, _mm256_xor_si256,
 };
 
+use crate::LivePage;
 use crate::arch::generic::{Isa, LineBytes};
 use crate::arch::x86::forward;
 use crate::fingerprint::PRIME32_1;
@@ -33,6 +34,7 @@ impl Isa for Avx2 {
 
     forward! {
         fn load(from: &LineBytes) -> Line;
+        fn load_live(page: LivePage<'_>, line: usize) -> Line;
         fn store(to: &mut LineBytes, line: Line);
         fn or(a: Line, b: Line) -> Line;
         fn xor(a: Line, b: Line) -> Line;
@@ -54,6 +56,20 @@ pub(super) fn load(from: &LineBytes) -> Line {
     // SAFETY: 32 readable bytes follow `low`; the load needs no alignment.
     let low = unsafe { _mm256_loadu_si256(low) };
     // SAFETY: 32 readable bytes follow `high`; the load needs no alignment.
+    let high = unsafe { _mm256_loadu_si256(high) };
+    [low, high]
+}
+
+/// Plain loads, each done once: what another process writes meanwhile is seen or not.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_live(page: LivePage<'_>, line: usize) -> Line {
+    let low = page.line(line).cast::<__m256i>();
+    // SAFETY: `low` is the start of a line of a mapped page, 32 bytes ahead stays inside it.
+    let high = unsafe { low.add(1) };
+    // SAFETY: 32 mapped bytes follow `low`; the load needs no alignment, and its value is only data.
+    let low = unsafe { _mm256_loadu_si256(low) };
+    // SAFETY: 32 mapped bytes follow `high`; the load needs no alignment, and its value is only data.
     let high = unsafe { _mm256_loadu_si256(high) };
     [low, high]
 }

@@ -6,7 +6,7 @@ mod lines;
 
 use super::generic;
 use crate::kernels::Table;
-use crate::{Fingerprint, FingerprintKey, Page};
+use crate::{Fingerprint, FingerprintKey, LivePage, Page};
 use lines::Avx2;
 
 /// For every processor with AVX2.
@@ -45,7 +45,7 @@ fn is_zero(page: &Page) -> bool {
 }
 
 #[target_feature(enable = "avx2")]
-fn fingerprint(key: &FingerprintKey, page: &Page) -> Fingerprint {
+fn fingerprint(key: &FingerprintKey, page: LivePage<'_>) -> Fingerprint {
     generic::fingerprint(Avx2::here(), key, page)
 }
 

@@ -8,6 +8,7 @@ use std::arch::x86_64::{
     _mm512_xor_si512,
 };
 
+use crate::LivePage;
 use crate::arch::generic::{Isa, LineBytes};
 use crate::arch::x86::forward;
 use crate::fingerprint::PRIME32_1;
@@ -34,6 +35,7 @@ impl Isa for Avx512 {
 
     forward! {
         fn load(from: &LineBytes) -> Line;
+        fn load_live(page: LivePage<'_>, line: usize) -> Line;
         fn store(to: &mut LineBytes, line: Line);
         fn or(a: Line, b: Line) -> Line;
         fn xor(a: Line, b: Line) -> Line;
@@ -51,6 +53,14 @@ impl Isa for Avx512 {
 pub(super) fn load(from: &LineBytes) -> Line {
     // SAFETY: `from` is 64 readable bytes; the load needs no alignment.
     unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+}
+
+/// One plain load: what another process writes meanwhile is seen or not.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn load_live(page: LivePage<'_>, line: usize) -> Line {
+    // SAFETY: a line of a mapped page; the load needs no alignment, and its value is only data.
+    unsafe { _mm512_loadu_si512(page.line(line).cast()) }
 }
 
 #[inline]

@@ -5,7 +5,7 @@ mod lines;
 
 use super::generic;
 use crate::kernels::Table;
-use crate::{Fingerprint, FingerprintKey, Page};
+use crate::{Fingerprint, FingerprintKey, LivePage, Page};
 use lines::Avx512;
 
 /// For processors with AVX-512 F, BW and DQ and the 512-bit carry-less multiplication: Ice Lake and
@@ -36,7 +36,7 @@ fn is_zero(page: &Page) -> bool {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
-fn fingerprint(key: &FingerprintKey, page: &Page) -> Fingerprint {
+fn fingerprint(key: &FingerprintKey, page: LivePage<'_>) -> Fingerprint {
     generic::fingerprint(Avx512::here(), key, page)
 }
 

@@ -1,10 +1,10 @@
 //! XXH3-128 of a page over stripes of one line each.
 
-use super::{Isa, LINES_PER_PAGE, LineBytes, lines};
+use super::{Isa, LINES_PER_PAGE, LineBytes};
 use crate::fingerprint::{
     ACCUMULATORS, LAST_STRIPE_OFFSET, SCRAMBLE_OFFSET, STRIPE_BYTES, STRIPES_PER_BLOCK, merge,
 };
-use crate::{Fingerprint, FingerprintKey, Page};
+use crate::{Fingerprint, FingerprintKey, LivePage};
 
 const _: () = assert!(STRIPE_BYTES == super::LINE_BYTES);
 const _: () = assert!(LINES_PER_PAGE.is_multiple_of(STRIPES_PER_BLOCK));
@@ -14,27 +14,21 @@ const _: () = assert!(LINES_PER_PAGE.is_multiple_of(STRIPES_PER_BLOCK));
 /// Three full blocks of 16 stripes, each followed by a scramble; then 15 stripes; then the last
 /// stripe with its own piece of secret.
 #[inline(always)]
-pub(crate) fn fingerprint<I: Isa>(isa: I, key: &FingerprintKey, page: &Page) -> Fingerprint {
-    let (blocks, _) = lines(page).as_chunks::<STRIPES_PER_BLOCK>();
-    let (last_block, full_blocks) = blocks.split_last().expect("a page has four blocks");
+pub(crate) fn fingerprint<I: Isa>(isa: I, key: &FingerprintKey, page: LivePage<'_>) -> Fingerprint {
     let mut acc = isa.load(&start());
-    for block in full_blocks {
-        for (position, stripe) in block.iter().enumerate() {
-            acc = isa.accumulate(acc, isa.load(stripe), isa.load(key.stripe(8 * position)));
+    for block in 0..LINES_PER_PAGE / STRIPES_PER_BLOCK - 1 {
+        for stripe in 0..STRIPES_PER_BLOCK {
+            let data = isa.load_live(page, block * STRIPES_PER_BLOCK + stripe);
+            acc = isa.accumulate(acc, data, isa.load(key.stripe(8 * stripe)));
         }
         acc = isa.scramble(acc, isa.load(key.stripe(SCRAMBLE_OFFSET)));
     }
-    let (last_stripe, stripes) = last_block
-        .split_last()
-        .expect("a block has sixteen stripes");
-    for (position, stripe) in stripes.iter().enumerate() {
-        acc = isa.accumulate(acc, isa.load(stripe), isa.load(key.stripe(8 * position)));
+    for stripe in 0..STRIPES_PER_BLOCK - 1 {
+        let data = isa.load_live(page, LINES_PER_PAGE - STRIPES_PER_BLOCK + stripe);
+        acc = isa.accumulate(acc, data, isa.load(key.stripe(8 * stripe)));
     }
-    acc = isa.accumulate(
-        acc,
-        isa.load(last_stripe),
-        isa.load(key.stripe(LAST_STRIPE_OFFSET)),
-    );
+    let data = isa.load_live(page, LINES_PER_PAGE - 1);
+    acc = isa.accumulate(acc, data, isa.load(key.stripe(LAST_STRIPE_OFFSET)));
     merge(&words(isa, acc), key)
 }
 

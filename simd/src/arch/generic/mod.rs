@@ -18,7 +18,7 @@ pub(super) use delta::xor;
 pub(super) use fingerprint::fingerprint;
 pub(super) use zero::is_zero;
 
-use crate::{PAGE_BYTES, Page};
+use crate::{LivePage, PAGE_BYTES, Page};
 
 /// Bytes of a line.
 pub(super) const LINE_BYTES: usize = 64;
@@ -40,6 +40,11 @@ pub(super) trait Isa: Copy {
 
     /// Loads a line.
     fn load(self, from: &LineBytes) -> Self::Line;
+    /// Loads line `line` of a page that others may be writing.
+    ///
+    /// # Panics
+    /// When `line` is not below [`LINES_PER_PAGE`].
+    fn load_live(self, page: LivePage<'_>, line: usize) -> Self::Line;
     /// Stores a line.
     fn store(self, to: &mut LineBytes, line: Self::Line);
     /// Returns `a | b`.

@@ -1,6 +1,7 @@
 //! Lines as eight 64-bit words, little-endian whatever the processor.
 
-use crate::arch::generic::{Isa, LineBytes};
+use crate::LivePage;
+use crate::arch::generic::{Isa, LINE_BYTES, LineBytes};
 use crate::fingerprint::PRIME32_1;
 
 /// Any processor will do.
@@ -21,6 +22,17 @@ impl Isa for Scalar {
             line[lane] = u64::from_le_bytes(words[lane]);
         }
         line
+    }
+
+    #[inline(always)]
+    fn load_live(self, page: LivePage<'_>, line: usize) -> Self::Line {
+        let mut bytes = [0; LINE_BYTES];
+        // SAFETY: a line of a mapped page, and private memory that cannot overlap it. What another
+        // process writes meanwhile is seen or not.
+        unsafe {
+            std::ptr::copy_nonoverlapping(page.line(line), bytes.as_mut_ptr(), LINE_BYTES);
+        }
+        self.load(&bytes)
     }
 
     #[inline(always)]

@@ -1,12 +1,11 @@
-//! Portable kernels: eight 64-bit words per line, slicing-by-eight tables for the checksum. No
-//! unsafe code.
+//! Portable kernels: eight 64-bit words per line, slicing-by-eight tables for the checksum.
 
 mod checksum;
 mod lines;
 
 use super::generic;
 use crate::kernels::Table;
-use crate::{Fingerprint, FingerprintKey, Page};
+use crate::{Fingerprint, FingerprintKey, LivePage, Page};
 use lines::Scalar;
 
 /// The table that is always available.
@@ -25,7 +24,7 @@ fn is_zero(page: &Page) -> bool {
     generic::is_zero(Scalar, page)
 }
 
-fn fingerprint(key: &FingerprintKey, page: &Page) -> Fingerprint {
+fn fingerprint(key: &FingerprintKey, page: LivePage<'_>) -> Fingerprint {
     generic::fingerprint(Scalar, key, page)
 }
 
