@@ -13,8 +13,8 @@ use criterion::{
 };
 use dwcp_api::Codec;
 use dwcp_dataplane::path::{
-    Applied, Decoder, Encoder, FRAME_BUFFER_BYTES, Incoming, Outgoing, PageSink,
-    RECEIVE_BUFFER_BYTES, Receiver, RoundWork, classify,
+    Applied, Decoder, Encoder, FRAME_BUFFER_BYTES, Incoming, Outgoing, PageSink, PageTable,
+    RECEIVE_BUFFER_BYTES, Received, Receiver, RoundWork, classify,
 };
 use dwcp_dataplane::ram::{Digests, RamBlock, RamLayout};
 use dwcp_simd::{Fingerprint, FingerprintKey, PAGE_BYTES, Page, kernels};
@@ -75,15 +75,22 @@ fn everything(layout: &RamLayout) -> RoundWork {
     RoundWork::new(0, dirty, layout.empty_bitmap())
 }
 
-/// Sends a first round and hands each frame to `take`.
-fn send(layout: &RamLayout, codec: Codec, buffer: &mut [u8], mut take: impl FnMut(&[u8])) {
+/// Sends a first round and hands each frame's part in the buffer to `take`.
+fn send(
+    layout: &RamLayout,
+    codec: Codec,
+    by_reference: bool,
+    buffer: &mut [u8],
+    mut take: impl FnMut(&[u8]),
+) {
     let (digests, key) = (Digests::new(layout), FingerprintKey::new(SEED));
     let work = everything(layout);
-    let mut line = Outgoing::new(layout, &digests, &key, Encoder::new(codec));
+    let encoder = Encoder::new(codec);
+    let mut line = Outgoing::new(layout, &digests, &key, encoder, by_reference);
     line.begin(&work);
     let mut sequence = 1;
     while let Some(frame) = line.next_frame(&work, buffer, 0, sequence) {
-        take(&buffer[frame]);
+        take(&buffer[frame.head]);
         sequence += 1;
     }
 }
@@ -91,7 +98,8 @@ fn send(layout: &RamLayout, codec: Codec, buffer: &mut [u8], mut take: impl FnMu
 /// The frames of a first round.
 fn frames(codec: Codec) -> Vec<Vec<u8>> {
     let (layout, mut frames) = (filled(), vec![]);
-    send(&layout, codec, &mut vec![0; FRAME_BUFFER_BYTES], |frame| {
+    let buffer = &mut vec![0; FRAME_BUFFER_BYTES];
+    send(&layout, codec, false, buffer, |frame| {
         frames.push(frame.to_vec());
     });
     frames
@@ -123,7 +131,8 @@ fn bench_classify(criterion: &mut Criterion) {
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 for (page, held) in pages.iter().zip(held) {
-                    black_box(classify(kernels(), &key, black_box(page), *held, false));
+                    let found = kernels().fingerprint(&key, black_box(page));
+                    black_box(classify(&key, found, *held, false));
                 }
             });
         });
@@ -153,10 +162,12 @@ fn bench_frame(criterion: &mut Criterion) {
     let layout = filled();
     let mut buffer = vec![0; FRAME_BUFFER_BYTES];
     let mut group = stage(criterion, "frame");
-    for (name, codec) in CODECS {
+    let reference = ("by-reference", Codec::Raw, true);
+    let copied = CODECS.map(|(name, codec)| (name, codec, false));
+    for (name, codec, by_reference) in copied.into_iter().chain([reference]) {
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
-                send(&layout, codec, &mut buffer, |frame| {
+                send(&layout, codec, by_reference, &mut buffer, |frame| {
                     black_box(frame);
                 });
             });
@@ -174,13 +185,17 @@ fn bench_receive(criterion: &mut Criterion) {
         bencher.iter(|| {
             let (mut receiver, mut rest) = (Receiver::new(0), &stream[..]);
             while !rest.is_empty() {
-                let wanted = receiver.wanted();
+                let wanted = receiver.wanted().range;
                 let bytes = wanted.len().min(rest.len());
                 buffer[wanted.start..wanted.start + bytes].copy_from_slice(&rest[..bytes]);
                 rest = &rest[bytes..];
                 receiver.received(bytes);
-                while receiver.frame(&buffer).expect("a good stream").is_some() {
-                    receiver.consume(&mut buffer);
+                loop {
+                    match receiver.next(&buffer).expect("a good stream") {
+                        Received::Nothing => break,
+                        Received::Table(..) => receiver.place(&[]),
+                        Received::Frame(..) => receiver.consume(&mut buffer),
+                    }
                 }
             }
         });
@@ -201,23 +216,34 @@ impl PageSink for Nowhere {
         self.0 += 1;
     }
 
+    fn placed(&mut self, _block: u32, _page: u32, _fingerprint_low: u64) {
+        self.0 += 1;
+    }
+
     fn damaged(&mut self, _block: u32, page: u32, _count: u32) {
         panic!("page {page} is damaged");
     }
+}
+
+/// The table of a frame, read, and the data behind it.
+fn open<'f>(frame: &'f [u8], table: &mut PageTable) -> (FrameHeader, &'f [u8]) {
+    let (header, payload) = (header_of(frame), &frame[HEADER_BYTES..]);
+    let (bytes, data) = payload.split_at(header.table_bytes as usize);
+    table.read(&header, bytes, &[PAGES]).expect("a good frame");
+    (header, data)
 }
 
 fn bench_decode(criterion: &mut Criterion) {
     let mut group = stage(criterion, "decode");
     for (name, codec) in CODECS {
         let frames = frames(codec);
-        let mut decoder = Decoder::new();
+        let (mut decoder, mut table) = (Decoder::new(), PageTable::new());
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 let mut sink = Nowhere(0);
                 for frame in &frames {
-                    let (header, payload) = (header_of(frame), &frame[HEADER_BYTES..]);
-                    let decoded = decoder.decode(&header, payload, &[PAGES], &mut sink);
-                    decoded.expect("a good frame");
+                    let (_, data) = open(frame, &mut table);
+                    decoder.decode(&table, data, &mut sink);
                 }
                 assert!(sink.0 > u64::from(PAGES) / 2);
             });
@@ -235,11 +261,10 @@ fn bench_apply(criterion: &mut Criterion) {
         let apply = || {
             let digests = Digests::new(&layout);
             let mut line = Incoming::new(&layout, &digests, &key);
-            let mut applied = Applied::default();
+            let (mut applied, mut table) = (Applied::default(), PageTable::new());
             for frame in &frames {
-                let (header, payload) = (header_of(frame), &frame[HEADER_BYTES..]);
-                line.apply(&header, payload, &mut applied)
-                    .expect("a good frame");
+                let (header, data) = open(frame, &mut table);
+                line.apply(&header, &table, Some(data), &mut applied);
             }
             assert!(applied.suspects.is_empty());
         };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
-use dwcp_api::{Codec, IoPath, TrackerChoice, TransferSettings, Verify};
+use dwcp_api::{Codec, IoPath, SendChoice, TrackerChoice, TransferSettings, Verify};
 use dwcp_dataplane::migration::{Listener, Node, NodeOptions, recover};
 use dwcp_wire::limits::STREAMS_MAX;
 
@@ -99,6 +99,7 @@ fn incoming_settings(options: &Options) -> TransferSettings {
         streams: STREAMS_MAX as u16,
         workers: options.workers,
         io: options.io,
+        send: SendChoice::Auto,
         window_bytes: 0,
         codec: Codec::Raw,
         tracker: TrackerChoice::Auto,

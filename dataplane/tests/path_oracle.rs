@@ -4,7 +4,7 @@
 mod common;
 
 use common::Random;
-use common::line::{End, Pipe, Sent, bitmap, receive_round, send_round};
+use common::line::{End, Leave, Pipe, Sent, bitmap, receive_round, send_round};
 use dwcp_api::Codec;
 use dwcp_dataplane::path::RoundWork;
 use dwcp_dataplane::ram::RamBitmap;
@@ -118,7 +118,11 @@ fn after_every_round_both_ends_hold_the_same() {
             all.union(&forced);
             let expected = must_send(&source, &destination, &all, &forced);
             let work = RoundWork::new(round, dirty, forced);
-            let (frames, counts) = send_round(&mut source, &key, &work, codec, &mut sequences);
+            let leave = Leave {
+                by_reference: random.chance(50),
+                ..Leave::copied(codec)
+            };
+            let (frames, counts) = send_round(&mut source, &key, &work, leave, &mut sequences);
             let applied =
                 receive_round(&mut destination, &key, &frames, &mut pipes, random).expect(&place);
 
@@ -127,6 +131,7 @@ fn after_every_round_both_ends_hold_the_same() {
             assert_eq!(source.root, destination.root, "{place}");
             assert_eq!(source.root, source.digests.root(), "{place}");
             assert_eq!(destination.root, destination.digests.root(), "{place}");
+            destination.check_digests(&key, &place);
             assert_eq!(counts.visited, all.count(), "{place}");
             let classes = counts.zero + counts.unchanged + counts.compressed + counts.raw;
             assert_eq!(counts.visited, classes, "{place}");
@@ -139,6 +144,54 @@ fn after_every_round_both_ends_hold_the_same() {
             assert_eq!(bytes, counts.wire_bytes as usize + marks, "{place}");
         }
     }
+}
+
+/// The guest writes pages between the look at them and their leaving: each is found out, and the
+/// round after mends it.
+#[test]
+fn a_page_that_changes_on_its_way_is_suspect_and_sent_again() {
+    let mut changed_pages = 0;
+    for seed in 0..40 {
+        let random = &mut Random::new(seed);
+        let trial = &mut Trial::new(&block_sizes(random), Codec::Raw, random);
+        let dirty = rewrite(&trial.source, random);
+        let state = std::cell::RefCell::new((Random::new(seed ^ SEED), vec![]));
+        let meanwhile = |source: &End, pages: &[PageRange]| {
+            let (random, changed) = &mut *state.borrow_mut();
+            for range in pages {
+                if !random.chance(30) {
+                    continue;
+                }
+                let page = range.page + random.below(u64::from(range.count)) as u32;
+                let block = &source.layout.blocks()[range.ram_block as usize];
+                let mut content = source.page(range.ram_block as usize, page);
+                content[random.below(PAGE_BYTES as u64) as usize] ^= 0x10;
+                block.write_page(page, &content);
+                changed.push((range.ram_block, page));
+            }
+        };
+        let leave = Leave {
+            codec: Codec::Raw,
+            by_reference: true,
+            meanwhile: &meanwhile,
+        };
+        let frames = trial.send(1, &dirty, &[], leave);
+        let suspects = trial.receive(&frames, random).unwrap();
+        let place = format!("seed {seed}");
+        let changed = state.into_inner().1;
+        let named: u32 = suspects.iter().map(|range| range.count).sum();
+        assert_eq!(named as usize, changed.len(), "{place}");
+        for &(block, page) in &changed {
+            assert!(contains(&suspects, block, page), "{place}");
+        }
+        trial.destination.check_digests(&trial.key, &place);
+        let again = trial.send(2, &[], &suspects, Leave::copied(Codec::Raw));
+        assert_eq!(trial.receive(&again, random), Some(vec![]), "{place}");
+        trial.check(&place, |_, _| false);
+        assert_eq!(trial.source.root, trial.destination.root, "{place}");
+        changed_pages += changed.len();
+    }
+    assert!(changed_pages > 100, "{changed_pages}");
 }
 
 /// A destination that holds `before`, about to get one round of `source` on one stream.
@@ -162,7 +215,7 @@ impl Trial {
             before: vec![],
         };
         let dirty = rewrite(&trial.source, random);
-        let frames = trial.send(0, &dirty, &[], codec);
+        let frames = trial.send(0, &dirty, &[], Leave::copied(codec));
         assert_eq!(trial.receive(&frames, random), Some(vec![]));
         trial.before = trial.destination.content();
         trial
@@ -173,7 +226,7 @@ impl Trial {
         round: u32,
         dirty: &[PageRange],
         forced: &[PageRange],
-        codec: Codec,
+        leave: Leave<'_>,
     ) -> Vec<Sent> {
         let layout = &self.source.layout;
         let work = RoundWork::new(round, bitmap(layout, dirty), bitmap(layout, forced));
@@ -181,7 +234,7 @@ impl Trial {
             &mut self.source,
             &self.key,
             &work,
-            codec,
+            leave,
             &mut self.sequences,
         )
         .0
@@ -194,8 +247,8 @@ impl Trial {
         Some(applied.suspects)
     }
 
-    /// Every page holds what it should: what the source has, or, where it is suspect or its frame
-    /// was refused, what it held before. `kept` says which.
+    /// Every page holds what the source has, or, where its frame was refused, what it held before:
+    /// `kept` says which. The digests say of every page what it holds.
     fn check(&self, place: &str, kept: impl Fn(u32, u32) -> bool) {
         let (now, wanted) = (self.destination.content(), self.source.content());
         for (block, pages) in (0..).zip(&now) {
@@ -208,6 +261,11 @@ impl Trial {
                 assert!(right, "{place}: page {page} of block {block}");
             }
         }
+        self.check_proof(place);
+    }
+
+    fn check_proof(&self, place: &str) {
+        self.destination.check_digests(&self.key, place);
         assert_eq!(
             self.destination.root,
             self.destination.digests.root(),
@@ -270,8 +328,8 @@ fn flip(
     let count: u32 = suspects.iter().map(|range| range.count).sum();
     // A run is up to 16 pages under one zstd frame; a bit that its format ignores harms nothing.
     assert!(count <= 16, "{place}: {suspects:?}");
-    trial.check(&place, |block, page| contains(&suspects, block, page));
-    let again = trial.send(header.round + 1, &[], &suspects, Codec::Raw);
+    trial.check_proof(&place);
+    let again = trial.send(header.round + 1, &[], &suspects, Leave::copied(Codec::Raw));
     assert_eq!(trial.receive(&again, random), Some(vec![]), "{place}");
     trial.check(&place, |_, _| false);
     assert_eq!(trial.source.root, trial.destination.root, "{place}");
@@ -289,7 +347,7 @@ fn a_flipped_bit_is_refused_or_makes_its_pages_suspect() {
             rewrite(&trial.source, random),
             rewrite(&trial.source, random),
         );
-        let mut frames = trial.send(1, &dirty, &forced, codec);
+        let mut frames = trial.send(1, &dirty, &forced, Leave::copied(codec));
         let at = random.below(frames.len() as u64) as usize;
         let header = frames[at].header();
         let (table, all) = (header.table_bytes as usize, frames[at].bytes.len());
@@ -327,7 +385,7 @@ fn no_single_bit_of_a_frame_lets_a_wrong_page_in() {
                 page: 1,
                 count: 5,
             };
-            let mut frames = trial.send(1, &[], &[all], codec);
+            let mut frames = trial.send(1, &[], &[all], Leave::copied(codec));
             // Raw pages are all alike: the first bits of their data stand for the rest.
             let header = frames[0].header();
             let table_end = HEADER_BYTES + header.table_bytes as usize;

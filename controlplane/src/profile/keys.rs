@@ -66,6 +66,14 @@ pub(super) const KEYS: &[Key] = &[
          otherwise; uring makes its absence an error.",
     ),
     key(
+        "transfer.send",
+        Kind::Choice(&["auto", "vmsplice", "sendfile", "write", "copy"]),
+        "How guest pages that are sent as they are get into the socket. auto tries vmsplice, \
+         sendfile and write on the first frames of each stream and keeps the one that costs the \
+         least CPU. These send straight from guest RAM: a page that the guest writes meanwhile \
+         arrives torn, is recognised and sent again. copy copies each page first.",
+    ),
+    key(
         "transfer.window",
         bytes(1 << 20, 4 << 30),
         "Bytes that may be on the way and not yet acknowledged, over all streams. At least \

@@ -1,6 +1,6 @@
 //! Values of keys to settings, and back.
 
-use dwcp_api::{Codec, IoPath, TrackerChoice, TransferSettings, Verify};
+use dwcp_api::{Codec, IoPath, SendChoice, TrackerChoice, TransferSettings, Verify};
 
 use super::keys::HOST;
 use crate::config::{Value, Values};
@@ -32,6 +32,13 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
             "uring" => IoPath::Uring,
             "poll" => IoPath::Poll,
             _ => IoPath::Auto,
+        },
+        send: match word("transfer.send")? {
+            "vmsplice" => SendChoice::Vmsplice,
+            "sendfile" => SendChoice::Sendfile,
+            "write" => SendChoice::Write,
+            "copy" => SendChoice::Copy,
+            _ => SendChoice::Auto,
         },
         window_bytes: quantity("transfer.window")?,
         codec: match word("pages.codec")? {
@@ -69,6 +76,13 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
         IoPath::Uring => "uring",
         IoPath::Poll => "poll",
     };
+    let send = match settings.send {
+        SendChoice::Auto => "auto",
+        SendChoice::Vmsplice => "vmsplice",
+        SendChoice::Sendfile => "sendfile",
+        SendChoice::Write => "write",
+        SendChoice::Copy => "copy",
+    };
     let (codec, level) = match settings.codec {
         Codec::Raw => ("raw", LEVEL_WHEN_RAW),
         Codec::Zstd { level } => ("zstd", level.into()),
@@ -95,6 +109,7 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
         ("transfer.streams", Value::Integer(settings.streams.into())),
         ("transfer.workers", Value::Integer(settings.workers.into())),
         ("transfer.io", word(io)),
+        ("transfer.send", word(send)),
         ("transfer.window", Value::Quantity(settings.window_bytes)),
         ("transfer.congestion_control", word(congestion_control)),
         ("transfer.pin", Value::Boolean(settings.pin_workers)),

@@ -165,6 +165,7 @@ pub fn report(id: MigrationId, vm: &str, result: RunResult) -> MigrationReport {
         },
         streams: 2,
         transport: "tcp-uring".into(),
+        send_method: "vmsplice".into(),
         tracker: "userfaultfd".into(),
         reason: "handed over".into(),
         ram_root: Some("0".repeat(32)),

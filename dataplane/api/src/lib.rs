@@ -21,7 +21,7 @@ pub use report::{
     Role, RoundReport, RunResult,
 };
 pub use socket::{Listener, SocketError, connect, receive, send};
-pub use transfer::{Codec, IoPath, TrackerChoice, TransferSettings, Verify};
+pub use transfer::{Codec, IoPath, SendChoice, TrackerChoice, TransferSettings, Verify};
 
 use serde::{Deserialize, Serialize};
 

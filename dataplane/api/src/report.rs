@@ -208,6 +208,9 @@ pub struct MigrationReport {
     pub streams: u16,
     /// `tcp-uring`, `tcp-poll`, `memory`, `rdma`.
     pub transport: String,
+    /// How guest pages got into the sockets: `vmsplice`, `sendfile`, `write`; empty when copies of
+    /// them did, or when too few were sent to choose.
+    pub send_method: String,
     /// Dirty tracker in use.
     pub tracker: String,
     /// Why it ended so.

@@ -13,6 +13,8 @@ pub struct TransferSettings {
     pub workers: u16,
     /// Which transport loop the workers run.
     pub io: IoPath,
+    /// How guest pages that are sent as they are get into the socket.
+    pub send: SendChoice,
     /// Bytes that may be sent and not yet acknowledged, over all streams.
     pub window_bytes: u64,
     /// How pages that are neither zero nor unchanged are encoded.
@@ -51,6 +53,24 @@ pub enum IoPath {
     Uring,
     /// Non-blocking sockets and poll(2).
     Poll,
+}
+
+/// How guest pages that are sent as they are get into the socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SendChoice {
+    /// Straight from guest RAM, by the way that costs least on this socket, measured on the first
+    /// frames.
+    #[default]
+    Auto,
+    /// By reference through a pipe.
+    Vmsplice,
+    /// By reference from the memory's file.
+    Sendfile,
+    /// The kernel copies from guest RAM.
+    Write,
+    /// Each page is copied first and the copy sent: no page can change on its way.
+    Copy,
 }
 
 /// Page codec.

@@ -8,8 +8,8 @@ use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
 
 use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
-use crate::path::{Applied, Incoming, Receiver};
-use crate::transport::{self, BufferId, Completion, Slot, Transport, Wait};
+use crate::path::{Applied, Incoming, PageTable, Received, Receiver};
+use crate::transport::{self, BufferId, Completion, Slot, Transport, TransportOptions, Wait};
 
 /// What a destination worker is told.
 #[derive(Debug)]
@@ -51,8 +51,15 @@ pub fn spawn_destination_worker<E: From<WorkerEvent> + Send + 'static>(
     WorkerHandle::spawn(name, settings.cpu, events, stop, move |inbox, events| {
         let bell = inbox.bell().map_err(|error| error.to_string())?;
         // One buffer to receive into and one for acknowledgements, per stream.
-        let opened = transport::open(settings.io, settings.streams * 2, settings.node, bell)
-            .map_err(|error| format!("transport: {error}"))?;
+        let opened = transport::open(TransportOptions {
+            io: settings.io,
+            send: settings.send,
+            buffers: settings.streams * 2,
+            node: settings.node,
+            ram: Some(Arc::clone(&session.layout)),
+            bell,
+        })
+        .map_err(|error| format!("transport: {error}"))?;
         let transport = opened.transport.name();
         tell(
             events,
@@ -84,6 +91,8 @@ struct ReceiveStream {
     index: u16,
     receiver: Receiver,
     buffer: BufferId,
+    /// Of the frame that is coming.
+    table: PageTable,
     applied: Applied,
     /// Free while no acknowledgement is on its way.
     ack_buffer: Option<BufferId>,
@@ -145,19 +154,18 @@ impl DestinationWorker<'_> {
                 .ok_or("no buffer for a stream")
         };
         let (buffer, ack_buffer) = (take()?, take()?);
-        let receiver = Receiver::new(index);
-        let wanted = receiver.wanted();
         self.streams.push(ReceiveStream {
             index,
-            receiver,
+            receiver: Receiver::new(index),
             buffer,
+            table: PageTable::new(),
             applied: Applied::default(),
             ack_buffer: Some(ack_buffer),
             sequence: 0,
             bytes: 0,
             acked_bytes: 0,
         });
-        self.transport.receive(slot, buffer, wanted);
+        self.ask(slot);
         Ok(())
     }
 
@@ -172,42 +180,52 @@ impl DestinationWorker<'_> {
         loop {
             let stream = &mut self.streams[slot];
             let buffer = self.transport.buffers().bytes_mut(stream.buffer);
-            let frame = stream
-                .receiver
-                .frame(buffer)
-                .map_err(|error| error.to_string())?;
-            let Some((header, payload)) = frame else {
-                break;
-            };
-            let wire_bytes = (HEADER_BYTES + payload.len()) as u64;
-            if header.kind == FrameKind::RoundMark {
-                marked = true;
-                let applied = std::mem::take(&mut stream.applied);
-                let round = StreamRound {
-                    stream: stream.index,
-                    round: header.round,
-                    applied,
-                };
-                tell(events, WorkerEvent::StreamRound(round));
-            } else if self.session.is_sealed() {
-                return Err("page frame after the proof of RAM".into());
-            } else {
-                let pages = stream.applied.summary.pages;
-                self.line
-                    .apply(&header, &buffer[payload], &mut stream.applied)
-                    .map_err(|error| error.to_string())?;
-                self.session.count(0, stream.applied.summary.pages - pages);
+            match stream.receiver.next(buffer).map_err(text)? {
+                Received::Nothing => break,
+                Received::Table(header, range) => {
+                    let table = &buffer[range];
+                    self.line
+                        .read_table(&header, table, &mut stream.table)
+                        .map_err(text)?;
+                    self.session.place().map_err(text)?;
+                    stream.receiver.place(stream.table.in_place());
+                    continue;
+                }
+                Received::Frame(header, data) => {
+                    if header.kind == FrameKind::RoundMark {
+                        marked = true;
+                        tell(events, WorkerEvent::StreamRound(stream.end_round(&header)));
+                    } else {
+                        let in_place = !stream.table.in_place().is_empty();
+                        let data = (!in_place).then_some(&buffer[data]);
+                        self.line
+                            .apply(&header, &stream.table, data, &mut stream.applied);
+                        self.session.placed();
+                        self.session.count(0, stream.table.named());
+                    }
+                    let wire_bytes = (HEADER_BYTES + header.payload_len()) as u64;
+                    self.session.count(wire_bytes, 0);
+                    stream.bytes += wire_bytes;
+                    stream.sequence = header.sequence;
+                    stream.receiver.consume(buffer);
+                }
             }
-            self.session.count(wire_bytes, 0);
-            stream.bytes += wire_bytes;
-            stream.sequence = header.sequence;
-            stream.receiver.consume(buffer);
         }
-        let stream = &self.streams[slot];
-        self.transport
-            .receive(slot, stream.buffer, stream.receiver.wanted());
+        self.ask(slot);
         self.acknowledge(slot, if marked { 1 } else { self.ack_bytes });
         Ok(())
+    }
+
+    /// Asks for what the stream's receiver wants next.
+    fn ask(&mut self, slot: Slot) {
+        let stream = &self.streams[slot];
+        let wanted = stream.receiver.wanted();
+        let pages = match wanted.placed_bytes {
+            0 => &[],
+            _ => stream.table.in_place(),
+        };
+        self.transport
+            .receive(slot, stream.buffer, wanted.range, pages, wanted.placed);
     }
 
     /// Acknowledges by the running total once `least_bytes` are new.
@@ -224,6 +242,20 @@ impl DestinationWorker<'_> {
         header.position = stream.bytes;
         let bytes = self.transport.buffers().bytes_mut(buffer);
         bytes[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
-        self.transport.send(slot, buffer, 0..HEADER_BYTES);
+        self.transport.send(slot, buffer, 0..HEADER_BYTES, &[]);
     }
+}
+
+impl ReceiveStream {
+    fn end_round(&mut self, mark: &FrameHeader) -> StreamRound {
+        StreamRound {
+            stream: self.index,
+            round: mark.round,
+            applied: std::mem::take(&mut self.applied),
+        }
+    }
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
 }

@@ -11,7 +11,7 @@ mod worker;
 pub use destination_worker::{DestinationCommand, StreamRound, spawn_destination_worker};
 pub use mailbox::{Mailbox, MailboxError};
 pub use prove::{Reread, read_again, read_everything};
-pub use session::Session;
+pub use session::{Sealed, Session};
 pub use source_worker::{SourceCommand, WorkerRound, spawn_source_worker};
 pub(crate) use worker::thread_cpu_ns;
 pub use worker::{WorkerEvent, WorkerHandle, WorkerSettings};

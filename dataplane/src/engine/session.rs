@@ -1,6 +1,7 @@
 //! What the workers of one migration share.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use dwcp_api::Codec;
 use dwcp_simd::FingerprintKey;
@@ -11,18 +12,27 @@ use crate::ram::{Digests, RamLayout};
 #[derive(Debug)]
 pub struct Session {
     /// Guest RAM.
-    pub layout: RamLayout,
+    pub layout: Arc<RamLayout>,
     /// What was last sent, or applied.
     pub digests: Digests,
     /// Key of the page fingerprints.
     pub key: FingerprintKey,
     /// Codec of the source.
     pub codec: Codec,
-    sealed: AtomicBool,
+    /// [`SEALED`], and the frames that are being placed in RAM.
+    placing: AtomicU32,
     wire_bytes: AtomicU64,
     pages_done: AtomicU64,
     in_flight_bytes: AtomicU64,
 }
+
+/// Set in [`Session::placing`] when RAM is to stay as it is.
+const SEALED: u32 = 1 << 31;
+
+/// A frame came where none may come: between the end of the last round and the handover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("page frame after the last round: RAM is being proven")]
+pub struct Sealed;
 
 impl Session {
     /// A session over `layout`; the destination's RAM is empty.
@@ -30,11 +40,11 @@ impl Session {
     pub fn new(layout: RamLayout, fingerprint_seed: u64, codec: Codec) -> Self {
         let digests = Digests::new(&layout);
         Self {
-            layout,
+            layout: Arc::new(layout),
             digests,
             key: FingerprintKey::new(fingerprint_seed),
             codec,
-            sealed: AtomicBool::new(false),
+            placing: AtomicU32::new(0),
             wire_bytes: AtomicU64::new(0),
             pages_done: AtomicU64::new(0),
             in_flight_bytes: AtomicU64::new(0),
@@ -42,14 +52,31 @@ impl Session {
     }
 
     /// Destination: nothing may change RAM any more, it is being proven.
-    pub fn seal(&self) {
-        self.sealed.store(true, Ordering::Release);
+    ///
+    /// # Errors
+    /// [`Sealed`] when a frame is on its way into RAM, though all streams had said that none is.
+    pub fn seal(&self) -> Result<(), Sealed> {
+        match self.placing.fetch_or(SEALED, Ordering::AcqRel) & !SEALED {
+            0 => Ok(()),
+            _ => Err(Sealed),
+        }
     }
 
-    /// Whether that was said.
-    #[must_use]
-    pub fn is_sealed(&self) -> bool {
-        self.sealed.load(Ordering::Acquire)
+    /// Destination: a frame's data is about to be placed in RAM. Once it is applied:
+    /// [`Self::placed`].
+    ///
+    /// # Errors
+    /// [`Sealed`].
+    pub fn place(&self) -> Result<(), Sealed> {
+        match self.placing.fetch_add(1, Ordering::AcqRel) & SEALED {
+            0 => Ok(()),
+            _ => Err(Sealed),
+        }
+    }
+
+    /// Destination: a frame is applied.
+    pub fn placed(&self) {
+        self.placing.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Notes progress: once a frame.
@@ -85,5 +112,34 @@ impl Session {
     /// A new round begins.
     pub fn begin_round(&self) {
         self.pages_done.store(0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session() -> Session {
+        let file =
+            nix::sys::memfd::memfd_create("ram", nix::sys::memfd::MFdFlags::empty()).unwrap();
+        nix::unistd::ftruncate(&file, 4096).unwrap();
+        let block = crate::ram::RamBlock::map("ram".into(), file, 4096, 0).unwrap();
+        Session::new(RamLayout::new(vec![block]).unwrap(), 1, Codec::Raw)
+    }
+
+    #[test]
+    fn nothing_is_placed_after_the_seal() {
+        let session = session();
+        session.place().unwrap();
+        session.placed();
+        session.seal().unwrap();
+        assert_eq!(session.place(), Err(Sealed));
+    }
+
+    #[test]
+    fn ram_is_not_sealed_while_a_frame_is_on_its_way_into_it() {
+        let session = session();
+        session.place().unwrap();
+        assert_eq!(session.seal(), Err(Sealed));
     }
 }

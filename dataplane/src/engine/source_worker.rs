@@ -5,13 +5,16 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dwcp_api::SendChoice;
 use dwcp_simd::RamRoot;
 use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
 
 use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
 use crate::path::{Encoder, Outgoing, OutgoingCounts, RoundWork, StreamCredit};
-use crate::transport::{self, BufferId, Completion, Slot, Transport, Wait};
+use crate::transport::{
+    self, BufferId, Completion, SendMethod, Slot, Transport, TransportOptions, Wait,
+};
 
 /// Frame buffers of a worker, beside one per stream for acknowledgements.
 const SEND_BUFFERS: usize = 6;
@@ -44,6 +47,8 @@ pub struct WorkerRound {
     pub counts: OutgoingCounts,
     /// Change of the root.
     pub root: RamRoot,
+    /// How guest pages left, once that was chosen.
+    pub send_method: Option<&'static str>,
 }
 
 /// Starts a worker that sends pages of `session`.
@@ -63,12 +68,14 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
         || SourceCommand::Stop,
         move |inbox, events| {
             let bell = inbox.bell().map_err(|error| error.to_string())?;
-            let opened = transport::open(
-                settings.io,
-                settings.streams + SEND_BUFFERS,
-                settings.node,
+            let opened = transport::open(TransportOptions {
+                io: settings.io,
+                send: settings.send,
+                buffers: settings.streams + SEND_BUFFERS,
+                node: settings.node,
+                ram: Some(Arc::clone(&session.layout)),
                 bell,
-            )
+            })
             .map_err(|error| format!("transport: {error}"))?;
             let transport = opened.transport.name();
             tell(
@@ -79,7 +86,9 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
                 },
             );
             let encoder = Encoder::new(session.codec);
-            let line = Outgoing::new(&session.layout, &session.digests, &session.key, encoder);
+            let by_reference = settings.send != SendChoice::Copy;
+            let (layout, digests) = (&session.layout, &session.digests);
+            let line = Outgoing::new(layout, digests, &session.key, encoder, by_reference);
             let mut worker = SourceWorker {
                 settings: &settings,
                 session: &session,
@@ -175,7 +184,8 @@ impl SourceWorker<'_> {
             ack_buffer,
             ack_filled: 0,
         });
-        self.transport.receive(slot, ack_buffer, 0..HEADER_BYTES);
+        self.transport
+            .receive(slot, ack_buffer, 0..HEADER_BYTES, &[], 0);
         Ok(())
     }
 
@@ -207,16 +217,17 @@ impl SourceWorker<'_> {
         let visited = self.line.counts.visited;
         let frame = self.line.next_frame(work, bytes, stream.index, sequence);
         let pages = self.line.counts.visited - visited;
-        let Some(range) = frame else {
+        let Some(frame) = frame else {
             self.session.count(0, pages);
             self.transport.buffers().give(buffer);
             self.queue_marks();
             return true;
         };
-        self.session.count(range.len() as u64, pages);
-        stream.credit.sent(range.len() as u64);
+        self.session.count(frame.bytes(), pages);
+        stream.credit.sent(frame.bytes());
         stream.queued.push_back(buffer);
-        self.transport.send(slot, buffer, range);
+        self.transport
+            .send(slot, buffer, frame.head, self.line.pages());
         self.publish_in_flight();
         true
     }
@@ -241,7 +252,7 @@ impl SourceWorker<'_> {
             bytes[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
             stream.credit.sent(HEADER_BYTES as u64);
             stream.queued.push_back(buffer);
-            self.transport.send(slot, buffer, 0..HEADER_BYTES);
+            self.transport.send(slot, buffer, 0..HEADER_BYTES, &[]);
             self.session.count(HEADER_BYTES as u64, 0);
         }
     }
@@ -257,6 +268,10 @@ impl SourceWorker<'_> {
                 round: work.round,
                 counts: self.line.counts,
                 root: self.line.root,
+                send_method: (0..self.streams.len())
+                    .find_map(|slot| self.transport.send_method(slot))
+                    .filter(|_| self.line.is_by_reference())
+                    .map(SendMethod::name),
             };
             tell(events, WorkerEvent::RoundSent(round));
         }
@@ -294,7 +309,8 @@ impl SourceWorker<'_> {
             }
         }
         let (buffer, filled) = (stream.ack_buffer, stream.ack_filled);
-        self.transport.receive(slot, buffer, filled..HEADER_BYTES);
+        self.transport
+            .receive(slot, buffer, filled..HEADER_BYTES, &[], 0);
         self.publish_in_flight();
     }
 

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
 
-use dwcp_api::IoPath;
+use dwcp_api::{IoPath, SendChoice};
 use nix::time::{ClockId, clock_gettime};
 
 use super::{Mailbox, StreamRound, WorkerRound};
@@ -15,6 +15,8 @@ pub struct WorkerSettings {
     pub index: usize,
     /// Transport wanted.
     pub io: IoPath,
+    /// How guest pages leave.
+    pub send: SendChoice,
     /// CPU to run on, if any.
     pub cpu: Option<usize>,
     /// NUMA node for its buffers, if it matters.

@@ -157,6 +157,7 @@ impl DestinationDriver {
             let worker = WorkerSettings {
                 index,
                 io: self.settings.io,
+                send: self.settings.send,
                 cpu: place.cpu,
                 node: place.node,
                 streams: usize::from(streams).div_ceil(count),
@@ -246,7 +247,9 @@ impl DestinationDriver {
     /// broken, and sending again would not mend it.
     pub(super) fn prove(&mut self) {
         let Some(session) = &self.session else { return };
-        session.seal();
+        if let Err(error) = session.seal() {
+            return self.failed(AbortCode::Protocol, error.to_string());
+        }
         let read = if self.offer.verify_full {
             read_everything(session)
         } else {

@@ -138,6 +138,7 @@ impl SourceDriver {
             let worker = WorkerSettings {
                 index,
                 io: settings.io,
+                send: settings.send,
                 cpu: place.cpu,
                 node: place.node,
                 streams: usize::from(streams).div_ceil(count),
@@ -253,6 +254,9 @@ impl SourceDriver {
         let Some(round) = &mut self.round else { return };
         if part.round != round.work.round {
             return;
+        }
+        if let Some(method) = part.send_method {
+            self.recorder.send_method = method;
         }
         round.parts.push(part);
         if round.parts.len() < self.workers.len() {

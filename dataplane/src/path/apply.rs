@@ -1,12 +1,14 @@
 //! Stage 8 of 8: pages reach the destination's RAM.
 //!
-//! In: decoded pages. Out: RAM written, digests and root moved on, suspects noted. A page whose
-//! content is not what its fingerprint says is not written: it is suspect, and will be sent again.
+//! In: decoded pages, or pages that lie in RAM as they came. Out: RAM written, digests and root moved
+//! on, suspects noted. A page whose content is not what its fingerprint says is suspect, and will be
+//! sent again. A decoded one is not written. One that came straight into RAM is there: the digests
+//! then say what it is, so that they always say what RAM holds.
 
-use dwcp_simd::{FingerprintKey, Kernels, PAGE_BYTES, Page, RamRoot, kernels};
-use dwcp_wire::{FrameHeader, PageRange, RoundSummary};
+use dwcp_simd::{Fingerprint, FingerprintKey, Kernels, PAGE_BYTES, Page, RamRoot, kernels};
+use dwcp_wire::{FrameHeader, HEADER_BYTES, PageRange, RoundSummary};
 
-use super::decode::{DecodeError, Decoder, PageSink};
+use super::decode::{DecodeError, Decoder, PageSink, PageTable};
 use crate::ram::{Digests, RamLayout};
 
 /// What a stream brought in a round.
@@ -60,25 +62,44 @@ impl<'a> Incoming<'a> {
         }
     }
 
-    /// Applies one frame and adds it to what its stream has brought.
+    /// Reads the table of a frame, before any of its data is asked for.
     ///
     /// # Errors
-    /// [`DecodeError`]: the frame is refused and nothing of it was applied.
+    /// [`DecodeError`]: the frame is refused.
+    pub fn read_table(
+        &self,
+        header: &FrameHeader,
+        bytes: &[u8],
+        table: &mut PageTable,
+    ) -> Result<(), DecodeError> {
+        table.read(header, bytes, &self.block_pages)
+    }
+
+    /// Applies one frame and adds it to what its stream has brought. `data` is what came behind the
+    /// table; `None` says that it was received in place.
     pub fn apply(
         &mut self,
         header: &FrameHeader,
-        payload: &[u8],
+        table: &PageTable,
+        data: Option<&[u8]>,
         applied: &mut Applied,
-    ) -> Result<(), DecodeError> {
-        let named = self
-            .decoder
-            .decode(header, payload, &self.block_pages, &mut self.applier)?;
+    ) {
+        match data {
+            Some(data) => self.decoder.decode(table, data, &mut self.applier),
+            None => table.placed(&mut self.applier),
+        }
         applied.summary.frames += 1;
-        applied.summary.pages += named;
-        applied.summary.wire_bytes += (dwcp_wire::HEADER_BYTES + payload.len()) as u64;
+        applied.summary.pages += table.named();
+        applied.summary.wire_bytes += (HEADER_BYTES + header.payload_len()) as u64;
         applied.suspects.append(&mut self.applier.suspects);
         applied.root.merge(std::mem::take(&mut self.applier.root));
-        Ok(())
+    }
+}
+
+impl Applier<'_> {
+    fn hold(&mut self, block: u32, page: u32, fingerprint: Option<Fingerprint>) {
+        let global = self.layout.global_page(block as usize, page);
+        self.digests.set(global, fingerprint, &mut self.root);
     }
 }
 
@@ -101,8 +122,18 @@ impl PageSink for Applier<'_> {
             return;
         }
         self.layout.blocks()[block as usize].write_page(page, data);
-        let global = self.layout.global_page(block as usize, page);
-        self.digests.set(global, Some(fingerprint), &mut self.root);
+        self.hold(block, page, Some(fingerprint));
+    }
+
+    fn placed(&mut self, block: u32, page: u32, fingerprint_low: u64) {
+        let live = self.layout.blocks()[block as usize].live_page(page);
+        let fingerprint = self.kernels.fingerprint_live(self.key, live);
+        if fingerprint.lo == fingerprint_low {
+            return self.hold(block, page, Some(fingerprint));
+        }
+        let held = (!self.key.is_zero(fingerprint)).then_some(fingerprint);
+        self.hold(block, page, held);
+        self.damaged(block, page, 1);
     }
 
     fn damaged(&mut self, block: u32, page: u32, count: u32) {

@@ -1,8 +1,9 @@
 //! Stage 2 of 8: what kind of page is this.
 //!
-//! In: a private copy of a page, and the fingerprint of what the destination holds. Out: its kind.
+//! In: the fingerprint of a page, from one read of it, and that of what the destination holds. Out:
+//! its kind.
 
-use dwcp_simd::{Fingerprint, FingerprintKey, Kernels, Page};
+use dwcp_simd::{Fingerprint, FingerprintKey};
 
 /// Kind of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,24 +18,22 @@ pub enum PageKind {
     Data(Fingerprint),
 }
 
-/// Decides on the copy alone. `held` is what the destination holds (`None`: zeros); a `forced` page
-/// is sent in any case, since the destination may not hold what it was sent.
+/// Decides by the fingerprint alone. `held` is what the destination holds (`None`: zeros); a
+/// `forced` page is sent in any case, since the destination may not hold what it was sent.
 #[must_use]
 pub fn classify(
-    kernels: &Kernels,
     key: &FingerprintKey,
-    copy: &Page,
+    fingerprint: Fingerprint,
     held: Option<Fingerprint>,
     forced: bool,
 ) -> PageKind {
-    if kernels.is_zero(copy) {
+    if key.is_zero(fingerprint) {
         return if held.is_none() && !forced {
             PageKind::ZeroHeld
         } else {
             PageKind::Zero
         };
     }
-    let fingerprint = kernels.fingerprint(key, copy);
     if held == Some(fingerprint) && !forced {
         return PageKind::Unchanged;
     }

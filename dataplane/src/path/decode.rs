@@ -1,13 +1,14 @@
 //! Stage 7 of 8: frames become pages.
 //!
-//! In: a page frame with a trusted header. Out: pages and zero runs, every index inside its block,
-//! every length checked before it is used. The table is read whole before the first page goes on:
-//! a frame that contradicts itself changes nothing.
+//! In: the table of a page frame with a trusted header, then its data. Out: pages and zero runs, every
+//! index inside its block, every length checked before it is used. The table is read whole before a
+//! byte of data is placed anywhere: a frame that contradicts itself changes nothing.
 
 use dwcp_simd::{PAGE_BYTES, Page};
-use dwcp_wire::limits::{FRAME_DATA_PAGES_MAX, PAYLOAD_BYTES_MAX};
+use dwcp_wire::limits::{FRAME_DATA_PAGES_MAX, FRAME_ENTRIES_MAX, PAYLOAD_BYTES_MAX};
 use dwcp_wire::{
-    ENTRY_BYTES, FINGERPRINT_BYTES, FrameHeader, PageClass, PageEntry, TableError, table_bytes,
+    ENTRY_BYTES, FINGERPRINT_BYTES, FrameHeader, PageClass, PageEntry, PageRange, TableError,
+    table_bytes,
 };
 use zstd_safe::DCtx;
 
@@ -17,6 +18,9 @@ pub trait PageSink {
     fn zero(&mut self, block: u32, page: u32, count: u32);
     /// A page, and the low half of the fingerprint that it was sent with.
     fn page(&mut self, block: u32, page: u32, data: &Page, fingerprint_low: u64);
+    /// A page whose data was placed in RAM as it came, and the low half of the fingerprint that it
+    /// was sent with.
+    fn placed(&mut self, block: u32, page: u32, fingerprint_low: u64);
     /// Pages whose data cannot be decoded.
     fn damaged(&mut self, block: u32, page: u32, count: u32);
 }
@@ -38,110 +42,78 @@ pub enum DecodeError {
     },
 }
 
-/// A worker's decoder.
-pub struct Decoder {
-    context: DCtx<'static>,
-    scratch: Vec<u8>,
+/// What a frame says it carries, checked.
+#[derive(Debug)]
+pub struct PageTable {
+    block: u32,
     entries: Vec<PageEntry>,
+    fingerprints: Vec<u64>,
+    in_place: Vec<PageRange>,
+    named: u64,
 }
 
-impl std::fmt::Debug for Decoder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Decoder").finish_non_exhaustive()
-    }
-}
-
-impl Decoder {
-    /// A decoder.
+impl PageTable {
+    /// A table of nothing, to be read into.
     #[must_use]
     pub fn new() -> Self {
         Self {
-            context: DCtx::create(),
-            scratch: vec![0; FRAME_DATA_PAGES_MAX * PAGE_BYTES],
-            entries: Vec::with_capacity(dwcp_wire::limits::FRAME_ENTRIES_MAX),
+            block: 0,
+            entries: Vec::with_capacity(FRAME_ENTRIES_MAX),
+            fingerprints: Vec::with_capacity(FRAME_DATA_PAGES_MAX),
+            in_place: Vec::with_capacity(FRAME_DATA_PAGES_MAX),
+            named: 0,
         }
     }
 
-    /// Decodes a frame's payload into `sink`. `block_pages` are the sizes of the agreed blocks.
-    /// Returns the number of pages named.
+    /// Reads and checks the table of a frame: `bytes` are the first `table_bytes` of its payload,
+    /// `block_pages` the sizes of the agreed blocks.
     ///
     /// # Errors
-    /// [`DecodeError`]; nothing has reached the sink then.
-    pub fn decode(
+    /// [`DecodeError`]: the frame is refused.
+    pub fn read(
         &mut self,
         header: &FrameHeader,
-        payload: &[u8],
+        bytes: &[u8],
         block_pages: &[u32],
-        sink: &mut impl PageSink,
-    ) -> Result<u64, DecodeError> {
+    ) -> Result<(), DecodeError> {
+        self.block = header.ram_block;
         let pages = *block_pages
             .get(header.ram_block as usize)
             .ok_or(DecodeError::Block {
                 found: header.ram_block,
                 blocks: block_pages.len(),
             })?;
-        let fingerprints = self.read_table(header, payload, pages)?;
-        let mut fingerprints = payload[fingerprints..header.table_bytes as usize]
-            .chunks_exact(FINGERPRINT_BYTES)
-            .map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap_or_default()));
-        let mut data = &payload[header.table_bytes as usize..];
-        let mut named = 0;
-        for entry in &self.entries {
-            let (run, rest) = data.split_at(entry.data_bytes as usize);
-            data = rest;
-            named += u64::from(entry.count);
-            let raw = match entry.class {
-                PageClass::Zero => {
-                    sink.zero(header.ram_block, entry.page, u32::from(entry.count));
-                    continue;
-                }
-                PageClass::Zstd => inflate(&mut self.context, &mut self.scratch, run, *entry),
-                _ => Some(run),
-            };
-            let Some(raw) = raw else {
-                sink.damaged(header.ram_block, entry.page, u32::from(entry.count));
-                fingerprints
-                    .by_ref()
-                    .take(entry.pages_with_data())
-                    .for_each(drop);
-                continue;
-            };
-            let (pages, _) = raw.as_chunks::<PAGE_BYTES>();
-            for (page, data) in (entry.page..).zip(pages) {
-                let fingerprint = fingerprints.next().unwrap_or_default();
-                sink.page(header.ram_block, page, data, fingerprint);
-            }
+        if !header.covers(bytes) {
+            return Err(TableError::Checksum.into());
         }
-        Ok(named)
+        let entries = header.entries as usize;
+        if entries * ENTRY_BYTES > bytes.len() {
+            return Err(size(header, entries * ENTRY_BYTES).into());
+        }
+        let (entry_bytes, fingerprints) = bytes.split_at(entries * ENTRY_BYTES);
+        let data_bytes = self.read_entries(entry_bytes, pages)?;
+        let with_data = self.pages_with_data();
+        let described = table_bytes(entries, with_data) + data_bytes;
+        if with_data > FRAME_DATA_PAGES_MAX
+            || table_bytes(entries, with_data) != bytes.len()
+            || described != header.payload_len()
+            || described > PAYLOAD_BYTES_MAX
+        {
+            return Err(size(header, described).into());
+        }
+        let (fingerprints, _) = fingerprints.as_chunks::<FINGERPRINT_BYTES>();
+        self.fingerprints.clear();
+        self.fingerprints
+            .extend(fingerprints.iter().map(|bytes| u64::from_le_bytes(*bytes)));
+        self.plan();
+        Ok(())
     }
 
-    /// Reads and checks the whole table. Returns where the fingerprints start.
-    fn read_table(
-        &mut self,
-        header: &FrameHeader,
-        payload: &[u8],
-        block_pages: u32,
-    ) -> Result<usize, TableError> {
-        if !header.covers(payload) {
-            return Err(TableError::Checksum);
-        }
+    fn read_entries(&mut self, bytes: &[u8], block_pages: u32) -> Result<usize, TableError> {
         self.entries.clear();
-        let entries = header.entries as usize;
-        let size = |described| TableError::Size {
-            payload: payload.len(),
-            described,
-        };
-        if entries * ENTRY_BYTES > header.table_bytes as usize || payload.len() > PAYLOAD_BYTES_MAX
-        {
-            return Err(size(entries * ENTRY_BYTES));
-        }
-        let (mut next_page, mut with_data, mut data_bytes) = (0, 0, 0);
-        for (index, bytes) in payload[..entries * ENTRY_BYTES]
-            .as_chunks()
-            .0
-            .iter()
-            .enumerate()
-        {
+        self.named = 0;
+        let (mut next_page, mut data_bytes) = (0, 0);
+        for (index, bytes) in bytes.as_chunks().0.iter().enumerate() {
             let entry = PageEntry::from_bytes(index, bytes)?;
             let (page, end) = (
                 u64::from(entry.page),
@@ -157,18 +129,128 @@ impl Decoder {
                 });
             }
             next_page = end;
-            with_data += entry.pages_with_data();
             data_bytes += entry.data_bytes as usize;
+            self.named += u64::from(entry.count);
             self.entries.push(entry);
         }
-        let table = table_bytes(entries, with_data);
-        if with_data > FRAME_DATA_PAGES_MAX
-            || table != header.table_bytes as usize
-            || table + data_bytes != payload.len()
-        {
-            return Err(size(table + data_bytes));
+        Ok(data_bytes)
+    }
+
+    fn pages_with_data(&self) -> usize {
+        self.entries
+            .iter()
+            .map(|entry| entry.pages_with_data())
+            .sum()
+    }
+
+    /// Data that is pages as they are may go straight to RAM.
+    fn plan(&mut self) {
+        self.in_place.clear();
+        let with_data = self.entries.iter().filter(|e| e.pages_with_data() > 0);
+        if with_data.clone().any(|entry| entry.class != PageClass::Raw) {
+            return;
         }
-        Ok(entries * ENTRY_BYTES)
+        self.in_place.extend(with_data.map(|entry| PageRange {
+            ram_block: self.block,
+            page: entry.page,
+            count: u32::from(entry.count),
+        }));
+    }
+
+    /// Where the frame's data belongs in RAM, byte for byte; empty when it must be decoded first.
+    #[must_use]
+    pub fn in_place(&self) -> &[PageRange] {
+        &self.in_place
+    }
+
+    /// Pages named.
+    #[must_use]
+    pub const fn named(&self) -> u64 {
+        self.named
+    }
+
+    /// Hands the pages of a frame whose data lies in RAM already to `sink`.
+    pub(super) fn placed(&self, sink: &mut impl PageSink) {
+        let mut fingerprints = self.fingerprints.iter();
+        for entry in &self.entries {
+            if entry.class == PageClass::Zero {
+                sink.zero(self.block, entry.page, u32::from(entry.count));
+                continue;
+            }
+            for page in entry.page..entry.page + u32::from(entry.count) {
+                let fingerprint = fingerprints.next().copied().unwrap_or_default();
+                sink.placed(self.block, page, fingerprint);
+            }
+        }
+    }
+}
+
+impl Default for PageTable {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+const fn size(header: &FrameHeader, described: usize) -> TableError {
+    TableError::Size {
+        payload: header.payload_len(),
+        described,
+    }
+}
+
+/// A worker's decoder.
+pub struct Decoder {
+    context: DCtx<'static>,
+    scratch: Vec<u8>,
+}
+
+impl std::fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decoder").finish_non_exhaustive()
+    }
+}
+
+impl Decoder {
+    /// A decoder.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            context: DCtx::create(),
+            scratch: vec![0; FRAME_DATA_PAGES_MAX * PAGE_BYTES],
+        }
+    }
+
+    /// Decodes a frame's data, as its table describes it, into `sink`. Less data than that is
+    /// damage: the pages it lacks are named to the sink as such.
+    pub fn decode(&mut self, table: &PageTable, mut data: &[u8], sink: &mut impl PageSink) {
+        let mut fingerprints = table.fingerprints.iter().copied();
+        for entry in &table.entries {
+            let (run, rest) = data
+                .split_at_checked(entry.data_bytes as usize)
+                .unwrap_or_default();
+            data = rest;
+            let raw = match entry.class {
+                PageClass::Zero => {
+                    sink.zero(table.block, entry.page, u32::from(entry.count));
+                    continue;
+                }
+                PageClass::Zstd => inflate(&mut self.context, &mut self.scratch, run, *entry),
+                _ => (run.len() == entry.data_bytes as usize).then_some(run),
+            };
+            let Some(raw) = raw else {
+                sink.damaged(table.block, entry.page, u32::from(entry.count));
+                fingerprints
+                    .by_ref()
+                    .take(entry.pages_with_data())
+                    .for_each(drop);
+                continue;
+            };
+            let (pages, _) = raw.as_chunks::<PAGE_BYTES>();
+            for (page, data) in (entry.page..).zip(pages) {
+                let fingerprint = fingerprints.next().unwrap_or_default();
+                sink.page(table.block, page, data, fingerprint);
+            }
+        }
     }
 }
 

@@ -53,6 +53,12 @@ impl Encoder {
         }
     }
 
+    /// Whether pages leave as they are: then they need not be copied either.
+    #[must_use]
+    pub const fn is_raw(&self) -> bool {
+        self.context.is_none()
+    }
+
     /// Longest run that this encoder takes.
     #[must_use]
     pub const fn run_pages_max(&self) -> usize {

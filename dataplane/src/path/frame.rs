@@ -1,19 +1,23 @@
 //! Stage 4 of 8: put runs into frames.
 //!
-//! In: classified pages of one RAM block, ascending. Out: a frame, contiguous in a worker's buffer.
+//! In: classified pages of one RAM block, ascending. Out: a frame.
 //!
 //! ```text
 //! buffer  |      free      | header 64 B | table | data, page-aligned …            |
 //!         0                ^ frame starts        ^ DATA_OFFSET
 //! ```
-//! Pages are copied from guest RAM straight to where they will be sent from; header and table, whose
-//! size is known last, are written in front of them. Nothing is moved.
+//! Pages that are sent by reference stay where they are: the frame is a head in the buffer and a list
+//! of runs. Pages that are encoded are copied from guest RAM straight to where they will be sent
+//! from, and decided on by that copy. Header and table, whose size is known last, are written in
+//! front. Nothing is moved.
 
 use std::ops::Range;
 
 use dwcp_simd::{Fingerprint, FingerprintKey, Kernels, PAGE_BYTES, Page, RamRoot, kernels};
 use dwcp_wire::limits::{FRAME_DATA_PAGES_MAX, FRAME_ENTRIES_MAX, RUN_PAGES_MAX, TABLE_BYTES_MAX};
-use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES, PageClass, PageEntry, table_bytes};
+use dwcp_wire::{
+    FrameHeader, FrameKind, HEADER_BYTES, PageClass, PageEntry, PageRange, table_bytes,
+};
 
 use super::classify::{PageKind, classify};
 use super::encode::{EncodedRun, Encoder};
@@ -36,12 +40,32 @@ struct OpenRun {
     offset: usize,
 }
 
+/// A frame that is ready to leave: `head` lies in the buffer it was built in, the pages behind it in
+/// guest RAM ([`Outgoing::pages`]) or in the buffer too, and then in `head`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadyFrame {
+    /// Where it lies in the buffer.
+    pub head: Range<usize>,
+    /// Bytes of the pages that are referred to.
+    pub referred_bytes: usize,
+}
+
+impl ReadyFrame {
+    /// Bytes on the wire.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        (self.head.len() + self.referred_bytes) as u64
+    }
+}
+
 /// Collects runs of one block until the frame is full.
 #[derive(Debug)]
 pub struct FrameBuilder {
     block: u32,
     entries: Vec<PageEntry>,
     fingerprints: Vec<u64>,
+    /// Pages sent by reference, in order.
+    referred: Vec<PageRange>,
     end: usize,
     open: Option<OpenRun>,
 }
@@ -54,6 +78,7 @@ impl FrameBuilder {
             block: 0,
             entries: Vec::with_capacity(FRAME_ENTRIES_MAX),
             fingerprints: Vec::with_capacity(FRAME_DATA_PAGES_MAX),
+            referred: Vec::with_capacity(FRAME_DATA_PAGES_MAX),
             end: DATA_OFFSET,
             open: None,
         }
@@ -64,6 +89,7 @@ impl FrameBuilder {
         self.block = block;
         self.entries.clear();
         self.fingerprints.clear();
+        self.referred.clear();
         self.end = DATA_OFFSET;
         self.open = None;
     }
@@ -124,6 +150,34 @@ impl FrameBuilder {
         self.fingerprints.push(fingerprint.lo);
     }
 
+    /// Refers to a page of RAM.
+    fn push_reference(&mut self, page: u32, fingerprint: Fingerprint) {
+        self.fingerprints.push(fingerprint.lo);
+        let follows = |entry: &&mut PageEntry| {
+            entry.class == PageClass::Raw && entry.page + u32::from(entry.count) == page
+        };
+        if let (Some(entry), Some(run)) = (
+            self.entries.last_mut().filter(follows),
+            self.referred.last_mut(),
+        ) {
+            entry.count += 1;
+            entry.data_bytes += PAGE_BYTES as u32;
+            run.count += 1;
+            return;
+        }
+        self.entries.push(PageEntry {
+            page,
+            count: 1,
+            class: PageClass::Raw,
+            data_bytes: PAGE_BYTES as u32,
+        });
+        self.referred.push(PageRange {
+            ram_block: self.block,
+            page,
+            count: 1,
+        });
+    }
+
     fn push_zero(&mut self, page: u32, encoder: &mut Encoder, buffer: &mut [u8]) {
         self.close_run(encoder, buffer);
         if let Some(last) = self.entries.last_mut() {
@@ -156,7 +210,7 @@ impl FrameBuilder {
         });
     }
 
-    /// Writes table and header in front of the data. Returns where the frame lies in the buffer.
+    /// Writes table and header in front of the data.
     pub fn finish(
         &mut self,
         encoder: &mut Encoder,
@@ -164,8 +218,10 @@ impl FrameBuilder {
         stream: u16,
         sequence: u64,
         round: u32,
-    ) -> Range<usize> {
+    ) -> ReadyFrame {
         self.close_run(encoder, buffer);
+        let referred: usize = self.referred.iter().map(|run| run.count as usize).sum();
+        let referred_bytes = referred * PAGE_BYTES;
         let table = table_bytes(self.entries.len(), self.fingerprints.len());
         let table_start = DATA_OFFSET - table;
         let mut at = table_start;
@@ -182,14 +238,17 @@ impl FrameBuilder {
             round,
             ram_block: self.block,
             entries: self.entries.len() as u32,
-            payload_bytes: (self.end - table_start) as u32,
+            payload_bytes: (self.end - table_start + referred_bytes) as u32,
             table_bytes: table as u32,
             table_crc32c: kernels().crc32c(0, &buffer[table_start..DATA_OFFSET]),
             ..FrameHeader::empty(FrameKind::Pages, stream, sequence)
         };
         let start = table_start - HEADER_BYTES;
         buffer[start..table_start].copy_from_slice(&header.to_bytes());
-        start..self.end
+        ReadyFrame {
+            head: start..self.end,
+            referred_bytes,
+        }
     }
 
     /// Pages named in the frame, by how they are carried.
@@ -242,6 +301,7 @@ pub struct Outgoing<'a> {
     key: &'a FingerprintKey,
     kernels: &'static Kernels,
     encoder: Encoder,
+    by_reference: bool,
     builder: FrameBuilder,
     cursor: RoundCursor,
     batch: PageBatch,
@@ -252,19 +312,22 @@ pub struct Outgoing<'a> {
 }
 
 impl<'a> Outgoing<'a> {
-    /// A line over `layout`; `digests` is what the destination holds.
+    /// A line over `layout`; `digests` is what the destination holds. With `by_reference`, pages
+    /// that are not encoded are not copied either.
     #[must_use]
     pub fn new(
         layout: &'a RamLayout,
         digests: &'a Digests,
         key: &'a FingerprintKey,
         encoder: Encoder,
+        by_reference: bool,
     ) -> Self {
         Self {
             layout,
             digests,
             key,
             kernels: kernels(),
+            by_reference: by_reference && encoder.is_raw(),
             encoder,
             builder: FrameBuilder::new(),
             cursor: RoundCursor::default(),
@@ -282,15 +345,27 @@ impl<'a> Outgoing<'a> {
         self.root = RamRoot::default();
     }
 
-    /// Fills `buffer` with the next frame of the round. Returns where it lies, or `None` when the
-    /// round has no more pages that must be sent.
+    /// Whether pages leave without a copy.
+    #[must_use]
+    pub const fn is_by_reference(&self) -> bool {
+        self.by_reference
+    }
+
+    /// Pages that the frame built last refers to.
+    #[must_use]
+    pub fn pages(&self) -> &[PageRange] {
+        &self.builder.referred
+    }
+
+    /// Builds the next frame of the round in `buffer`, or says `None` when the round has no more
+    /// pages that must be sent.
     pub fn next_frame(
         &mut self,
         work: &RoundWork,
         buffer: &mut [u8],
         stream: u16,
         sequence: u64,
-    ) -> Option<Range<usize>> {
+    ) -> Option<ReadyFrame> {
         self.builder.start(self.batch.block);
         while !self.builder.is_full() {
             if self.batch.dirty == 0 {
@@ -315,11 +390,11 @@ impl<'a> Outgoing<'a> {
             .finish(&mut self.encoder, buffer, stream, sequence, work.round);
         self.builder.count(&mut self.counts);
         self.counts.frames += 1;
-        self.counts.wire_bytes += frame.len() as u64;
+        self.counts.wire_bytes += frame.bytes();
         Some(frame)
     }
 
-    /// Copies the batch's next page, once, and decides on the copy.
+    /// Reads the batch's next page, once, and decides on what was read.
     fn take_page(&mut self, buffer: &mut [u8]) {
         let bit = self.batch.dirty.trailing_zeros();
         self.batch.dirty &= self.batch.dirty - 1;
@@ -327,16 +402,9 @@ impl<'a> Outgoing<'a> {
         let forced = self.batch.forced >> bit & 1 == 1;
         let block = self.batch.block as usize;
         let global = self.layout.global_page(block, page);
-        let copy = self.builder.slot(buffer);
-        self.layout.blocks()[block].read_page(page, copy);
+        let fingerprint = self.read_page(block, page, buffer);
         self.counts.visited += 1;
-        match classify(
-            self.kernels,
-            self.key,
-            copy,
-            self.digests.get(global),
-            forced,
-        ) {
+        match classify(self.key, fingerprint, self.digests.get(global), forced) {
             PageKind::ZeroHeld => self.counts.zero += 1,
             PageKind::Unchanged => self.counts.unchanged += 1,
             PageKind::Zero => {
@@ -344,10 +412,29 @@ impl<'a> Outgoing<'a> {
                 self.digests.set(global, None, &mut self.root);
             }
             PageKind::Data(fingerprint) => {
-                self.builder
-                    .push_data(page, fingerprint, &mut self.encoder, buffer);
+                if self.by_reference {
+                    self.builder.push_reference(page, fingerprint);
+                } else {
+                    self.builder
+                        .push_data(page, fingerprint, &mut self.encoder, buffer);
+                }
                 self.digests.set(global, Some(fingerprint), &mut self.root);
             }
         }
+    }
+
+    /// One read of the page: where it is, or of a copy that will be encoded.
+    fn read_page(&self, block: usize, page: u32, buffer: &mut [u8]) -> Fingerprint {
+        let ram = &self.layout.blocks()[block];
+        if !self.by_reference {
+            let copy = self.builder.slot(buffer);
+            ram.read_page(page, copy);
+            return self.kernels.fingerprint(self.key, copy);
+        }
+        if self.batch.dirty != 0 {
+            let next = self.batch.first_page + self.batch.dirty.trailing_zeros();
+            ram.live_page(next).prefetch();
+        }
+        self.kernels.fingerprint_live(self.key, ram.live_page(page))
     }
 }

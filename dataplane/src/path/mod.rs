@@ -3,17 +3,18 @@
 //! ```text
 //! source                                        destination
 //! 1 source    dirty bitmap -> page batches      6 receive  bytes -> frame with a trusted header
-//! 2 classify  private copy -> zero, unchanged,  7 decode   frame -> pages, bounds checked
+//! 2 classify  fingerprint -> zero, unchanged,   7 decode   frame -> pages, bounds checked
 //!             data                              8 apply    pages -> RAM, digests, root
 //! 3 encode    run of pages -> zstd, or raw
-//! 4 frame     runs -> 64-byte header, table, data
+//! 4 frame     runs -> header, table, data or references to it
 //! 5 stream    frame -> one of N streams, credit
 //! ```
 //! Stages call forward only and know neither ring nor socket. A worker owns one [`Outgoing`] or
 //! [`Incoming`] line and drives it from end to end without handing a page to anyone.
 //!
-//! Rules: the dirty bit is cleared before the page is read; the page is copied once, and everything
-//! is decided on the copy; bytes from the peer are hostile.
+//! Rules: the dirty bit is cleared before the page is read; the page is read once, and everything is
+//! decided on that one read; what leaves by reference may be newer, and the destination compares;
+//! bytes from the peer are hostile.
 
 // In the order of the line, not of the alphabet.
 mod source;
@@ -34,9 +35,11 @@ mod apply;
 
 pub use apply::{Applied, Incoming};
 pub use classify::{PageKind, classify};
-pub use decode::{DecodeError, Decoder, PageSink};
+pub use decode::{DecodeError, Decoder, PageSink, PageTable};
 pub use encode::Encoder;
-pub use frame::{DATA_OFFSET, FRAME_BUFFER_BYTES, FrameBuilder, Outgoing, OutgoingCounts};
-pub use receive::{RECEIVE_BUFFER_BYTES, ReceiveError, Receiver};
+pub use frame::{
+    DATA_OFFSET, FRAME_BUFFER_BYTES, FrameBuilder, Outgoing, OutgoingCounts, ReadyFrame,
+};
+pub use receive::{RECEIVE_BUFFER_BYTES, ReceiveError, Received, Receiver, Wanted};
 pub use source::{PageBatch, RoundCursor, RoundWork};
 pub use stream::{CreditError, StreamCredit};

@@ -1,10 +1,10 @@
 //! The one place that touches guest memory.
 //!
 //! A guest writes its memory while we read it, from another process. So no reference to guest
-//! memory is ever formed: bytes are copied through raw pointers, and only the private copy is looked
-//! at.
+//! memory is ever formed: bytes are copied through raw pointers, or read once by a page kernel, or
+//! moved by the kernel, to which a span is an address and a length.
 
-use dwcp_simd::{PAGE_BYTES, Page};
+use dwcp_simd::{LivePage, PAGE_BYTES, Page};
 use memmap2::MmapRaw;
 
 /// A shared mapping of a RAM block's file.
@@ -26,6 +26,23 @@ impl Mapping {
         // processes may write the source meanwhile: the copy is then a mix of old and new bytes,
         // which the caller's dirty bit makes good.
         unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), PAGE_BYTES) };
+    }
+
+    /// One page, to be looked at where it is.
+    pub(super) fn live_page(&self, page: usize) -> LivePage<'_> {
+        let address = self.page_pointer(page).cast_const();
+        // SAFETY: `page_pointer` proved that PAGE_BYTES bytes from `address` lie in the mapping, which
+        // lives as long as `self`, to which the page is bound.
+        unsafe { LivePage::new(address) }
+    }
+
+    /// Address and length of `count` pages, for a system call that reads or writes them.
+    pub(super) fn span(&self, page: usize, count: usize) -> (*mut u8, usize) {
+        let first = self.page_pointer(page);
+        if count > 1 {
+            let _in_bounds = self.page_pointer(page + count - 1);
+        }
+        (first, count * PAGE_BYTES)
     }
 
     /// Copies one page in.

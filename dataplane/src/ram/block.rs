@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use dwcp_simd::{PAGE_BYTES, Page};
+use dwcp_simd::{LivePage, PAGE_BYTES, Page};
 use dwcp_wire::limits::{RAM_BLOCK_BYTES_MAX, RAM_BLOCKS_MAX};
 use memmap2::MmapOptions;
 use nix::errno::Errno;
@@ -134,6 +134,23 @@ impl RamBlock {
     /// When `page` is outside the block: pages come from our own bitmaps, or were checked.
     pub fn read_page(&self, page: u32, out: &mut Page) {
         self.mapping.read_page(page as usize, out);
+    }
+
+    /// A page of live RAM, to be looked at where it is.
+    ///
+    /// # Panics
+    /// As [`Self::read_page`].
+    #[must_use]
+    pub fn live_page(&self, page: u32) -> LivePage<'_> {
+        self.mapping.live_page(page as usize)
+    }
+
+    /// Address and length of a run of pages, for the kernel. Valid while `self` lives.
+    ///
+    /// # Panics
+    /// When a page of the run is outside the block.
+    pub(crate) fn span(&self, page: u32, count: u32) -> (*mut u8, usize) {
+        self.mapping.span(page as usize, count as usize)
     }
 
     /// Copies a page into RAM.

@@ -5,10 +5,15 @@
 //! | [`UringTransport`] | one io_uring per worker, registered buffers | the kernel allows it |
 //! | [`PollTransport`] | non-blocking sockets and poll(2) | it does not, or a switch says so |
 //!
-//! A transport belongs to one worker thread. It owns the worker's buffers: what the kernel may still
+//! Frames leave as a head from a worker's buffer and, behind it, guest pages straight from RAM, by the
+//! cheapest [`SendMethod`] of the socket; they arrive straight in RAM. A transport belongs to one
+//! worker thread. It owns the worker's buffers and holds the guest's RAM: what the kernel may still
 //! read or write can therefore not be freed under it.
 
 mod buffers;
+mod inbound;
+mod ladder;
+mod outbound;
 mod poll;
 #[cfg(test)]
 mod suite;
@@ -18,12 +23,42 @@ use std::io;
 use std::net::TcpStream;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use buffers::{BUFFER_BYTES, BufferId, Buffers};
-use dwcp_api::IoPath;
+use dwcp_api::{IoPath, SendChoice};
+use dwcp_wire::PageRange;
 pub use poll::PollTransport;
 pub use uring::UringTransport;
+
+use crate::ram::RamLayout;
+
+/// How guest pages get into a socket without a copy of our own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendMethod {
+    /// References in a pipe, moved to the socket: vmsplice(2), splice(2). The kernel copies nothing.
+    Vmsplice,
+    /// From the memory's file: sendfile(2), a call per run. Not from hugetlbfs.
+    Sendfile,
+    /// One gathering write: sendmsg(2). The kernel copies; works everywhere.
+    Write,
+}
+
+impl SendMethod {
+    /// All of them, the most promising first.
+    pub const ALL: [Self; 3] = [Self::Vmsplice, Self::Sendfile, Self::Write];
+
+    /// Its name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Vmsplice => "vmsplice",
+            Self::Sendfile => "sendfile",
+            Self::Write => "write",
+        }
+    }
+}
 
 /// A stream's place in its transport.
 pub type Slot = usize;
@@ -80,11 +115,23 @@ pub trait Transport: std::fmt::Debug {
     /// comes back in a completion.
     fn buffers(&mut self) -> &mut Buffers;
 
-    /// Queues a send; sends of one stream leave in order.
-    fn send(&mut self, slot: Slot, buffer: BufferId, range: Range<usize>);
+    /// Queues a send of `head` in the buffer and of guest pages behind it; sends of one stream leave
+    /// in order. The pages are read when they leave, and perhaps again until they are acknowledged.
+    fn send(&mut self, slot: Slot, buffer: BufferId, head: Range<usize>, pages: &[PageRange]);
 
-    /// Asks for bytes into a range, any number of them. One request per stream at a time.
-    fn receive(&mut self, slot: Slot, buffer: BufferId, range: Range<usize>);
+    /// Asks for bytes, any number of them: first into guest pages, of whose bytes `skip` are there,
+    /// then into a range of the buffer. One request per stream at a time.
+    fn receive(
+        &mut self,
+        slot: Slot,
+        buffer: BufferId,
+        range: Range<usize>,
+        pages: &[PageRange],
+        skip: usize,
+    );
+
+    /// How guest pages leave on a stream, once that is chosen.
+    fn send_method(&self, slot: Slot) -> Option<SendMethod>;
 
     /// Collects completions.
     ///
@@ -102,37 +149,56 @@ pub struct Opened {
     pub notes: Vec<String>,
 }
 
-/// Opens the transport that `path` asks for, with `buffers` buffers on NUMA node `node`, watching
-/// `bell`.
+/// What a transport is to be like.
+#[derive(Debug)]
+pub struct TransportOptions {
+    /// Which one.
+    pub io: IoPath,
+    /// How guest pages leave.
+    pub send: SendChoice,
+    /// Buffers.
+    pub buffers: usize,
+    /// NUMA node of the buffers.
+    pub node: Option<usize>,
+    /// Guest RAM that `send` and `receive` may name.
+    pub ram: Option<Arc<RamLayout>>,
+    /// An eventfd to watch.
+    pub bell: OwnedFd,
+}
+
+/// Opens a transport.
 ///
 /// # Errors
 /// When the wanted one cannot be had; [`IoPath::Auto`] falls back to poll instead.
-pub fn open(
-    path: IoPath,
-    buffers: usize,
-    node: Option<usize>,
-    bell: OwnedFd,
-) -> io::Result<Opened> {
-    if path == IoPath::Poll {
-        let transport = Box::new(PollTransport::new(Buffers::new(buffers, node)?, bell));
-        return Ok(Opened {
-            transport,
-            notes: vec![],
-        });
+pub fn open(options: TransportOptions) -> io::Result<Opened> {
+    let TransportOptions {
+        io,
+        send,
+        buffers,
+        node,
+        ram,
+        bell,
+    } = options;
+    let poll = |bell, notes| {
+        let buffers = Buffers::new(buffers, node)?;
+        let transport = Box::new(PollTransport::new(buffers, ram.clone(), send, bell));
+        Ok(Opened { transport, notes })
+    };
+    if io == IoPath::Poll {
+        return poll(bell, vec![]);
     }
-    match UringTransport::new(Buffers::new(buffers, node)?, bell.try_clone()?) {
+    let watched = bell.try_clone()?;
+    match UringTransport::new(Buffers::new(buffers, node)?, ram.clone(), send, watched) {
         Ok((transport, notes)) => Ok(Opened {
             transport: Box::new(transport),
             notes,
         }),
-        Err(error) if path == IoPath::Auto => {
-            let transport = Box::new(PollTransport::new(Buffers::new(buffers, node)?, bell));
-            let note = format!("io_uring is refused ({error}): using poll, at more CPU per byte");
-            Ok(Opened {
-                transport,
-                notes: vec![note],
-            })
-        }
+        Err(error) if io == IoPath::Auto => poll(
+            bell,
+            vec![format!(
+                "io_uring is refused ({error}): using poll, at more CPU per byte"
+            )],
+        ),
         Err(error) => Err(error),
     }
 }

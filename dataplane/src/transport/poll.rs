@@ -1,20 +1,28 @@
 //! The plain path: non-blocking sockets and poll(2). Works everywhere.
 
-use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Instant;
 
+use dwcp_api::SendChoice;
+use dwcp_wire::PageRange;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{BufferId, Buffers, Completion, Slot, Transport, Wait};
+use super::inbound::{Inbound, read_spans};
+use super::ladder::Ladder;
+use super::outbound::{Outbound, Progress, Spans};
+use super::{BufferId, Buffers, Completion, SendMethod, Slot, Transport, Wait};
+use crate::ram::RamLayout;
 
 /// Non-blocking sockets and poll(2).
 #[derive(Debug)]
 pub struct PollTransport {
     buffers: Buffers,
+    ram: Option<Arc<RamLayout>>,
+    send: SendChoice,
     bell: OwnedFd,
     streams: Vec<Stream>,
 }
@@ -22,17 +30,25 @@ pub struct PollTransport {
 #[derive(Debug)]
 struct Stream {
     socket: TcpStream,
-    sends: VecDeque<(BufferId, Range<usize>)>,
-    receive: Option<(BufferId, Range<usize>)>,
+    sends: Outbound,
+    receive: Inbound,
+    receiving: bool,
     closed: bool,
 }
 
 impl PollTransport {
-    /// A transport over `buffers` that watches `bell`, an eventfd.
+    /// A transport over `buffers` and `ram` that watches `bell`, an eventfd.
     #[must_use]
-    pub const fn new(buffers: Buffers, bell: OwnedFd) -> Self {
+    pub const fn new(
+        buffers: Buffers,
+        ram: Option<Arc<RamLayout>>,
+        send: SendChoice,
+        bell: OwnedFd,
+    ) -> Self {
         Self {
             buffers,
+            ram,
+            send,
             bell,
             streams: vec![],
         }
@@ -44,9 +60,10 @@ impl PollTransport {
             if stream.closed {
                 continue;
             }
+            let ram = self.ram.as_deref();
             let outcome = stream
-                .progress_sends(slot, &mut self.buffers, completions)
-                .and_then(|()| stream.progress_receive(slot, &mut self.buffers, completions));
+                .progress_sends(slot, &mut self.buffers, ram, completions)
+                .and_then(|()| stream.progress_receive(slot, &mut self.buffers, ram, completions));
             if let Err(error) = outcome {
                 stream.closed = true;
                 let _ = stream.socket.shutdown(Shutdown::Both);
@@ -60,7 +77,7 @@ impl PollTransport {
         let mut watched = vec![PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
         for stream in self.streams.iter().filter(|stream| !stream.closed) {
             let mut wanted = PollFlags::empty();
-            wanted.set(PollFlags::POLLIN, stream.receive.is_some());
+            wanted.set(PollFlags::POLLIN, stream.receiving);
             wanted.set(PollFlags::POLLOUT, !stream.sends.is_empty());
             watched.push(PollFd::new(stream.socket.as_fd(), wanted));
         }
@@ -93,26 +110,11 @@ impl Stream {
         &mut self,
         slot: Slot,
         buffers: &mut Buffers,
+        ram: Option<&RamLayout>,
         completions: &mut Vec<Completion>,
     ) -> io::Result<()> {
-        while let Some((buffer, range)) = self.sends.front_mut() {
-            match self
-                .socket
-                .write(&buffers.bytes_mut(*buffer)[range.clone()])
-            {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(bytes) => range.start += bytes,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-            if range.start == range.end {
-                completions.push(Completion::Sent {
-                    slot,
-                    buffer: *buffer,
-                });
-                self.sends.pop_front();
-            }
+        while let Progress::Sent(buffer) = self.sends.progress(self.socket.as_fd(), buffers, ram)? {
+            completions.push(Completion::Sent { slot, buffer });
         }
         Ok(())
     }
@@ -121,22 +123,19 @@ impl Stream {
         &mut self,
         slot: Slot,
         buffers: &mut Buffers,
+        ram: Option<&RamLayout>,
         completions: &mut Vec<Completion>,
     ) -> io::Result<()> {
-        let Some((buffer, range)) = self.receive.clone() else {
+        if !self.receiving {
             return Ok(());
-        };
-        match self.socket.read(&mut buffers.bytes_mut(buffer)[range]) {
-            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(bytes) => {
-                self.receive = None;
-                completions.push(Completion::Received { slot, bytes });
-                Ok(())
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            Err(error) => Err(error),
         }
+        let mut spans = Spans::new();
+        self.receive.spans(buffers, ram, &mut spans);
+        if let Some(bytes) = read_spans(self.socket.as_fd(), &spans)? {
+            self.receiving = false;
+            completions.push(Completion::Received { slot, bytes });
+        }
+        Ok(())
     }
 }
 
@@ -149,8 +148,9 @@ impl Transport for PollTransport {
         stream.set_nonblocking(true)?;
         self.streams.push(Stream {
             socket: stream,
-            sends: VecDeque::new(),
-            receive: None,
+            sends: Outbound::new(Ladder::new(self.send)),
+            receive: Inbound::new(),
+            receiving: false,
             closed: false,
         });
         Ok(self.streams.len() - 1)
@@ -160,13 +160,26 @@ impl Transport for PollTransport {
         &mut self.buffers
     }
 
-    fn send(&mut self, slot: Slot, buffer: BufferId, range: Range<usize>) {
-        self.streams[slot].sends.push_back((buffer, range));
+    fn send(&mut self, slot: Slot, buffer: BufferId, head: Range<usize>, pages: &[PageRange]) {
+        self.streams[slot].sends.push(buffer, head, pages);
     }
 
-    fn receive(&mut self, slot: Slot, buffer: BufferId, range: Range<usize>) {
-        debug_assert!(self.streams[slot].receive.is_none());
-        self.streams[slot].receive = Some((buffer, range));
+    fn receive(
+        &mut self,
+        slot: Slot,
+        buffer: BufferId,
+        range: Range<usize>,
+        pages: &[PageRange],
+        skip: usize,
+    ) {
+        let stream = &mut self.streams[slot];
+        debug_assert!(!stream.receiving);
+        stream.receive.set(buffer, range, pages, skip);
+        stream.receiving = true;
+    }
+
+    fn send_method(&self, slot: Slot) -> Option<SendMethod> {
+        self.streams[slot].sends.ladder.chosen()
     }
 
     fn wait(&mut self, wait: Wait, completions: &mut Vec<Completion>) -> io::Result<()> {

@@ -5,10 +5,16 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use dwcp_api::IoPath;
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::sync::Arc;
 
-use super::{Completion, Transport, Wait, open};
+use dwcp_api::{IoPath, SendChoice};
+use dwcp_simd::PAGE_BYTES;
+use dwcp_wire::PageRange;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::{BufferId, Completion, SendMethod, Transport, TransportOptions, Wait, open};
+use crate::ram::{RamBlock, RamLayout};
 
 fn bell() -> (EventFd, OwnedFd) {
     let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).unwrap();
@@ -27,15 +33,49 @@ fn pair() -> (TcpStream, TcpStream) {
 /// Runs a test on every transport that this machine has.
 fn on_each(test: fn(IoPath)) {
     for path in [IoPath::Poll, IoPath::Uring] {
-        match open(path, 1, None, bell().1) {
+        match open(options(path, 1)) {
             Ok(_) => test(path),
             Err(error) => println!("skipped: {path:?}: {error}"),
         }
     }
 }
 
+fn options(io: IoPath, buffers: usize) -> TransportOptions {
+    TransportOptions {
+        io,
+        send: SendChoice::Auto,
+        buffers,
+        node: None,
+        ram: None,
+        bell: bell().1,
+    }
+}
+
 fn transport(path: IoPath, buffers: usize) -> Box<dyn Transport> {
-    open(path, buffers, None, bell().1).unwrap().transport
+    open(options(path, buffers)).unwrap().transport
+}
+
+/// Guest RAM of two blocks; page `p` of block `b` is full of `fill(b, p)`.
+fn ram(fill: impl Fn(u32, u32) -> u8) -> Arc<RamLayout> {
+    let blocks = [300, 40].into_iter().enumerate().map(|(index, pages)| {
+        let file = memfd_create("ram", MFdFlags::MFD_CLOEXEC).unwrap();
+        nix::unistd::ftruncate(&file, pages as i64 * PAGE_BYTES as i64).unwrap();
+        let bytes = u64::from(pages) * PAGE_BYTES as u64;
+        let block = RamBlock::map(format!("block{index}"), file, bytes, 0).unwrap();
+        for page in 0..pages {
+            block.write_page(page, &[fill(index as u32, page); PAGE_BYTES]);
+        }
+        block
+    });
+    Arc::new(RamLayout::new(blocks.collect()).unwrap())
+}
+
+const fn run(ram_block: u32, page: u32, count: u32) -> PageRange {
+    PageRange {
+        ram_block,
+        page,
+        count,
+    }
 }
 
 /// Collects completions until `enough` says so; ten seconds at most.
@@ -73,12 +113,12 @@ fn bytes_arrive_in_order_on_every_stream() {
                 let data = &mut sender.buffers().bytes_mut(buffer)[100..100 + bytes];
                 data.fill(round * 3 + slot as u8);
                 expected.extend_from_slice(data);
-                sender.send(slot, buffer, 100..100 + bytes);
+                sender.send(slot, buffer, 100..100 + bytes, &[]);
             }
         }
         let buffers: Vec<_> = (0..3).map(|_| receiver.buffers().take().unwrap()).collect();
         for (slot, &buffer) in buffers.iter().enumerate() {
-            receiver.receive(slot, buffer, 0..65_536);
+            receiver.receive(slot, buffer, 0..65_536, &[], 0);
         }
         let mut sent = 0;
         for _ in 0..100_000 {
@@ -92,7 +132,7 @@ fn bytes_arrive_in_order_on_every_stream() {
                     panic!("{completion:?}")
                 };
                 left[slot].extend_from_slice(&receiver.buffers().bytes_mut(buffers[slot])[..bytes]);
-                receiver.receive(slot, buffers[slot], 0..65_536);
+                receiver.receive(slot, buffers[slot], 0..65_536, &[], 0);
             }
             if left.iter().map(Vec::len).eq(expected.iter().map(Vec::len)) && sent == 24 {
                 break;
@@ -110,14 +150,14 @@ fn an_end_of_stream_is_said_once() {
         let (one, other) = pair();
         let slot = transport.add(one).unwrap();
         let buffer = transport.buffers().take().unwrap();
-        transport.receive(slot, buffer, 0..100);
+        transport.receive(slot, buffer, 0..100, &[], 0);
         drop(other);
         let closed = until(&mut *transport, |all| !all.is_empty());
         assert!(
             matches!(closed[..], [Completion::Closed { slot: 0, .. }]),
             "{closed:?}"
         );
-        transport.send(slot, buffer, 0..100);
+        transport.send(slot, buffer, 0..100, &[]);
         let mut more = vec![];
         transport
             .wait(Wait::Upto(Duration::from_millis(20)), &mut more)
@@ -130,7 +170,11 @@ fn an_end_of_stream_is_said_once() {
 fn the_bell_wakes_a_waiting_worker() {
     on_each(|path| {
         let (bell, watched) = bell();
-        let mut transport = open(path, 1, None, watched).unwrap().transport;
+        let options = TransportOptions {
+            bell: watched,
+            ..options(path, 1)
+        };
+        let mut transport = open(options).unwrap().transport;
         for _ in 0..3 {
             let ringer = bell.write(1);
             assert!(ringer.is_ok());
@@ -150,11 +194,11 @@ fn a_stream_that_nobody_reads_does_not_hold_up_another() {
         transport.add(fine).unwrap();
         for _ in 0..64 {
             let buffer = transport.buffers().take().unwrap();
-            transport.send(0, buffer, 0..super::BUFFER_BYTES);
+            transport.send(0, buffer, 0..super::BUFFER_BYTES, &[]);
         }
         let buffer = transport.buffers().take().unwrap();
         transport.buffers().bytes_mut(buffer)[..5].copy_from_slice(b"alive");
-        transport.send(1, buffer, 0..5);
+        transport.send(1, buffer, 0..5, &[]);
         until(&mut *transport, |all| {
             all.iter()
                 .any(|done| matches!(done, Completion::Sent { slot: 1, .. }))
@@ -172,10 +216,139 @@ fn a_transport_may_be_dropped_with_operations_under_way() {
         let (one, mut other) = pair();
         let slot = transport.add(one).unwrap();
         let buffer = transport.buffers().take().unwrap();
-        transport.receive(slot, buffer, 0..1000);
+        transport.receive(slot, buffer, 0..1000, &[], 0);
         let mut none = vec![];
         transport.wait(Wait::No, &mut none).unwrap();
         drop(transport);
         let _ = other.write_all(b"too late");
+    });
+}
+
+/// Two ends of one stream, both over guest RAM.
+struct Ends {
+    sender: Box<dyn Transport>,
+    receiver: Box<dyn Transport>,
+    buffer: BufferId,
+    sent: usize,
+}
+
+impl Ends {
+    fn new(
+        path: IoPath,
+        send: SendChoice,
+        source: &Arc<RamLayout>,
+        target: &Arc<RamLayout>,
+    ) -> Self {
+        let end = |ram: &Arc<RamLayout>| {
+            let options = TransportOptions {
+                send,
+                ram: Some(Arc::clone(ram)),
+                ..options(path, 40)
+            };
+            open(options).unwrap().transport
+        };
+        let (mut sender, mut receiver) = (end(source), end(target));
+        let (one, other) = pair();
+        sender.add(one).unwrap();
+        receiver.add(other).unwrap();
+        let buffer = receiver.buffers().take().unwrap();
+        Self {
+            sender,
+            receiver,
+            buffer,
+            sent: 0,
+        }
+    }
+
+    /// Receives `bytes` into the pages, or into the start of the buffer where there are none.
+    fn receive(&mut self, pages: &[PageRange], bytes: usize) {
+        let mut filled = 0;
+        let mut completions = vec![];
+        while filled < bytes {
+            let range = if pages.is_empty() {
+                filled..bytes
+            } else {
+                0..0
+            };
+            self.receiver.receive(0, self.buffer, range, pages, filled);
+            while completions.is_empty() {
+                self.sender.wait(Wait::No, &mut completions).unwrap();
+                self.sent += completions.drain(..).count();
+                let wait = Wait::Upto(Duration::from_millis(1));
+                self.receiver.wait(wait, &mut completions).unwrap();
+            }
+            for completion in completions.drain(..) {
+                let Completion::Received { bytes, .. } = completion else {
+                    panic!("{completion:?}")
+                };
+                filled += bytes;
+            }
+        }
+    }
+}
+
+/// Sends runs of pages behind a head of 9 bytes, `frames` times, by one method; the other side takes
+/// them straight into its own RAM, in whatever pieces come.
+fn pages_by(path: IoPath, send: SendChoice, frames: usize) -> Option<SendMethod> {
+    let fill = |block: u32, page: u32| (block * 100 + page % 97 + 1) as u8;
+    let (source, target) = (ram(fill), ram(|_, _| 0));
+    let runs = [
+        run(0, 3, 1),
+        run(0, 7, 40),
+        run(1, 0, 2),
+        run(1, 39, 1),
+        run(0, 299, 1),
+    ];
+    let mut ends = Ends::new(path, send, &source, &target);
+    for _ in 0..frames {
+        let buffer = ends.sender.buffers().take().unwrap();
+        ends.sender.buffers().bytes_mut(buffer)[..9].copy_from_slice(b"some head");
+        ends.sender.send(0, buffer, 0..9, &runs);
+    }
+    for _ in 0..frames {
+        ends.receive(&[], 9);
+        let buffer = ends.buffer;
+        assert_eq!(
+            &ends.receiver.buffers().bytes_mut(buffer)[..9],
+            b"some head"
+        );
+        ends.receive(&runs, 45 * PAGE_BYTES);
+    }
+    assert_eq!(ends.sent, frames, "{path:?} {send:?}");
+    for (index, block) in (0..).zip(target.blocks()) {
+        for page in 0..block.pages() {
+            let mut copy = [0; PAGE_BYTES];
+            block.read_page(page, &mut copy);
+            let named = runs.iter().any(|run| {
+                run.ram_block == index && (run.page..run.page + run.count).contains(&page)
+            });
+            let expected = if named { fill(index, page) } else { 0 };
+            assert!(
+                copy == [expected; PAGE_BYTES],
+                "{path:?} {send:?} page {page}"
+            );
+        }
+    }
+    ends.sender.send_method(0)
+}
+
+#[test]
+fn guest_pages_arrive_in_guest_pages_by_every_method() {
+    on_each(|path| {
+        for (send, method) in [
+            (SendChoice::Vmsplice, SendMethod::Vmsplice),
+            (SendChoice::Sendfile, SendMethod::Sendfile),
+            (SendChoice::Write, SendMethod::Write),
+        ] {
+            assert_eq!(pages_by(path, send, 20), Some(method), "{path:?}");
+        }
+    });
+}
+
+#[test]
+fn a_method_is_chosen_after_the_first_frames() {
+    on_each(|path| {
+        assert!(pages_by(path, SendChoice::Auto, 40).is_some(), "{path:?}");
+        assert!(pages_by(path, SendChoice::Auto, 3).is_none(), "{path:?}");
     });
 }

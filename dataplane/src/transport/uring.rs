@@ -2,17 +2,28 @@
 //!
 //! A stream has one send and one receive under way at most: two sends of one stream in the ring may
 //! change places, and a stream's bytes must not.
+//!
+//! The ring carries what has no guest pages in it (acknowledgements, compressed frames), every
+//! receive, and every wait. Guest pages leave by the calls of `outbound.rs`: the ring would hand a
+//! splice to a kernel thread, which costs more than it saves.
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 
+use dwcp_api::SendChoice;
+use dwcp_wire::PageRange;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
+use super::inbound::Inbound;
+use super::ladder::Ladder;
+use super::outbound::{Outbound, Progress, Spans};
 use super::poll::drain_bell;
-use super::{BufferId, Buffers, Completion, Slot, Transport, Wait};
+use super::{BufferId, Buffers, Completion, SendMethod, Slot, Transport, Wait};
+use crate::ram::RamLayout;
 
 /// Two operations per stream, the bell, and room.
 const RING_ENTRIES: u32 = 128;
@@ -23,6 +34,10 @@ enum Tag {
     Send = 1,
     Receive = 2,
     Bell = 3,
+    /// Room in a socket, for what is sent without the ring.
+    Room = 4,
+    /// Bytes in a socket, on kernels where the ring does not wait for a non-blocking one.
+    Bytes = 5,
 }
 
 const fn user_data(tag: Tag, slot: Slot) -> u64 {
@@ -34,18 +49,27 @@ pub struct UringTransport {
     ring: IoUring,
     streams: Vec<Stream>,
     buffers: Buffers,
+    ram: Option<Arc<RamLayout>>,
+    send: SendChoice,
     bell: OwnedFd,
     registered: bool,
     in_kernel: usize,
     backlog: VecDeque<squeue::Entry>,
+    /// Taken out of the ring, not yet acted on; kept to be filled again.
+    done: Vec<cqueue::Entry>,
 }
 
 #[derive(Debug)]
 struct Stream {
     socket: TcpStream,
-    sends: VecDeque<(BufferId, Range<usize>)>,
+    sends: Outbound,
+    /// The ring sends, or waits for room.
     sending: bool,
-    receive: Option<(BufferId, Range<usize>)>,
+    receive: Inbound,
+    /// The ring receives into `receive`, or waits for bytes.
+    receiving: bool,
+    /// The pieces of `receive`, where the kernel looks for them.
+    spans: Box<Spans>,
     closed: bool,
 }
 
@@ -59,16 +83,22 @@ impl std::fmt::Debug for UringTransport {
 }
 
 impl UringTransport {
-    /// A ring over `buffers` that watches `bell`, and what had to be given up. To be made on the
-    /// worker's own thread: the ring has a single issuer.
+    /// A ring over `buffers` and `ram` that watches `bell`, and what had to be given up. To be made
+    /// on the worker's own thread: the ring has a single issuer.
     ///
     /// # Errors
     /// When the kernel refuses io_uring.
-    pub fn new(mut buffers: Buffers, bell: OwnedFd) -> io::Result<(Self, Vec<String>)> {
+    pub fn new(
+        mut buffers: Buffers,
+        ram: Option<Arc<RamLayout>>,
+        send: SendChoice,
+        bell: OwnedFd,
+    ) -> io::Result<(Self, Vec<String>)> {
         let mut notes = vec![];
         let ring = match IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .build(RING_ENTRIES)
         {
             Ok(ring) => ring,
@@ -102,10 +132,13 @@ impl UringTransport {
             ring,
             streams: vec![],
             buffers,
+            ram,
+            send,
             bell,
             registered,
             in_kernel: 0,
             backlog: VecDeque::new(),
+            done: vec![],
         };
         transport.watch_bell();
         Ok((transport, notes))
@@ -125,8 +158,9 @@ impl UringTransport {
     fn fill(&mut self) {
         let mut queue = self.ring.submission();
         while let Some(entry) = self.backlog.front() {
-            // SAFETY: the entry names a buffer of this transport's arena, which outlives the
-            // operation (see `Drop`), and a descriptor that this transport owns.
+            // SAFETY: the entry names a descriptor that this transport owns and memory that outlives
+            // the operation (see `Drop`): a buffer of its arena, or pieces of guest RAM that it
+            // holds, listed in the stream's own box, which changes only between two receives.
             if unsafe { queue.push(entry) }.is_err() {
                 break;
             }
@@ -135,12 +169,10 @@ impl UringTransport {
         }
     }
 
-    fn start_send(&mut self, slot: Slot) {
+    /// Hands the front frame to the ring if it has no guest pages.
+    fn start_plain_send(&mut self, slot: Slot) {
         let stream = &mut self.streams[slot];
-        if stream.sending || stream.closed {
-            return;
-        }
-        let Some((buffer, range)) = stream.sends.front().cloned() else {
+        let Some((buffer, range)) = stream.sends.plain_front() else {
             return;
         };
         stream.sending = true;
@@ -161,6 +193,70 @@ impl UringTransport {
         self.push(entry.user_data(user_data(Tag::Send, slot)));
     }
 
+    /// Sends what can be sent at once on every stream, and asks for room where there is none.
+    fn progress_sends(&mut self, completions: &mut Vec<Completion>) {
+        for slot in 0..self.streams.len() {
+            loop {
+                let stream = &mut self.streams[slot];
+                if stream.closed || stream.sending || stream.sends.is_empty() {
+                    break;
+                }
+                if stream.sends.plain_front().is_some() {
+                    self.start_plain_send(slot);
+                    break;
+                }
+                let ram = self.ram.as_deref();
+                match stream
+                    .sends
+                    .progress(stream.socket.as_fd(), &mut self.buffers, ram)
+                {
+                    Ok(Progress::Sent(buffer)) => {
+                        completions.push(Completion::Sent { slot, buffer });
+                    }
+                    Ok(Progress::Blocked) => {
+                        stream.sending = true;
+                        self.watch(slot, libc::POLLOUT, Tag::Room);
+                    }
+                    Ok(Progress::Idle) => break,
+                    Err(error) => {
+                        self.close(slot, error, completions);
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    fn watch(&mut self, slot: Slot, events: libc::c_short, tag: Tag) {
+        let socket = types::Fd(self.streams[slot].socket.as_raw_fd());
+        let entry = opcode::PollAdd::new(socket, events as u32).build();
+        self.push(entry.user_data(user_data(tag, slot)));
+    }
+
+    /// Hands the stream's request to the ring.
+    fn start_receive(&mut self, slot: Slot) {
+        let stream = &mut self.streams[slot];
+        let socket = types::Fd(stream.socket.as_raw_fd());
+        let entry = if let Some((buffer, range)) = stream.receive.plain() {
+            let address = self.buffers.address(buffer).wrapping_add(range.start);
+            let bytes = range.len() as u32;
+            if self.registered {
+                opcode::ReadFixed::new(socket, address, bytes, buffer.0).build()
+            } else {
+                opcode::Recv::new(socket, address, bytes).build()
+            }
+        } else {
+            let ram = self.ram.as_deref();
+            stream.spans.clear();
+            stream
+                .receive
+                .spans(&mut self.buffers, ram, &mut stream.spans);
+            let pieces = stream.spans.pieces();
+            opcode::Readv::new(socket, pieces.as_ptr(), pieces.len() as u32).build()
+        };
+        self.push(entry.user_data(user_data(Tag::Receive, slot)));
+    }
+
     fn complete(&mut self, entry: &cqueue::Entry, completions: &mut Vec<Completion>) {
         self.in_kernel -= 1;
         let data = entry.user_data();
@@ -170,6 +266,9 @@ impl UringTransport {
             tag if tag == Tag::Receive as u64 => {
                 self.complete_receive(slot, entry.result(), completions);
             }
+            // What goes wrong on the socket is told by the next call on it.
+            tag if tag == Tag::Room as u64 => self.streams[slot].sending = false,
+            tag if tag == Tag::Bytes as u64 => self.start_receive(slot),
             _ => {
                 drain_bell(&self.bell);
                 completions.push(Completion::Rung);
@@ -179,28 +278,26 @@ impl UringTransport {
     }
 
     fn complete_send(&mut self, slot: Slot, result: i32, completions: &mut Vec<Completion>) {
+        if result == -libc::EAGAIN {
+            return self.watch(slot, libc::POLLOUT, Tag::Room);
+        }
         let stream = &mut self.streams[slot];
         stream.sending = false;
         if result <= 0 {
-            return self.close(slot, result, completions);
+            return self.close(slot, error_of(result), completions);
         }
-        if let Some((buffer, range)) = stream.sends.front_mut() {
-            range.start += result as usize;
-            if range.start == range.end {
-                completions.push(Completion::Sent {
-                    slot,
-                    buffer: *buffer,
-                });
-                stream.sends.pop_front();
-            }
+        if let Some(buffer) = stream.sends.plain_sent(result as usize) {
+            completions.push(Completion::Sent { slot, buffer });
         }
-        self.start_send(slot);
     }
 
     fn complete_receive(&mut self, slot: Slot, result: i32, completions: &mut Vec<Completion>) {
-        self.streams[slot].receive = None;
+        if result == -libc::EAGAIN {
+            return self.watch(slot, libc::POLLIN, Tag::Bytes);
+        }
+        self.streams[slot].receiving = false;
         if result <= 0 {
-            return self.close(slot, result, completions);
+            return self.close(slot, error_of(result), completions);
         }
         completions.push(Completion::Received {
             slot,
@@ -208,24 +305,29 @@ impl UringTransport {
         });
     }
 
-    fn close(&mut self, slot: Slot, result: i32, completions: &mut Vec<Completion>) {
+    fn close(&mut self, slot: Slot, error: io::Error, completions: &mut Vec<Completion>) {
         let stream = &mut self.streams[slot];
         if stream.closed {
             return;
         }
         stream.closed = true;
         let _ = stream.socket.shutdown(Shutdown::Both);
-        let error = if result == 0 {
-            io::ErrorKind::UnexpectedEof.into()
-        } else {
-            io::Error::from_raw_os_error(-result)
-        };
         completions.push(Completion::Closed { slot, error });
     }
 
-    fn enter(&self, wait: Wait) -> io::Result<()> {
+    /// Hands over what is queued and lets the kernel post completions, which it does only inside a
+    /// call that asks for them.
+    fn enter(&mut self, wait: Wait) -> io::Result<()> {
         let outcome = match wait {
-            Wait::No => self.ring.submit(),
+            Wait::No => {
+                let queue = self.ring.submission();
+                if queue.is_empty() && !queue.taskrun() {
+                    return Ok(());
+                }
+                drop(queue);
+                let arguments = types::SubmitArgs::new();
+                self.ring.submitter().submit_with_args(0, &arguments)
+            }
             Wait::Upto(time) => {
                 let time = types::Timespec::from(time);
                 let arguments = types::SubmitArgs::new().timespec(&time);
@@ -242,19 +344,29 @@ impl UringTransport {
     }
 }
 
+/// What a result that is not a number of bytes says.
+fn error_of(result: i32) -> io::Error {
+    match result {
+        0 => io::ErrorKind::UnexpectedEof.into(),
+        errno => io::Error::from_raw_os_error(-errno),
+    }
+}
+
 impl Transport for UringTransport {
     fn name(&self) -> &'static str {
         "tcp-uring"
     }
 
     fn add(&mut self, stream: TcpStream) -> io::Result<Slot> {
-        // A non-blocking socket would answer EAGAIN instead of letting the ring wait for it.
-        stream.set_nonblocking(false)?;
+        // A splice that must wait waits inside the call, unless the socket says otherwise.
+        stream.set_nonblocking(true)?;
         self.streams.push(Stream {
             socket: stream,
-            sends: VecDeque::new(),
+            sends: Outbound::new(Ladder::new(self.send)),
             sending: false,
-            receive: None,
+            receive: Inbound::new(),
+            receiving: false,
+            spans: Box::new(Spans::new()),
             closed: false,
         });
         Ok(self.streams.len() - 1)
@@ -264,37 +376,43 @@ impl Transport for UringTransport {
         &mut self.buffers
     }
 
-    fn send(&mut self, slot: Slot, buffer: BufferId, range: Range<usize>) {
-        self.streams[slot].sends.push_back((buffer, range));
-        self.start_send(slot);
+    fn send(&mut self, slot: Slot, buffer: BufferId, head: Range<usize>, pages: &[PageRange]) {
+        self.streams[slot].sends.push(buffer, head, pages);
     }
 
-    fn receive(&mut self, slot: Slot, buffer: BufferId, range: Range<usize>) {
+    fn receive(
+        &mut self,
+        slot: Slot,
+        buffer: BufferId,
+        range: Range<usize>,
+        pages: &[PageRange],
+        skip: usize,
+    ) {
         let stream = &mut self.streams[slot];
         if stream.closed {
             return;
         }
-        debug_assert!(stream.receive.is_none());
-        let socket = types::Fd(stream.socket.as_raw_fd());
-        let address = self.buffers.address(buffer).wrapping_add(range.start);
-        let bytes = range.len() as u32;
-        let entry = if self.registered {
-            opcode::ReadFixed::new(socket, address, bytes, buffer.0).build()
-        } else {
-            opcode::Recv::new(socket, address, bytes).build()
-        };
-        stream.receive = Some((buffer, range));
-        self.push(entry.user_data(user_data(Tag::Receive, slot)));
+        debug_assert!(!stream.receiving);
+        stream.receiving = true;
+        stream.receive.set(buffer, range, pages, skip);
+        self.start_receive(slot);
+    }
+
+    fn send_method(&self, slot: Slot) -> Option<SendMethod> {
+        self.streams[slot].sends.ladder.chosen()
     }
 
     fn wait(&mut self, wait: Wait, completions: &mut Vec<Completion>) -> io::Result<()> {
+        self.progress_sends(completions);
         self.fill();
-        let ready = !self.ring.completion().is_empty();
+        let ready = !completions.is_empty() || !self.ring.completion().is_empty();
         self.enter(if ready { Wait::No } else { wait })?;
-        let entries: Vec<_> = self.ring.completion().collect();
-        for entry in &entries {
-            self.complete(entry, completions);
+        let mut done = std::mem::take(&mut self.done);
+        done.extend(self.ring.completion());
+        for entry in done.drain(..) {
+            self.complete(&entry, completions);
         }
+        self.done = done;
         Ok(())
     }
 }

@@ -1,11 +1,9 @@
 //! Both ends of the line of a page in one process, with byte pipes between them.
 
-use std::ops::Range;
-
 use dwcp_api::Codec;
 use dwcp_dataplane::path::{
-    Applied, Encoder, FRAME_BUFFER_BYTES, Incoming, Outgoing, OutgoingCounts, RECEIVE_BUFFER_BYTES,
-    Receiver, RoundWork,
+    Applied, Encoder, FRAME_BUFFER_BYTES, Incoming, Outgoing, OutgoingCounts, PageTable,
+    RECEIVE_BUFFER_BYTES, Received, Receiver, RoundWork,
 };
 use dwcp_dataplane::ram::{Digests, RamBitmap, RamBlock, RamLayout};
 use dwcp_simd::{FingerprintKey, PAGE_BYTES, Page, RamRoot};
@@ -43,6 +41,27 @@ impl End {
         copy
     }
 
+    /// The digests say what RAM holds, page by page.
+    pub(crate) fn check_digests(&self, key: &FingerprintKey, place: &str) {
+        for (index, block) in self.layout.blocks().iter().enumerate() {
+            for page in 0..block.pages() {
+                let held = self.digests.get(self.layout.global_page(index, page));
+                let found = dwcp_simd::kernels().fingerprint(key, &self.page(index, page));
+                let expected = (!key.is_zero(found)).then_some(found);
+                assert_eq!(held, expected, "{place}: page {page} of block {index}");
+            }
+        }
+    }
+
+    /// The pages of `ranges`, one after the other, as they are now.
+    fn bytes_of(&self, ranges: &[PageRange]) -> Vec<u8> {
+        let pages = ranges.iter().flat_map(|range| {
+            (range.page..range.page + range.count)
+                .map(|page| self.page(range.ram_block as usize, page))
+        });
+        pages.collect::<Vec<_>>().into_flattened()
+    }
+
     /// All pages, block by block.
     pub(crate) fn content(&self) -> Vec<Vec<Page>> {
         let pages = |(index, block): (usize, &RamBlock)| {
@@ -67,19 +86,40 @@ impl Sent {
     }
 }
 
+/// How a round leaves the source.
+#[derive(Clone, Copy)]
+pub(crate) struct Leave<'a> {
+    pub(crate) codec: Codec,
+    pub(crate) by_reference: bool,
+    /// What the guest does between the look at the pages of a frame and their leaving.
+    pub(crate) meanwhile: &'a dyn Fn(&End, &[PageRange]),
+}
+
+impl Leave<'_> {
+    pub(crate) const fn copied(codec: Codec) -> Self {
+        Self {
+            codec,
+            by_reference: false,
+            meanwhile: &|_, _| {},
+        }
+    }
+}
+
 /// Runs a round at the source: as many workers as streams, in turns. Returns the frames of all
 /// streams in the order they were made, marks included, and the sums of what the workers counted.
 pub(crate) fn send_round(
     source: &mut End,
     key: &FingerprintKey,
     work: &RoundWork,
-    codec: Codec,
+    leave: Leave<'_>,
     sequences: &mut [u64],
 ) -> (Vec<Sent>, OutgoingCounts) {
-    let mut lines: Vec<_> = sequences
-        .iter()
-        .map(|_| Outgoing::new(&source.layout, &source.digests, key, Encoder::new(codec)))
-        .collect();
+    let line = |_: &u64| {
+        let encoder = Encoder::new(leave.codec);
+        let (layout, digests) = (&source.layout, &source.digests);
+        Outgoing::new(layout, digests, key, encoder, leave.by_reference)
+    };
+    let mut lines: Vec<_> = sequences.iter().map(line).collect();
     let mut buffer = vec![0; FRAME_BUFFER_BYTES];
     let (mut frames, mut counts) = (vec![], OutgoingCounts::default());
     lines.iter_mut().for_each(|line| line.begin(work));
@@ -88,7 +128,14 @@ pub(crate) fn send_round(
         busy.retain(|&stream| {
             let sequence = sequences[stream] + 1;
             let frame = lines[stream].next_frame(work, &mut buffer, stream as u16, sequence);
-            let bytes = frame.map(|range| buffer[range].to_vec());
+            let bytes = frame.map(|frame| {
+                let pages = lines[stream].pages();
+                (leave.meanwhile)(source, pages);
+                let mut bytes = buffer[frame.head.clone()].to_vec();
+                bytes.extend(source.bytes_of(pages));
+                assert_eq!(bytes.len() as u64, frame.bytes());
+                bytes
+            });
             let more = bytes.is_some();
             let mark = || {
                 let mut mark = FrameHeader::empty(FrameKind::RoundMark, stream as u16, sequence);
@@ -103,6 +150,7 @@ pub(crate) fn send_round(
             more
         });
     }
+    let mut root = source.root;
     for line in &lines {
         counts.visited += line.counts.visited;
         counts.named += line.counts.named;
@@ -112,15 +160,19 @@ pub(crate) fn send_round(
         counts.raw += line.counts.raw;
         counts.frames += line.counts.frames;
         counts.wire_bytes += line.counts.wire_bytes;
-        source.root.merge(line.root);
+        root.merge(line.root);
     }
+    source.root = root;
     (frames, counts)
 }
 
-/// The receiving half of a stream: a pipe that is cut anywhere, and the buffer behind it.
+/// The receiving half of a stream: a pipe that is cut anywhere, and what is behind it.
 pub(crate) struct Pipe {
     receiver: Receiver,
     buffer: Vec<u8>,
+    table: PageTable,
+    /// Data that goes straight to RAM.
+    placed: Vec<u8>,
 }
 
 impl Pipe {
@@ -128,35 +180,73 @@ impl Pipe {
         Self {
             receiver: Receiver::new(stream),
             buffer: vec![0; RECEIVE_BUFFER_BYTES],
+            table: PageTable::new(),
+            placed: vec![],
         }
     }
 
-    /// Lets `bytes` through in pieces and hands each frame to `take`; false when the stream is
-    /// refused, by the receiver or by `take`.
+    /// Lets `bytes` through in pieces and applies each frame; false when the stream is refused.
     pub(crate) fn feed(
         &mut self,
         mut bytes: &[u8],
         random: &mut Random,
-        mut take: impl FnMut(&FrameHeader, &[u8]) -> bool,
+        line: &mut Incoming<'_>,
+        layout: &RamLayout,
+        all: &mut Applied,
     ) -> bool {
         while !bytes.is_empty() {
-            let Range { start, end } = self.receiver.wanted();
+            let wanted = self.receiver.wanted();
+            let to_ram = wanted.placed_bytes - wanted.placed;
             let most = random.pick(&[1, 63, 64, 65, 5000, usize::MAX]);
-            let piece = (end - start).min(most).min(bytes.len());
-            self.buffer[start..start + piece].copy_from_slice(&bytes[..piece]);
-            bytes = &bytes[piece..];
-            self.receiver.received(piece);
-            loop {
-                match self.receiver.frame(&self.buffer) {
-                    Ok(Some((header, payload))) if take(&header, &self.buffer[payload.clone()]) => {
-                        self.receiver.consume(&mut self.buffer);
-                    }
-                    Ok(None) => break,
-                    _ => return false,
-                }
+            let room = to_ram + wanted.range.len();
+            let (piece, rest) = bytes.split_at(room.min(most).min(bytes.len()));
+            bytes = rest;
+            let (in_place, buffered) = piece.split_at(to_ram.min(piece.len()));
+            self.placed.extend_from_slice(in_place);
+            self.buffer[wanted.range.start..][..buffered.len()].copy_from_slice(buffered);
+            self.receiver.received(piece.len());
+            if !self.take(line, layout, all) {
+                return false;
             }
         }
         true
+    }
+
+    fn take(&mut self, line: &mut Incoming<'_>, layout: &RamLayout, all: &mut Applied) -> bool {
+        loop {
+            match self.receiver.next(&self.buffer) {
+                Ok(Received::Nothing) => return true,
+                Ok(Received::Table(header, range)) => {
+                    let table = &self.buffer[range];
+                    if line.read_table(&header, table, &mut self.table).is_err() {
+                        return false;
+                    }
+                    self.receiver.place(self.table.in_place());
+                }
+                Ok(Received::Frame(header, data)) => {
+                    if header.kind == FrameKind::Pages {
+                        let in_place = !self.table.in_place().is_empty();
+                        self.write_placed(layout);
+                        let data = (!in_place).then_some(&self.buffer[data]);
+                        line.apply(&header, &self.table, data, all);
+                    }
+                    self.receiver.consume(&mut self.buffer);
+                }
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// What the kernel does for a transport.
+    fn write_placed(&mut self, layout: &RamLayout) {
+        let placed = std::mem::take(&mut self.placed);
+        let mut pages = placed.as_chunks::<PAGE_BYTES>().0.iter();
+        for run in self.table.in_place() {
+            for page in run.page..run.page + run.count {
+                layout.blocks()[run.ram_block as usize].write_page(page, pages.next().unwrap());
+            }
+        }
+        assert!(pages.next().is_none());
     }
 }
 
@@ -173,10 +263,8 @@ pub(crate) fn receive_round(
     let mut line = Incoming::new(&destination.layout, &destination.digests, key);
     for frame in frames {
         let pipe = &mut pipes[usize::from(frame.stream)];
-        let whole = pipe.feed(&frame.bytes, random, |header, payload| {
-            header.kind != FrameKind::Pages || line.apply(header, payload, &mut all).is_ok()
-        });
-        if !whole {
+        let layout = &destination.layout;
+        if !pipe.feed(&frame.bytes, random, &mut line, layout, &mut all) {
             destination.root.merge(all.root);
             return None;
         }

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dwcp_api::{
-    Attachment, Codec, IoPath, MigrationId, MigrationReport, TrackerChoice, TransferSettings,
-    Verify,
+    Attachment, Codec, IoPath, MigrationId, MigrationReport, SendChoice, TrackerChoice,
+    TransferSettings, Verify,
 };
 use dwcp_dataplane::migration::{Listener, Node, NodeOptions};
 use dwcp_guest_page::Kind;
@@ -60,6 +60,7 @@ pub(crate) fn settings() -> TransferSettings {
         streams: 2,
         workers: 0,
         io: IoPath::Auto,
+        send: SendChoice::Auto,
         window_bytes: 16 << 20,
         codec: Codec::Raw,
         tracker: TrackerChoice::Auto,

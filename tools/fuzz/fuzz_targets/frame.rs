@@ -1,11 +1,11 @@
-//! A page frame through stages 7 and 8. Whatever it says: pages stay inside their block, a refused
+//! A page frame through stages 7 and 8, its data decoded from a buffer or found in RAM. Whatever it says: pages stay inside their block, a refused
 //! frame changes nothing, and RAM, digests and root agree afterwards.
 
 #![no_main]
 
 use std::cell::RefCell;
 
-use dwcp_dataplane::path::{Applied, Decoder, Incoming, PageSink};
+use dwcp_dataplane::path::{Applied, Decoder, Incoming, PageSink, PageTable};
 use dwcp_dataplane::ram::{Digests, RamLayout};
 use dwcp_fuzz::{BLOCK_PAGES, SEED, page_frame, ram};
 use dwcp_simd::{FingerprintKey, PAGE_BYTES, Page, RamRoot, kernels};
@@ -19,6 +19,7 @@ struct Destination {
     key: &'static FingerprintKey,
     line: Incoming<'static>,
     decoder: Decoder,
+    table: PageTable,
 }
 
 impl Destination {
@@ -32,6 +33,7 @@ impl Destination {
             key,
             line: Incoming::new(layout, digests, key),
             decoder: Decoder::new(),
+            table: PageTable::new(),
         }
     }
 }
@@ -66,6 +68,10 @@ impl PageSink for Bounds {
         self.take(block, page, 1);
     }
 
+    fn placed(&mut self, block: u32, page: u32, _fingerprint_low: u64) {
+        self.take(block, page, 1);
+    }
+
     fn damaged(&mut self, block: u32, page: u32, count: u32) {
         self.take(block, page, count);
     }
@@ -74,42 +80,53 @@ impl PageSink for Bounds {
 fuzz_target!(|input: &[u8]| {
     if let Some((header, payload)) = page_frame(input, 0, 1) {
         DESTINATION.with_borrow_mut(|destination| {
-            let named = destination.decode(&header, &payload);
-            destination.apply(&header, &payload, named);
+            let Some(data) = destination.read(&header, &payload) else {
+                return;
+            };
+            destination.apply(&header, Some(data));
+            if !destination.table.in_place().is_empty() {
+                destination.place(data);
+                destination.apply(&header, None);
+            }
         });
     }
 });
 
 impl Destination {
-    /// Pages named, or `None` when the frame is refused.
-    fn decode(&mut self, header: &FrameHeader, payload: &[u8]) -> Option<u64> {
-        let mut bounds = Bounds {
-            block: header.ram_block,
-            next: 0,
-            named: 0,
-        };
-        let decoded = self
-            .decoder
-            .decode(header, payload, &BLOCK_PAGES, &mut bounds);
-        assert_eq!(
-            decoded.as_ref().map_or(0, |named| *named),
-            bounds.named,
-            "a refused frame names nothing"
-        );
-        decoded.ok()
+    /// The data behind a good table.
+    fn read<'p>(&mut self, header: &FrameHeader, payload: &'p [u8]) -> Option<&'p [u8]> {
+        let (bytes, data) = payload.split_at_checked(header.table_bytes as usize)?;
+        let read = self.line.read_table(header, bytes, &mut self.table);
+        read.ok().map(|()| data)
     }
 
-    fn apply(&mut self, header: &FrameHeader, payload: &[u8], named: Option<u64>) {
-        let mut applied = Applied::default();
-        let outcome = self.line.apply(header, payload, &mut applied);
-        assert_eq!(outcome.is_ok(), named.is_some());
-        if outcome.is_err() {
-            assert_eq!(applied, Applied::default());
-            return;
+    fn apply(&mut self, header: &FrameHeader, data: Option<&[u8]>) {
+        if let Some(data) = data {
+            let mut bounds = Bounds {
+                block: header.ram_block,
+                next: 0,
+                named: 0,
+            };
+            self.decoder.decode(&self.table, data, &mut bounds);
+            assert_eq!(bounds.named, self.table.named());
         }
-        assert_eq!(applied.summary.pages, named.unwrap_or_default());
+        let mut applied = Applied::default();
+        self.line.apply(header, &self.table, data, &mut applied);
+        assert_eq!(applied.summary.pages, self.table.named());
         assert_eq!(applied.root, self.digests.root());
         self.check_and_empty(header.ram_block as usize);
+    }
+
+    /// What the kernel does with data that goes straight to RAM.
+    fn place(&self, data: &[u8]) {
+        let mut pages = data.as_chunks::<PAGE_BYTES>().0.iter();
+        for run in self.table.in_place() {
+            let block = &self.layout.blocks()[run.ram_block as usize];
+            for page in run.page..run.page + run.count {
+                block.write_page(page, pages.next().expect("the table covers the data"));
+            }
+        }
+        assert!(pages.next().is_none());
     }
 
     fn check_and_empty(&self, index: usize) {

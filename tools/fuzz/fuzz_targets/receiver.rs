@@ -7,7 +7,7 @@
 
 use std::cell::RefCell;
 
-use dwcp_dataplane::path::{RECEIVE_BUFFER_BYTES, Receiver};
+use dwcp_dataplane::path::{RECEIVE_BUFFER_BYTES, Received, Receiver};
 use dwcp_fuzz::{page_frame, seal};
 use dwcp_simd::kernels;
 use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
@@ -78,7 +78,7 @@ fn run(mut stream: &[u8], mut read_bytes: impl FnMut(usize) -> usize) -> Seen {
         let mut receiver = Receiver::new(STREAM);
         let mut seen = vec![];
         while !stream.is_empty() {
-            let wanted = receiver.wanted();
+            let wanted = receiver.wanted().range;
             assert!(!wanted.is_empty() && wanted.end <= buffer.len());
             let bytes = read_bytes(wanted.len()).min(stream.len());
             let (read, rest) = stream.split_at(bytes);
@@ -86,14 +86,20 @@ fn run(mut stream: &[u8], mut read_bytes: impl FnMut(usize) -> usize) -> Seen {
             buffer[wanted.start..wanted.start + bytes].copy_from_slice(read);
             receiver.received(bytes);
             loop {
-                match receiver.frame(buffer) {
-                    Ok(Some((header, payload))) => {
-                        assert_eq!(header.payload_len(), payload.len());
+                match receiver.next(buffer) {
+                    Ok(Received::Frame(header, data)) => {
+                        let table = header.table_bytes as usize;
+                        assert_eq!(header.payload_len(), table + data.len());
                         assert_eq!(header.sequence, seen.len() as u64 + 1);
-                        seen.push((header, kernels().crc32c(0, &buffer[payload])));
+                        let payload = &buffer[data.start - table..data.end];
+                        seen.push((header, kernels().crc32c(0, payload)));
                         receiver.consume(buffer);
                     }
-                    Ok(None) => break,
+                    Ok(Received::Table(header, range)) => {
+                        assert_eq!(header.table_bytes as usize, range.len());
+                        receiver.place(&[]);
+                    }
+                    Ok(Received::Nothing) => break,
                     Err(error) => return (seen, Some(error.to_string())),
                 }
             }

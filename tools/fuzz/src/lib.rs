@@ -141,12 +141,12 @@ pub fn real_frames(pages: &[u8], block: usize, encoder: Encoder) -> Vec<u8> {
         forced.blocks[block].set_range(page, 1);
     }
     let work = RoundWork::new(0, layout.empty_bitmap(), forced);
-    let mut line = Outgoing::new(&layout, &digests, &key, encoder);
+    let mut line = Outgoing::new(&layout, &digests, &key, encoder, false);
     line.begin(&work);
     let mut buffer = vec![0; FRAME_BUFFER_BYTES];
     let (mut frames, mut sequence) = (vec![], 1);
     while let Some(frame) = line.next_frame(&work, &mut buffer, 0, sequence) {
-        frames.extend_from_slice(&buffer[frame]);
+        frames.extend_from_slice(&buffer[frame.head]);
         sequence += 1;
     }
     frames

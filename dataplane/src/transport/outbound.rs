@@ -1,0 +1,420 @@
+//! What one stream has to send: frames in order, each a head in a worker's buffer and runs of guest
+//! pages behind it.
+//!
+//! The head is copied into the socket. The pages go by one of the [`SendMethod`]s; none of them makes
+//! a copy of our own, so the bytes that leave are those of the moment the kernel reads them, which
+//! may be later than the fingerprint in the head. The destination compares (ADR 0010).
+//!
+//! Every call is non-blocking, so the poll path and the ring share this file; they differ in how they
+//! wait for room.
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use dwcp_simd::PAGE_BYTES;
+use dwcp_wire::PageRange;
+use dwcp_wire::limits::FRAME_DATA_PAGES_MAX;
+use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
+
+use super::ladder::Ladder;
+use super::{BufferId, Buffers, SendMethod};
+use crate::engine::thread_cpu_ns;
+use crate::ram::RamLayout;
+
+/// A frame on its way.
+#[derive(Debug)]
+struct Frame {
+    buffer: BufferId,
+    head: Range<usize>,
+    runs: Vec<PageRange>,
+    /// Bytes of the runs that the socket, or the pipe, has taken.
+    taken_bytes: usize,
+    /// Set when its first page leaves.
+    method: Option<SendMethod>,
+    /// CPU time spent on the pages so far, while the ladder still measures.
+    cpu_ns: u64,
+}
+
+/// What an attempt to send came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// The frame is in the kernel's hands, its buffer free.
+    Sent(BufferId),
+    /// The socket has no room.
+    Blocked,
+    /// Nothing is queued.
+    Idle,
+}
+
+/// The queue of a stream.
+#[derive(Debug)]
+pub(super) struct Outbound {
+    frames: VecDeque<Frame>,
+    /// Emptied lists of runs, to be filled again: nothing is allocated once a stream is under way.
+    spare_runs: Vec<Vec<PageRange>>,
+    pipe: Option<Pipe>,
+    pub(super) ladder: Ladder,
+}
+
+/// Bytes of guest pages in a frame at most.
+const FRAME_DATA_BYTES_MAX: usize = FRAME_DATA_PAGES_MAX * PAGE_BYTES;
+
+/// A pipe that carries references to pages from `vmsplice` to `splice`.
+#[derive(Debug)]
+struct Pipe {
+    read: OwnedFd,
+    write: OwnedFd,
+    /// In it, on their way to the socket.
+    bytes: usize,
+}
+
+impl Pipe {
+    fn new() -> io::Result<Self> {
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        // A frame's pages take a slot each. A smaller pipe, where that is not allowed, needs more turns.
+        let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(FRAME_DATA_BYTES_MAX as i32));
+        Ok(Self {
+            read,
+            write,
+            bytes: 0,
+        })
+    }
+}
+
+impl Outbound {
+    pub(super) fn new(ladder: Ladder) -> Self {
+        Self {
+            frames: VecDeque::new(),
+            spare_runs: vec![],
+            pipe: None,
+            ladder,
+        }
+    }
+
+    /// Queues a frame.
+    pub(super) fn push(&mut self, buffer: BufferId, head: Range<usize>, runs: &[PageRange]) {
+        let mut kept = self
+            .spare_runs
+            .pop()
+            .unwrap_or_else(|| Vec::with_capacity(FRAME_DATA_PAGES_MAX));
+        kept.clear();
+        kept.extend_from_slice(runs);
+        self.frames.push_back(Frame {
+            buffer,
+            head,
+            runs: kept,
+            taken_bytes: 0,
+            method: None,
+            cpu_ns: 0,
+        });
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// The rest of the front frame, when no guest pages follow its head: for the ring's own write.
+    pub(super) fn plain_front(&self) -> Option<(BufferId, Range<usize>)> {
+        let front = self.frames.front()?;
+        (front.runs.is_empty()).then(|| (front.buffer, front.head.clone()))
+    }
+
+    /// Notes that `bytes` of the plain front frame were sent. Returns its buffer when that was all.
+    pub(super) fn plain_sent(&mut self, bytes: usize) -> Option<BufferId> {
+        let front = self.frames.front_mut()?;
+        front.head.start += bytes;
+        front.head.is_empty().then(|| self.pop())?
+    }
+
+    fn pop(&mut self) -> Option<BufferId> {
+        let frame = self.frames.pop_front()?;
+        self.spare_runs.push(frame.runs);
+        Some(frame.buffer)
+    }
+
+    /// Sends as much of the front frame as the socket takes.
+    ///
+    /// # Errors
+    /// The socket's: the stream is over.
+    pub(super) fn progress(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        buffers: &mut Buffers,
+        ram: Option<&RamLayout>,
+    ) -> io::Result<Progress> {
+        let Some(frame) = self.frames.front_mut() else {
+            return Ok(Progress::Idle);
+        };
+        while !frame.head.is_empty() {
+            let more = !frame.runs.is_empty();
+            let bytes = &buffers.bytes_mut(frame.buffer)[frame.head.clone()];
+            match send_head(socket, bytes, more)? {
+                None => return Ok(Progress::Blocked),
+                Some(sent) => frame.head.start += sent,
+            }
+        }
+        let total = frame_bytes(&frame.runs);
+        let measured = self.ladder.is_probing() && total > 0;
+        let began = if measured { thread_cpu_ns() } else { 0 };
+        let method = frame.method.unwrap_or_else(|| self.ladder.method());
+        frame.method = Some(method);
+        let outcome = send_pages(frame, method, &mut self.pipe, socket, ram);
+        if measured {
+            frame.cpu_ns += thread_cpu_ns() - began;
+        }
+        match outcome {
+            Ok(true) => {
+                if measured {
+                    self.ladder.measured(method, total, frame.cpu_ns);
+                }
+                Ok(self.pop().map_or(Progress::Idle, Progress::Sent))
+            }
+            Ok(false) => Ok(Progress::Blocked),
+            Err(error) if is_unsupported(&error) && frame.taken_bytes == 0 => {
+                // The kernel does not do it on this socket or this memory: the next rung.
+                if method == SendMethod::Write {
+                    return Err(error);
+                }
+                self.ladder.refused(method, &error);
+                frame.method = None;
+                self.progress(socket, buffers, ram)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn frame_bytes(runs: &[PageRange]) -> usize {
+    runs.iter().map(|run| run.count as usize * PAGE_BYTES).sum()
+}
+
+/// Sends a frame's pages. Returns whether all of them are out.
+fn send_pages(
+    frame: &mut Frame,
+    method: SendMethod,
+    pipe: &mut Option<Pipe>,
+    socket: BorrowedFd<'_>,
+    ram: Option<&RamLayout>,
+) -> io::Result<bool> {
+    let total = frame_bytes(&frame.runs);
+    let Some(ram) = ram.filter(|_| total > 0) else {
+        return Ok(true);
+    };
+    match method {
+        SendMethod::Write => {
+            while frame.taken_bytes < total {
+                let mut spans = Spans::new();
+                spans.fill(ram, &frame.runs, frame.taken_bytes);
+                match write_spans(socket, &spans)? {
+                    None => return Ok(false),
+                    Some(bytes) => frame.taken_bytes += bytes,
+                }
+            }
+            Ok(true)
+        }
+        SendMethod::Sendfile => {
+            while frame.taken_bytes < total {
+                let Some((run, skip)) = at(&frame.runs, frame.taken_bytes) else {
+                    break;
+                };
+                match send_file(socket, ram, run, skip)? {
+                    None => return Ok(false),
+                    Some(bytes) => frame.taken_bytes += bytes,
+                }
+            }
+            Ok(true)
+        }
+        SendMethod::Vmsplice => {
+            let pipe = match pipe {
+                Some(pipe) => pipe,
+                None => pipe.insert(Pipe::new()?),
+            };
+            send_by_pipe(frame, pipe, socket, ram, total)
+        }
+    }
+}
+
+/// Fills the pipe with references and empties it into the socket, in turns.
+fn send_by_pipe(
+    frame: &mut Frame,
+    pipe: &mut Pipe,
+    socket: BorrowedFd<'_>,
+    ram: &RamLayout,
+    total: usize,
+) -> io::Result<bool> {
+    loop {
+        if pipe.bytes == 0 {
+            if frame.taken_bytes == total {
+                return Ok(true);
+            }
+            let mut spans = Spans::new();
+            spans.fill(ram, &frame.runs, frame.taken_bytes);
+            let bytes = vmsplice_spans(&pipe.write, &spans)?;
+            frame.taken_bytes += bytes;
+            pipe.bytes = bytes;
+        }
+        let mut flags = SpliceFFlags::SPLICE_F_NONBLOCK;
+        // More of this frame follows: no short segment yet.
+        flags.set(SpliceFFlags::SPLICE_F_MORE, frame.taken_bytes < total);
+        match splice(&pipe.read, None, socket, None, pipe.bytes, flags) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(bytes) => pipe.bytes -= bytes,
+            Err(nix::errno::Errno::EAGAIN) => return Ok(false),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// The run that byte `offset` of `runs` lies in, and the bytes before it in that run.
+fn at(runs: &[PageRange], mut offset: usize) -> Option<(PageRange, usize)> {
+    for run in runs {
+        let bytes = run.count as usize * PAGE_BYTES;
+        if offset < bytes {
+            return Some((*run, offset));
+        }
+        offset -= bytes;
+    }
+    None
+}
+
+/// Pieces of guest memory for one system call.
+#[derive(Debug)]
+pub(super) struct Spans {
+    pieces: [libc::iovec; FRAME_DATA_PAGES_MAX + 1],
+    count: usize,
+}
+
+impl Spans {
+    pub(super) const fn new() -> Self {
+        const NONE: libc::iovec = libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        };
+        Self {
+            pieces: [NONE; FRAME_DATA_PAGES_MAX + 1],
+            count: 0,
+        }
+    }
+
+    /// Names `runs` from byte `skip` on. The addresses are valid while `ram` is mapped.
+    pub(super) fn fill(&mut self, ram: &RamLayout, runs: &[PageRange], mut skip: usize) {
+        self.count = 0;
+        for run in runs {
+            let (base, bytes) = ram.blocks()[run.ram_block as usize].span(run.page, run.count);
+            if skip >= bytes {
+                skip -= bytes;
+                continue;
+            }
+            self.push(base.wrapping_add(skip), bytes - skip);
+            skip = 0;
+        }
+    }
+
+    /// Forgets all pieces.
+    pub(super) const fn clear(&mut self) {
+        self.count = 0;
+    }
+
+    /// Adds a piece.
+    pub(super) fn push(&mut self, base: *mut u8, bytes: usize) {
+        self.pieces[self.count] = libc::iovec {
+            iov_base: base.cast(),
+            iov_len: bytes,
+        };
+        self.count += 1;
+    }
+
+    pub(super) fn pieces(&self) -> &[libc::iovec] {
+        &self.pieces[..self.count]
+    }
+}
+
+/// `Ok(None)` for a call that would have had to wait.
+fn outcome(result: isize) -> io::Result<Option<usize>> {
+    if result > 0 {
+        return Ok(Some(result as usize));
+    }
+    if result == 0 {
+        return Err(io::ErrorKind::WriteZero.into());
+    }
+    let error = io::Error::last_os_error();
+    match error.kind() {
+        io::ErrorKind::WouldBlock => Ok(None),
+        io::ErrorKind::Interrupted => Ok(Some(0)),
+        _ => Err(error),
+    }
+}
+
+fn send_head(socket: BorrowedFd<'_>, bytes: &[u8], more: bool) -> io::Result<Option<usize>> {
+    let more = if more { libc::MSG_MORE } else { 0 };
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | more;
+    // SAFETY: `bytes` is readable for the call, which is all the time that the kernel looks at it.
+    outcome(unsafe {
+        libc::send(
+            socket.as_raw_fd(),
+            bytes.as_ptr().cast(),
+            bytes.len(),
+            flags,
+        )
+    })
+}
+
+fn write_spans(socket: BorrowedFd<'_>, spans: &Spans) -> io::Result<Option<usize>> {
+    let pieces = spans.pieces();
+    // SAFETY: `msghdr` is plain data, all zeros is a message of nothing.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = pieces.as_ptr().cast_mut();
+    message.msg_iovlen = pieces.len();
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the pieces lie in the mappings of a `RamLayout` that the caller borrows, so they stay
+    // mapped during the call; the kernel copies them before it returns.
+    outcome(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })
+}
+
+fn vmsplice_spans(pipe: &OwnedFd, spans: &Spans) -> io::Result<usize> {
+    let pieces = spans.pieces();
+    // SAFETY: as in `write_spans`; the kernel takes references to the pages, which then live without
+    // the mapping.
+    let result = unsafe {
+        libc::vmsplice(
+            pipe.as_raw_fd(),
+            pieces.as_ptr(),
+            pieces.len(),
+            libc::SPLICE_F_NONBLOCK,
+        )
+    };
+    // The pipe is empty: it has room.
+    outcome(result)?.ok_or_else(|| io::ErrorKind::WouldBlock.into())
+}
+
+fn send_file(
+    socket: BorrowedFd<'_>,
+    ram: &RamLayout,
+    run: PageRange,
+    skip: usize,
+) -> io::Result<Option<usize>> {
+    let file: RawFd = ram.blocks()[run.ram_block as usize].as_raw_fd();
+    let mut offset = (run.page as usize * PAGE_BYTES + skip) as libc::off_t;
+    let bytes = run.count as usize * PAGE_BYTES - skip;
+    // SAFETY: both descriptors are open, borrowed for the call; `offset` is ours.
+    outcome(unsafe { libc::sendfile(socket.as_raw_fd(), file, &raw mut offset, bytes) })
+}
+
+/// Whether a kernel says so of what it cannot do, rather than of a socket that is over.
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::EINVAL
+                | libc::ENOSYS
+                | libc::EOPNOTSUPP
+                | libc::EPERM
+                | libc::EBADF
+                | libc::EMFILE
+                | libc::ENFILE
+        )
+    )
+}
