@@ -3,10 +3,10 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
-use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
+use dwcp_wire::{Control, FrameHeader, FrameKind, HEADER_BYTES, decode_control};
 
 /// Which way bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,11 @@ pub(crate) enum Harm {
     },
     /// The connection ends, both ways, after so many bytes.
     Cut { bytes: u64 },
+    /// Something is done before one control message goes on.
+    Before {
+        message: fn(&Control) -> bool,
+        act: fn(&Progress),
+    },
 }
 
 /// Harm, done once, to one of these connections. They are counted in the order of their making:
@@ -57,11 +62,22 @@ pub(crate) struct Proxy {
 }
 
 #[derive(Default)]
-struct Progress {
+pub(crate) struct Progress {
     connections: AtomicUsize,
+    /// The source's end of each.
+    sources: Mutex<Vec<TcpStream>>,
     /// Frames that were carried where the harm is to be done.
     frames: AtomicUsize,
     harmed: AtomicBool,
+}
+
+impl Progress {
+    /// Ends all connections but the first, which is the control connection.
+    pub(crate) fn close_streams(&self) {
+        for stream in self.sources.lock().unwrap().iter().skip(1) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 impl Proxy {
@@ -77,6 +93,8 @@ impl Proxy {
             for source in listener.incoming() {
                 let number = progress.connections.fetch_add(1, Ordering::Relaxed);
                 let source = source.unwrap();
+                let kept = source.try_clone().unwrap();
+                progress.sources.lock().unwrap().push(kept);
                 let Ok(target) = TcpStream::connect(&destination) else {
                     continue;
                 };
@@ -116,6 +134,9 @@ fn carry(mut from: TcpStream, mut to: TcpStream, harm: Option<Harm>, progress: &
             }
             carried.map(drop)
         }
+        Some(Harm::Before { message, act }) => {
+            act_before(&mut from, &mut to, (message, act), progress)
+        }
         None => io::copy(&mut from, &mut to).map(drop),
     };
     let _ = to.shutdown(Shutdown::Write);
@@ -128,12 +149,7 @@ fn flip(
     progress: &Progress,
 ) -> io::Result<()> {
     while !progress.harmed.load(Ordering::Acquire) {
-        let mut frame = vec![0; HEADER_BYTES];
-        from.read_exact(&mut frame)?;
-        let header = FrameHeader::from_bytes(frame.first_chunk().unwrap());
-        let header = header.map_err(io::Error::other)?;
-        frame.resize(HEADER_BYTES + header.payload_len(), 0);
-        from.read_exact(&mut frame[HEADER_BYTES..])?;
+        let (header, mut frame) = read_frame(from)?;
         let number = progress.frames.fetch_add(1, Ordering::Relaxed);
         let place = place(&header, part);
         let ripe = number >= first && !place.is_empty();
@@ -143,6 +159,34 @@ fn flip(
         to.write_all(&frame)?;
     }
     io::copy(from, to).map(drop)
+}
+
+fn act_before(
+    from: &mut TcpStream,
+    to: &mut TcpStream,
+    (message, act): (fn(&Control) -> bool, fn(&Progress)),
+    progress: &Progress,
+) -> io::Result<()> {
+    while !progress.harmed.load(Ordering::Acquire) {
+        let (header, frame) = read_frame(from)?;
+        let is_it = header.kind == FrameKind::Control
+            && decode_control(&frame[HEADER_BYTES..]).is_ok_and(|control| message(&control));
+        if is_it && !progress.harmed.swap(true, Ordering::AcqRel) {
+            act(progress);
+        }
+        to.write_all(&frame)?;
+    }
+    io::copy(from, to).map(drop)
+}
+
+fn read_frame(from: &mut TcpStream) -> io::Result<(FrameHeader, Vec<u8>)> {
+    let mut frame = vec![0; HEADER_BYTES];
+    from.read_exact(&mut frame)?;
+    let header = FrameHeader::from_bytes(frame.first_chunk().unwrap());
+    let header = header.map_err(io::Error::other)?;
+    frame.resize(HEADER_BYTES + header.payload_len(), 0);
+    from.read_exact(&mut frame[HEADER_BYTES..])?;
+    Ok((header, frame))
 }
 
 fn place(header: &FrameHeader, part: Part) -> Range<usize> {
