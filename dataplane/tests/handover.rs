@@ -2,11 +2,15 @@
 
 mod common;
 
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use common::proxy::{Harm, Plan, Progress, Proxy, Way};
-use common::{TestGuest, node, settings, small, wait};
-use dwcp_api::{MigrationId, MigrationReport, RunResult};
+use common::stranger::{Stranger, hello, unchecked};
+use common::{TestGuest, node, settings, small, until, wait};
+use dwcp_api::{MigrationId, MigrationReport, Role, RunResult};
+use dwcp_journal::{Record, RecordKind, Stage};
 use dwcp_wire::Control;
 
 /// How long the last words are held back: enough to hear of closed streams before.
@@ -59,4 +63,52 @@ fn streams_that_end_before_the_last_words_hide_nothing() {
         let held_ms = [parts.handover, parts.resume][part];
         assert!(held_ms >= HELD.as_secs_f64() * 900.0, "{parts:?}");
     }
+}
+
+/// A migration whose driver has ended without a word in the journal: what it had loaded must not
+/// stand here when the source is told that it may run the guest.
+#[test]
+fn a_copy_without_a_driver_is_ended_before_the_source_hears_no() {
+    let folder = tempfile::tempdir().unwrap();
+    let b = node(folder.path(), "b", &settings());
+    let old = TestGuest::start(folder.path(), "old", &small(1, false));
+    let new = TestGuest::start(folder.path(), "new", &small(1, true));
+    b.node.attach("vm", new.attachment.clone()).unwrap();
+    let (mut from, mut copy) = (old.client(), new.client());
+    from.pause().unwrap();
+    let (out, into) = UnixStream::pair().unwrap();
+    let saving = std::thread::spawn(move || from.save(out.as_fd()).map(drop));
+    copy.load(into.as_fd()).unwrap();
+    saving.join().unwrap().unwrap();
+    let id = MigrationId(5);
+    let begin = Record {
+        sequence: 0,
+        migration: id,
+        vm: "vm".into(),
+        role: Role::Destination,
+        peer_node: "a".into(),
+        peer_address: "127.0.0.1:1".into(),
+        epoch: 0,
+        wall_ms: 0,
+        kind: RecordKind::Begin {
+            attachment: new.attachment.clone(),
+        },
+    };
+    b.node.journal().append(&begin).unwrap();
+
+    for _ in 0..2 {
+        let mut stranger = Stranger::connect(&b);
+        stranger.say(&hello());
+        stranger.say(&unchecked(&Control::OwnerQuery {
+            migration: id.0,
+            vm: "vm".into(),
+            epoch: 1,
+        }));
+        let answer = stranger.hear_control();
+        assert_eq!(answer, Some(Control::OwnerAnswer { committed: false }));
+        until("the copy stays", || copy.status().is_err());
+    }
+    let state = b.node.journal().state();
+    assert_eq!(state.stage(id, Role::Destination), Some(Stage::Aborted));
+    assert_eq!(state.ownership_of("vm").unwrap().peer, "a");
 }

@@ -12,7 +12,8 @@
 //!
 //! destination   Begin -> Committed -> Resumed
 //!                   |        '- THE commit: owner = destination, epoch + 1
-//!                   '--> Refused | Aborted: promised never to commit that migration
+//!                   '--> Refused: promised never to commit that migration
+//!                   '--> Aborted: the same, and no copy of the guest is loaded here
 //! ```
 //!
 //! [`Journal::append`] keeps these orders: a record that would break a promise is refused, so no

@@ -43,11 +43,13 @@ pub enum RecordKind {
     Prepared,
     /// Destination: the VM is owned here from now on. Source: learned that it is owned there.
     Committed,
-    /// Destination: this migration will never be committed.
+    /// Destination: this migration will never be committed. Its copy of the guest may still be
+    /// loaded until `Aborted` follows.
     Refused,
     /// Destination: the guest runs.
     Resumed,
-    /// Source: the guest runs here again. Destination: gave up before the commit, for good.
+    /// Source: the guest runs here again. Destination: gave up before the commit, for good, and
+    /// holds no copy of the guest.
     Aborted {
         /// Why.
         reason: String,

@@ -17,9 +17,9 @@ pub enum Stage {
     Committed,
     /// Destination: owns the VM, and the guest runs.
     Resumed,
-    /// Destination: promised never to commit.
+    /// Destination: promised never to commit; its copy may still be loaded.
     Refused,
-    /// Over; the source owns the VM.
+    /// Over; the source owns the VM, and no copy of it is loaded at the destination.
     Aborted,
 }
 
@@ -302,6 +302,8 @@ impl Migration {
             (Role::Source, Stage::Prepared) => true,
             (Role::Source | Role::Destination, Stage::Begun)
             | (Role::Destination, Stage::Committed) => !self.failed,
+            // The copy that it refused may still be loaded: `Aborted` says that it is not.
+            (Role::Destination, Stage::Refused) => self.attachment.is_some(),
             _ => false,
         }
     }

@@ -5,7 +5,7 @@
 //! **Only the newest migration of a VM is recovered.** An older one whose end could not be written
 //! has been superseded: to resume its guest would run it beside the newest one's destination, and
 //! to discard its VM would end a guest that the newest one took over. Such a migration is only
-//! ever answered for (`Refused`), its VM is left alone.
+//! ever closed in the journal, its VM is left alone.
 
 /// The newest record that this node's journal holds of the migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub enum LastRecord {
     Prepared,
     /// Destination: owned here. Source: learned that it is owned there.
     Committed,
-    /// Destination: promised never to commit.
+    /// Destination: promised never to commit; its copy may still be loaded.
     Refused,
 }
 
@@ -55,7 +55,7 @@ pub enum DestinationRecovery {
     Resume,
     /// Owned here and running: write `Resumed`.
     RunsHere,
-    /// Not owned here: write `Refused`, so that the source may run it.
+    /// Not owned here: discard what was loaded, then write `Aborted`.
     Refuse,
     /// Owned here, but the VMM is gone: say so.
     Lost,

@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use dwcp_proto::{
-    DestinationAction, DestinationEvent, Ending, JournalEntry, Phase, RESUME_TRIES_MAX,
+    DestinationAction, DestinationEvent, Instant, JournalEntry, Phase, RESUME_TRIES_MAX,
 };
 use dwcp_wire::{AbortCode, Control};
 
@@ -30,31 +30,38 @@ fn a_failed_commit_is_refused_durably_before_anybody_is_told() {
     assert_eq!(destination.phase(), Phase::Aborted);
 }
 
+/// It must not end before that: nobody would be left who discards the loaded copy.
 #[test]
-fn when_the_refusal_fails_too_the_guest_stays_paused_and_nobody_is_answered() {
+fn when_the_refusal_fails_too_it_is_tried_again_and_nobody_is_answered_before() {
     let mut destination = destination_committing();
     let _ = destination.on_event(NOW, journal_fails());
-    let actions = destination.on_event(NOW, journal_fails());
-    let [DestinationAction::Finish(outcome)] = &actions[..] else {
-        panic!("{actions:?}");
-    };
-    assert_eq!(outcome.result, Ending::Failed);
-    assert_eq!(destination.phase(), Phase::Failed);
-
-    // Each question is a reason to try once more; only a durable refusal is an answer.
-    let refuse = DestinationAction::Journal(JournalEntry::Refused);
-    let asked = destination.on_event(NOW, DestinationEvent::OwnerQuery);
-    assert_eq!(asked, std::slice::from_ref(&refuse));
     assert_eq!(destination.on_event(NOW, journal_fails()), []);
-    let asked = destination.on_event(NOW, DestinationEvent::OwnerQuery);
-    assert_eq!(asked, std::slice::from_ref(&refuse));
+    assert_eq!(destination.phase(), Phase::Handover);
+
+    let soon = Instant(NOW.0 + 500_000_000);
+    for event in [
+        DestinationEvent::OwnerQuery,
+        DestinationEvent::Cancel,
+        DestinationEvent::PeerLost("reset".into()),
+        DestinationEvent::Tick,
+    ] {
+        assert_eq!(destination.on_event(soon, event), []);
+    }
+    let later = Instant(NOW.0 + 1_000_000_000);
+    let again = destination.on_event(later, DestinationEvent::Tick);
+    let refuse = DestinationAction::Journal(JournalEntry::Refused);
+    assert_eq!(again, [refuse]);
+    // One try at a time.
+    let much_later = Instant(later.0 * 10);
+    assert_eq!(destination.on_event(much_later, DestinationEvent::Tick), []);
+
     let refused = DestinationEvent::Journaled(JournalEntry::Refused);
+    let actions = destination.on_event(much_later, refused);
+    assert_eq!(actions[0], DestinationAction::DiscardVm);
     let answer = DestinationAction::AnswerOwner { committed: false };
-    assert_eq!(
-        destination.on_event(NOW, refused),
-        [DestinationAction::DiscardVm, answer.clone()]
-    );
-    let asked = destination.on_event(NOW, DestinationEvent::OwnerQuery);
+    assert!(actions.contains(&answer));
+    assert_eq!(destination.phase(), Phase::Aborted);
+    let asked = destination.on_event(much_later, DestinationEvent::OwnerQuery);
     assert_eq!(asked, [answer]);
 }
 
@@ -142,8 +149,8 @@ fn a_question_before_the_commit_discards_then_answers_no() {
     assert_eq!(
         actions[..3],
         [
-            DestinationAction::Journal(JournalEntry::Refused),
             DestinationAction::DiscardVm,
+            DestinationAction::Journal(JournalEntry::Refused),
             DestinationAction::AnswerOwner { committed: false },
         ]
     );

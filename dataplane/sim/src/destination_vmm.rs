@@ -171,7 +171,9 @@ impl World {
             self.run_destination(attempt);
             return;
         }
-        self.destination_vmm_dies(true);
+        if self.mutation != Mutation::ForgetDiscard {
+            self.destination_vmm_dies(true);
+        }
     }
 
     pub(crate) fn destination_vmm_dies(&mut self, replaced: bool) {

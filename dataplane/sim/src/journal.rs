@@ -134,6 +134,7 @@ impl Journal {
             (_, Stage::Begun) if !failed => Some(LastRecord::Begin),
             (Side::Source, Stage::Prepared) => Some(LastRecord::Prepared),
             (Side::Destination, Stage::Committed) if !failed => Some(LastRecord::Committed),
+            (Side::Destination, Stage::Refused) if self.begun[attempt] => Some(LastRecord::Refused),
             _ => None,
         }
     }

@@ -43,11 +43,13 @@ pub enum Mutation {
     RecoverSuperseded,
     /// A destination that is told to discard its VM runs it.
     DiscardRuns,
+    /// A destination that is told to discard its VM does nothing.
+    ForgetDiscard,
 }
 
 impl Mutation {
     /// All planted bugs.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::SkipLastRound,
         Self::ResumeAfterHandover,
         Self::ForgetSuspect,
@@ -66,5 +68,6 @@ impl Mutation {
         Self::RecoverEmptyVmm,
         Self::RecoverSuperseded,
         Self::DiscardRuns,
+        Self::ForgetDiscard,
     ];
 }

@@ -265,14 +265,13 @@ impl World {
             }
             DestinationRecovery::RunsHere => self.destination_recovery_resumed(attempt, true),
             DestinationRecovery::Refuse => {
-                let _ = self
-                    .destination
-                    .journal
-                    .append(attempt, &JournalEntry::Refused);
-                self.stats.recovered(Side::Destination, Ending::Aborted);
                 if self.destination.journal.newest() == Some(attempt) {
                     self.discard_refused();
                 }
+                let reason = "refused after a restart".to_owned();
+                let entry = JournalEntry::Aborted { reason };
+                let _ = self.destination.journal.append(attempt, &entry);
+                self.stats.recovered(Side::Destination, Ending::Aborted);
             }
             DestinationRecovery::Lost => self.destination_recovery_resumed(attempt, false),
         }

@@ -12,7 +12,7 @@ use dwcp_api::counters::Counters;
 use dwcp_api::{MigrationId, Role, TransferSettings};
 use dwcp_proto::{
     Destination, DestinationAction, DestinationConfig, DestinationEvent, Ending,
-    Instant as ProtoInstant, Outcome,
+    Instant as ProtoInstant, JournalEntry, Outcome,
 };
 use dwcp_wire::{AbortCode, Control, Offer, StreamRole};
 
@@ -77,6 +77,8 @@ pub(super) struct DestinationDriver {
     pub(super) vm_taken: bool,
     /// `Begin` is in the journal.
     pub(super) began: bool,
+    /// The VMM could not be made to forget what was loaded.
+    pub(super) copy_stays: bool,
     pub(super) vm_stop: Arc<AtomicBool>,
     pub(super) device_thread: Option<JoinHandle<()>>,
     pub(super) round: Vec<StreamRound>,
@@ -145,6 +147,7 @@ pub(super) fn run(
         vm: None,
         vm_taken: false,
         began: false,
+        copy_stays: false,
         vm_stop: Arc::default(),
         device_thread: None,
         round: vec![],
@@ -219,22 +222,7 @@ impl DestinationDriver {
             }
             DestinationAction::Prove => self.prove(),
             DestinationAction::LoadDeviceState => self.load_device_state(),
-            DestinationAction::Journal(entry) => {
-                // What never began here (a dry run, a refusal) has nothing to end.
-                let written = if self.began {
-                    self.journal.write_entry(&self.node, &entry)
-                } else {
-                    Ok(())
-                };
-                match written {
-                    Ok(()) => self.pending.push_back(DestinationEvent::Journaled(entry)),
-                    Err(reason) => {
-                        tracing::error!(reason, ?entry, "journal");
-                        let failed = DestinationEvent::Failed(AbortCode::Journal, reason);
-                        self.pending.push_back(failed);
-                    }
-                }
-            }
+            DestinationAction::Journal(entry) => self.write(entry),
             DestinationAction::ResumeVm => self.resume_vm(),
             DestinationAction::DiscardVm => self.discard_vm(),
             DestinationAction::AnswerOwner { committed } => {
@@ -243,6 +231,25 @@ impl DestinationDriver {
                 }
             }
             DestinationAction::Finish(outcome) => self.outcome = Some(outcome),
+        }
+    }
+
+    fn write(&mut self, entry: JournalEntry) {
+        // What never began here (a dry run, a refusal) has nothing to end. What could not be
+        // discarded is not ended: a question of the source, or a restart, tries again.
+        let is_over = matches!(entry, JournalEntry::Aborted { .. });
+        let written = if !self.began || (self.copy_stays && is_over) {
+            Ok(())
+        } else {
+            self.journal.write_entry(&self.node, &entry)
+        };
+        match written {
+            Ok(()) => self.pending.push_back(DestinationEvent::Journaled(entry)),
+            Err(reason) => {
+                tracing::error!(reason, ?entry, "journal");
+                let failed = DestinationEvent::Failed(AbortCode::Journal, reason);
+                self.pending.push_back(failed);
+            }
         }
     }
 

@@ -341,7 +341,14 @@ impl DestinationDriver {
                 "the destination's VMM had begun to load and was ended: start it anew to try again"
                     .into(),
             ),
-            Err(error) => tracing::warn!(%error, "VMM of an aborted migration"),
+            Err(VmmError::Gone(_)) => {}
+            Err(error) => {
+                self.copy_stays = true;
+                self.recorder.note(format!(
+                    "the destination's VMM may hold a loaded copy and cannot be ended: {error}; \
+                     end it by hand, and never run it"
+                ));
+            }
         }
     }
 

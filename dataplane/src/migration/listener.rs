@@ -6,12 +6,13 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use dwcp_api::{MigrationId, Role, TransferSettings};
-use dwcp_journal::RecordKind;
+use dwcp_journal::Unfinished;
 use dwcp_wire::{Control, FrameKind, StreamHello};
 
 use super::destination::{self, DestinationInput, StreamJoin};
-use super::node::{JournalScope, Node, NodeError};
+use super::node::{Node, NodeError};
 use super::peer::{self, ControlWriter, PeerError};
+use super::recovery;
 
 /// A peer must say who it is within this time.
 const HELLO_TIME: Duration = Duration::from_secs(10);
@@ -118,12 +119,8 @@ fn greet(
                     drop(turn);
                     destination::run(node, stream, offer, settings)
                 }
-                Control::OwnerQuery {
-                    migration,
-                    vm,
-                    epoch,
-                } => {
-                    let committed = owner(node, MigrationId(migration), &vm, epoch)?;
+                Control::OwnerQuery { migration, .. } => {
+                    let committed = owner(node, MigrationId(migration))?;
                     let mut writer = ControlWriter::new(stream, HELLO_TIME).map_err(io)?;
                     writer
                         .send(&Control::OwnerAnswer { committed })
@@ -138,7 +135,7 @@ fn greet(
 
 /// The durable answer: a driver under way gives it, or the journal. `false` is a promise, made
 /// durable before it is given.
-fn owner(node: &Node, id: MigrationId, vm: &str, epoch: u64) -> Result<bool, String> {
+fn owner(node: &Node, id: MigrationId) -> Result<bool, String> {
     if let Some(mailbox) = node.incoming(id) {
         let (answer, answered) = sync_channel(1);
         mailbox
@@ -164,16 +161,11 @@ fn owner(node: &Node, id: MigrationId, vm: &str, epoch: u64) -> Result<bool, Str
     }
     // What never began here can never be committed here: nothing needs to be promised, and a peer
     // that asks about inventions does not fill the journal.
-    if state.stage(id, Role::Destination).is_some() && !state.refused(id) {
-        let scope = JournalScope {
-            migration: id,
-            vm: vm.to_owned(),
-            role: Role::Destination,
-            peer_node: String::new(),
-            peer_address: String::new(),
-            epoch: epoch.saturating_sub(1),
-        };
-        scope.write(node, RecordKind::Refused)?;
+    let is_it = |unfinished: &Unfinished| {
+        unfinished.migration == id && unfinished.role == Role::Destination
+    };
+    if let Some(unfinished) = state.unfinished().into_iter().find(is_it) {
+        recovery::refuse(node, &unfinished)?;
     }
     Ok(false)
 }

@@ -11,7 +11,7 @@ use dwcp_proto::{
 
 use super::node::{JournalScope, Node};
 use super::peer;
-use crate::vmm::{self, RunState, Vm};
+use crate::vmm::{self, RunState, Vm, VmmError};
 
 /// Between questions to a destination that does not answer.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -22,17 +22,7 @@ const ASK_TIME: Duration = Duration::from_secs(5);
 /// once are asked again on a thread; until then the guest stays paused.
 pub fn recover(node: &Arc<Node>) {
     for unfinished in node.journal().state().unfinished() {
-        let record = &unfinished.last;
-        let scope = JournalScope {
-            migration: record.migration,
-            vm: record.vm.clone(),
-            role: record.role,
-            peer_node: record.peer_node.clone(),
-            peer_address: record.peer_address.clone(),
-            // A committed record carries the epoch after the move.
-            epoch: record.epoch
-                - u64::from(unfinished.stage == Stage::Committed && record.epoch > 0),
-        };
+        let scope = scope_of(&unfinished);
         tracing::warn!(
             vm = scope.vm, migration = %scope.migration, role = ?scope.role,
             stage = ?unfinished.stage, "a migration was under way when this node stopped"
@@ -46,6 +36,19 @@ pub fn recover(node: &Arc<Node>) {
             Role::Source => recover_as_source(node, scope, &unfinished),
             Role::Destination => recover_as_destination(node, &scope, &unfinished),
         }
+    }
+}
+
+fn scope_of(unfinished: &Unfinished) -> JournalScope {
+    let record = &unfinished.last;
+    JournalScope {
+        migration: record.migration,
+        vm: record.vm.clone(),
+        role: record.role,
+        peer_node: record.peer_node.clone(),
+        peer_address: record.peer_address.clone(),
+        // A committed record carries the epoch after the move.
+        epoch: record.epoch - u64::from(unfinished.stage == Stage::Committed && record.epoch > 0),
     }
 }
 
@@ -101,7 +104,7 @@ fn close_superseded(node: &Arc<Node>, scope: JournalScope, stage: Stage) {
         (Role::Source, _) => note(node, &scope, RecordKind::Aborted { reason }),
         // It was taken over and has left, or come back, since: so it was run.
         (Role::Destination, Stage::Committed) => note(node, &scope, RecordKind::Resumed),
-        (Role::Destination, _) => note(node, &scope, RecordKind::Refused),
+        (Role::Destination, _) => note(node, &scope, RecordKind::Aborted { reason }),
     }
 }
 
@@ -222,13 +225,14 @@ fn recover_as_destination(node: &Node, scope: &JournalScope, unfinished: &Unfini
             }
         }
         DestinationRecovery::Refuse => {
-            if let Some(mut vm) = vm
-                && state == VmState::Paused
-                && let Err(error) = vm.discard()
-            {
-                tracing::warn!(vm = scope.vm, %error, "half-loaded VM");
+            if let Err(error) = refuse(node, unfinished) {
+                tracing::error!(
+                    vm = scope.vm,
+                    error,
+                    "not refused yet; the next question of the \
+                                                       source, or a restart, tries again"
+                );
             }
-            note(node, scope, RecordKind::Refused);
         }
         DestinationRecovery::Lost => {
             let reason = "owned here, but its VMM is gone: the source's paused copy is the last \
@@ -241,5 +245,35 @@ fn recover_as_destination(node: &Node, scope: &JournalScope, unfinished: &Unfini
                 },
             );
         }
+    }
+}
+
+/// Promises that a migration to this node, which no driver carries any more, is never committed.
+/// A copy that it has loaded is ended first: what is refused must not stand here, where somebody
+/// could run it.
+pub(super) fn refuse(node: &Node, unfinished: &Unfinished) -> Result<(), String> {
+    // The VM of a superseded migration is a newer one's.
+    if !unfinished.superseded {
+        discard_copy(unfinished).map_err(|error| format!("its VMM cannot be ended: {error}"))?;
+    }
+    let reason = "given up before the handover".to_owned();
+    scope_of(unfinished).write(node, RecordKind::Aborted { reason })
+}
+
+fn discard_copy(unfinished: &Unfinished) -> Result<(), VmmError> {
+    let Some(attachment) = &unfinished.attachment else {
+        return Ok(());
+    };
+    let discard = || {
+        let mut vm = vmm::open(attachment)?;
+        match vm.facts()?.state {
+            // It runs: then it is not what was left half-loaded.
+            RunState::Running | RunState::Incoming => Ok(()),
+            _ => vm.discard().map(drop),
+        }
+    };
+    match discard() {
+        Err(VmmError::Gone(_)) => Ok(()),
+        other => other,
     }
 }

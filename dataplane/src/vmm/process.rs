@@ -4,7 +4,7 @@
 //! On connecting the process says one JSON line, with the memfds of its RAM blocks and a userfaultfd
 //! beside it; then each side says a JSON object a line. `docs/ATTACHMENTS.md` has the messages.
 
-use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Write};
+use std::io::{BufRead, BufReader, ErrorKind, IoSlice, IoSliceMut, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicBool;
@@ -80,7 +80,13 @@ impl ProcessVm {
     }
 
     fn execute(&mut self, command: &str, descriptor: Option<RawFd>) -> Result<Value, VmmError> {
-        let lost = |error: std::io::Error| VmmError::Gone(format!("{command}: {error}"));
+        let lost = |error: std::io::Error| match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => VmmError::Failed(format!(
+                "{command}: no answer within {} s",
+                ANSWER_TIME.as_secs()
+            )),
+            _ => VmmError::Gone(format!("{command}: {error}")),
+        };
         let mut line = json!({ "execute": command }).to_string();
         line.push('\n');
         let descriptors: Vec<RawFd> = descriptor.into_iter().collect();
@@ -145,7 +151,7 @@ fn receive_greeting(stream: &UnixStream) -> std::io::Result<(Vec<u8>, Vec<OwnedF
             }
         }
         if message.bytes == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
+            return Err(ErrorKind::UnexpectedEof.into());
         }
         filled += message.bytes;
     }

@@ -51,8 +51,12 @@ impl From<QmpError> for VmmError {
 impl QemuVm {
     pub(super) fn connect(path: &str, uffd_socket: Option<String>) -> Result<Self, VmmError> {
         // QEMU serves one client of a monitor at a time: another one shows as silence.
-        let mut qmp = QmpClient::connect(path, GREETING_TIME)
-            .map_err(|error| VmmError::Gone(format!("QMP {path}: {error}")))?;
+        let mut qmp = QmpClient::connect(path, GREETING_TIME).map_err(|error| match error {
+            QmpError::Timeout { .. } => VmmError::Failed(format!(
+                "QMP {path}: {error}; end the other client of this monitor, or give DWCP its own"
+            )),
+            error => VmmError::Gone(format!("QMP {path}: {error}")),
+        })?;
         qmp.set_timeout(ANSWER_TIME);
         Ok(Self {
             qmp,

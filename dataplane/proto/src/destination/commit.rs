@@ -7,7 +7,10 @@ use super::{
     tell_abort,
 };
 use crate::source::RESUME_TRIES_MAX;
-use crate::{Ending, JournalEntry, Outcome, Phase};
+use crate::{Ending, Instant, JournalEntry, Outcome, Phase};
+
+/// Between tries to write a refusal.
+const REFUSE_INTERVAL_NS: u64 = 1_000_000_000;
 
 /// Between asking for the commit and knowing that it is durable. Nothing else counts here.
 pub(super) fn committing(mut at: Commit, event: DestinationEvent) -> (State, Actions) {
@@ -31,9 +34,13 @@ pub(super) fn committing(mut at: Commit, event: DestinationEvent) -> (State, Act
         // that no restart finds a commit here; before that nobody may be told.
         DestinationEvent::Failed(AbortCode::Journal, reason) => {
             let reason = format!("commit could not be made durable: {reason}");
-            let asked = at.asked;
+            let refusing = Refusing {
+                asked: at.asked,
+                reason,
+                failed: None,
+            };
             (
-                State::Refusing(Refusing { asked, reason }),
+                State::Refusing(refusing),
                 vec![DestinationAction::Journal(JournalEntry::Refused)],
             )
         }
@@ -46,7 +53,9 @@ pub(super) fn committing(mut at: Commit, event: DestinationEvent) -> (State, Act
 }
 
 impl Refusing {
-    pub(super) fn on_event(mut self, event: DestinationEvent) -> (State, Actions) {
+    /// Nothing ends this but a durable refusal: until then nobody is answered and the guest stays
+    /// paused at both ends. It is tried again, since a disk that is full may not stay so.
+    pub(super) fn on_event(mut self, now: Instant, event: DestinationEvent) -> (State, Actions) {
         match event {
             DestinationEvent::Journaled(JournalEntry::Refused) => {
                 let mut actions = vec![DestinationAction::DiscardVm];
@@ -54,21 +63,28 @@ impl Refusing {
                 if self.asked {
                     actions.push(DestinationAction::AnswerOwner { committed: false });
                 }
+                // Says that the copy is gone as well: a restart that finds only the refusal looks
+                // for it.
+                let entry = JournalEntry::Aborted {
+                    reason: self.reason.clone(),
+                };
+                actions.push(DestinationAction::Journal(entry));
                 let done = Outcome::new(Ending::Aborted, self.reason);
                 actions.push(DestinationAction::Finish(done));
                 (State::aborted(true), actions)
             }
-            DestinationEvent::Failed(AbortCode::Journal, reason) => {
-                let reason = format!(
-                    "{}; nor could its refusal: {reason}. The guest stays paused at both ends \
-                     until this data plane is started again and reads its journal",
-                    self.reason
-                );
-                let done = Outcome::new(Ending::Failed, reason);
-                (
-                    State::Ended(Phase::Failed, Owner::Unknown),
-                    vec![DestinationAction::Finish(done)],
-                )
+            DestinationEvent::Failed(AbortCode::Journal, _) => {
+                self.failed = Some(now);
+                (State::Refusing(self), vec![])
+            }
+            DestinationEvent::Tick
+                if self
+                    .failed
+                    .is_some_and(|failed| now.since(failed) >= REFUSE_INTERVAL_NS) =>
+            {
+                self.failed = None;
+                let refuse = DestinationAction::Journal(JournalEntry::Refused);
+                (State::Refusing(self), vec![refuse])
             }
             DestinationEvent::OwnerQuery => {
                 self.asked = true;
@@ -137,26 +153,21 @@ pub(super) fn ended(phase: Phase, owner: Owner, event: &DestinationEvent) -> (St
             actions.push(DestinationAction::AnswerOwner { committed: false });
             (Owner::Source { refused: true }, actions)
         }
-        (Owner::Unknown, DestinationEvent::OwnerQuery) => {
-            let refused = DestinationAction::Journal(JournalEntry::Refused);
-            (owner, vec![refused])
-        }
-        (Owner::Unknown, DestinationEvent::Journaled(JournalEntry::Refused)) => {
-            let answer = DestinationAction::AnswerOwner { committed: false };
-            let owner = Owner::Source { refused: true };
-            (owner, vec![DestinationAction::DiscardVm, answer])
-        }
         _ => (owner, vec![]),
     };
     (State::Ended(phase, owner), actions)
 }
 
-/// The source lost its connection and wants the guest back before any commit: promise it.
+/// The source lost its connection and wants the guest back before any commit: promise it. The copy
+/// goes first, so that no crash leaves a loaded one behind the promise.
 pub(super) fn refuse_for_good(state: &State) -> (State, Actions) {
     let (_, mut actions) = abandon(state, "source asked for the guest back".into(), vec![]);
     let discards = matches!(actions.first(), Some(DestinationAction::DiscardVm));
-    actions.insert(0, DestinationAction::Journal(JournalEntry::Refused));
-    let answer = DestinationAction::AnswerOwner { committed: false };
-    actions.insert(1 + usize::from(discards), answer);
+    let promise = [
+        DestinationAction::Journal(JournalEntry::Refused),
+        DestinationAction::AnswerOwner { committed: false },
+    ];
+    let at = usize::from(discards);
+    actions.splice(at..at, promise);
     (State::aborted(true), actions)
 }

@@ -56,9 +56,6 @@ enum Owner {
         /// The refusal was given to the journal; once is enough, however often somebody asks.
         refused: bool,
     },
-    /// Neither the commit nor its refusal is known to be durable. Nobody is answered and the guest
-    /// stays paused until the refusal is written, or a restart reads what the journal holds.
-    Unknown,
 }
 
 /// Both halves of a round: what the source says it sent, and what was applied here.
@@ -105,6 +102,8 @@ struct Running {
 struct Refusing {
     asked: bool,
     reason: String,
+    /// When the refusal could not be written; `None` while it is being written.
+    failed: Option<Instant>,
 }
 
 type Actions = Vec<DestinationAction>;
@@ -145,7 +144,7 @@ impl Destination {
                 self.silence_ns = u64::from(offer.peer_silence_ms) * 1_000_000;
             }
         }
-        let state = std::mem::replace(&mut self.state, State::Ended(before, Owner::Unknown));
+        let state = std::mem::replace(&mut self.state, State::Idle);
         let (next, actions) = self.step(now, state, event);
         self.state = next;
         let after = self.phase();
@@ -166,7 +165,7 @@ impl Destination {
         match (state, event) {
             (State::Ended(phase, owner), event) => ended(phase, owner, &event),
             (State::Committing(commit), event) => committing(commit, event),
-            (State::Refusing(refusing), event) => refusing.on_event(event),
+            (State::Refusing(refusing), event) => refusing.on_event(now, event),
             (State::Committed(commit), event) => committed(commit, event),
             (state, DestinationEvent::OwnerQuery) => refuse_for_good(&state),
             (state, DestinationEvent::Cancel) => give_up(

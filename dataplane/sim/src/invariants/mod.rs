@@ -9,12 +9,14 @@
 //! | [`bounded`] | every step | window, actions, queues |
 //! | [`conservation`] | every round | classes add up, both ends' counters equal the wire |
 //! | [`proof_before_run`] | at RESUME | proven RAM, loaded device state, durable commit |
+//! | [`no_copy_stays`] | end of run | a copy that will never run is not loaded at the destination |
 //! | [`owner_agrees`] | every step | the journals never both claim the VM |
 
 pub(crate) mod abort_restores;
 pub(crate) mod bounded;
 pub(crate) mod conservation;
 pub(crate) mod never_neither;
+pub(crate) mod no_copy_stays;
 pub(crate) mod no_lost_write;
 pub(crate) mod owner_agrees;
 pub(crate) mod proof_before_run;
@@ -40,4 +42,5 @@ pub(crate) fn after_step(world: &mut World) {
 pub(crate) fn at_end(world: &mut World) {
     never_neither::check(world);
     abort_restores::check_end(world);
+    no_copy_stays::check(world);
 }
