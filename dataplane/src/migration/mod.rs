@@ -4,14 +4,16 @@
 //! |---|---|
 //! | `source.rs`, `source_actions.rs` | the source's driver |
 //! | `destination.rs`, `destination_actions.rs` | the destination's |
+//! | `node.rs`, `vms.rs` | what all migrations of a node share; who has which VM to himself |
 //! | `peer.rs` | the control connection |
 //! | `relay.rs` | device state between the VMM and the other node |
 //! | `listener.rs` | who connects, and to which migration |
 //! | `recorder.rs` | rounds, the parts of the pause, the report |
-//! | `recovery.rs` | what a restarted daemon finishes |
+//! | `recovery.rs`, `doubt.rs` | what a restarted daemon finishes; a handover without an answer |
 
 mod destination;
 mod destination_actions;
+mod doubt;
 mod listener;
 mod node;
 mod peer;
@@ -20,6 +22,7 @@ mod recovery;
 mod relay;
 mod source;
 mod source_actions;
+mod vms;
 
 pub use listener::Listener;
 pub use node::{MigrationHandle, Node, NodeError, NodeOptions};

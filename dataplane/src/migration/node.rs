@@ -7,15 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dwcp_api::counters::{Counters, CountersPage};
 use dwcp_api::{
-    ApiError, Attachment, ErrorCode, MigrationId, MigrationReport, MigrationStatus, Role,
-    TransferSettings, VmInfo,
+    ApiError, ErrorCode, MigrationId, MigrationReport, MigrationStatus, Role, TransferSettings,
 };
 use dwcp_journal::{Journal, Record, RecordKind, wall_ms};
 use dwcp_proto::JournalEntry;
 
 use super::destination::DestinationInput;
+use super::vms::VmTable;
 use crate::engine::Mailbox;
-use crate::vmm::{self, RunState, VmmError};
+use crate::vmm::RunState;
 
 /// How a node is to run.
 #[derive(Clone, Debug)]
@@ -87,20 +87,13 @@ impl MigrationHandle {
     }
 }
 
-#[derive(Clone, Debug)]
-struct VmEntry {
-    attachment: Attachment,
-    info: VmInfo,
-    moving: Option<MigrationId>,
-}
-
 /// A node. Shared by its control socket, its listener and its drivers.
 #[derive(Debug)]
 pub struct Node {
     options: NodeOptions,
     journal: Journal,
     counters: CountersPage,
-    vms: Mutex<HashMap<String, VmEntry>>,
+    pub(super) vms: Mutex<VmTable>,
     migrations: Mutex<Vec<Arc<MigrationHandle>>>,
     joins: Mutex<HashMap<u128, Mailbox<DestinationInput>>>,
     incoming: Mutex<HashMap<MigrationId, Mailbox<DestinationInput>>>,
@@ -145,91 +138,6 @@ impl Node {
     #[must_use]
     pub const fn counters(&self) -> &CountersPage {
         &self.counters
-    }
-
-    /// Attaches a VM after checking that it can be moved.
-    ///
-    /// # Errors
-    /// [`ErrorCode::VmUnsuitable`] with the argument to change.
-    pub fn attach(&self, name: &str, attachment: Attachment) -> Result<VmInfo, ApiError> {
-        if let Some(entry) = lock(&self.vms).get(name) {
-            let same = entry.attachment == attachment && entry.moving.is_none();
-            if !same {
-                let text = format!("VM {name} is attached already");
-                return Err(ApiError::new(ErrorCode::Busy, text)
-                    .with_hint(format!("`dwcp vm detach {name}` first")));
-            }
-        }
-        let info = probe(name, &attachment)?;
-        let entry = VmEntry {
-            attachment,
-            info: info.clone(),
-            moving: None,
-        };
-        lock(&self.vms).insert(name.to_owned(), entry);
-        Ok(info)
-    }
-
-    /// Forgets a VM.
-    ///
-    /// # Errors
-    /// [`ErrorCode::NotFound`], [`ErrorCode::Busy`].
-    pub fn detach(&self, name: &str) -> Result<(), ApiError> {
-        let mut vms = lock(&self.vms);
-        match vms.get(name) {
-            None => Err(no_such_vm(name)),
-            Some(entry) if entry.moving.is_some() => Err(is_moving(name)),
-            Some(_) => {
-                vms.remove(name);
-                Ok(())
-            }
-        }
-    }
-
-    /// All VMs, asked anew, but for those that are being moved.
-    #[must_use]
-    pub fn list(&self) -> Vec<VmInfo> {
-        let entries: Vec<_> = lock(&self.vms)
-            .iter()
-            .map(|(name, entry)| (name.clone(), entry.clone()))
-            .collect();
-        let mut infos: Vec<_> = entries
-            .into_iter()
-            .map(|(name, entry)| {
-                if entry.moving.is_some() {
-                    return VmInfo {
-                        state: "moving".into(),
-                        ..entry.info
-                    };
-                }
-                match probe(&name, &entry.attachment) {
-                    Ok(info) => info,
-                    Err(_) => VmInfo {
-                        state: "gone".into(),
-                        ..entry.info
-                    },
-                }
-            })
-            .collect();
-        infos.sort_by(|a, b| a.name.cmp(&b.name));
-        infos
-    }
-
-    /// Takes a VM for a migration: nobody else moves it meanwhile.
-    pub(super) fn take_vm(&self, name: &str, id: MigrationId) -> Result<Attachment, ApiError> {
-        let mut vms = lock(&self.vms);
-        let entry = vms.get_mut(name).ok_or_else(|| no_such_vm(name))?;
-        if entry.moving.is_some() {
-            return Err(is_moving(name));
-        }
-        entry.moving = Some(id);
-        Ok(entry.attachment.clone())
-    }
-
-    pub(super) fn give_vm(&self, name: &str) {
-        if let Some(entry) = lock(&self.vms).get_mut(name) {
-            entry.moving = None;
-        }
     }
 
     pub(super) fn register(
@@ -337,54 +245,6 @@ const EXIT_JOURNAL: i32 = 74;
 /// Migrations that are kept for `dwcp status`.
 const MIGRATIONS_SHOWN: usize = 1024;
 
-fn no_such_vm(name: &str) -> ApiError {
-    ApiError::new(
-        ErrorCode::NotFound,
-        format!("no VM {name} is attached to this node"),
-    )
-    .with_hint("`dwcp vm list` shows those that are")
-}
-
-fn is_moving(name: &str) -> ApiError {
-    ApiError::new(ErrorCode::Busy, format!("VM {name} is being moved"))
-        .with_hint("`dwcp status` shows the migration, `dwcp cancel` ends it")
-}
-
-/// Asks a VM what it is, and which tracker it allows.
-fn probe(name: &str, attachment: &Attachment) -> Result<VmInfo, ApiError> {
-    let mut vm = vmm::open(attachment).map_err(|error| api_error(name, &error))?;
-    let facts = vm.facts().map_err(|error| api_error(name, &error))?;
-    let tracker = if vm.userfaultfd().is_ok() {
-        "userfaultfd"
-    } else if vmm::tracker::soft_dirty::is_supported() {
-        "soft-dirty"
-    } else {
-        "fingerprint"
-    };
-    Ok(VmInfo {
-        name: name.to_owned(),
-        attachment: attachment.clone(),
-        state: facts.state.name().to_owned(),
-        ram_bytes: facts.ram.iter().map(|block| block.bytes).sum(),
-        tracker: tracker.to_owned(),
-        vmm: facts.vmm,
-    })
-}
-
-/// A VM's trouble as a refusal that a person can act on.
-pub(super) fn api_error(name: &str, error: &VmmError) -> ApiError {
-    let code = match error {
-        VmmError::Unsuitable { .. } | VmmError::Ram(_) => ErrorCode::VmUnsuitable,
-        VmmError::Gone(_) => ErrorCode::NotFound,
-        _ => ErrorCode::System,
-    };
-    let refusal = ApiError::new(code, format!("VM {name}: {error}"));
-    match error {
-        VmmError::Unsuitable { hint, .. } => refusal.with_hint(hint),
-        _ => refusal,
-    }
-}
-
 /// What this node writes into its journal about one migration.
 #[derive(Clone, Debug)]
 pub(super) struct JournalScope {
@@ -397,6 +257,14 @@ pub(super) struct JournalScope {
 }
 
 impl JournalScope {
+    /// The other node, for people.
+    pub(super) fn peer(&self) -> String {
+        if self.peer_node == self.peer_address {
+            return self.peer_address.clone();
+        }
+        format!("{} ({})", self.peer_node, self.peer_address)
+    }
+
     /// Makes a record durable.
     pub(super) fn write(&self, node: &Node, kind: RecordKind) -> Result<(), String> {
         // A commit, and what follows it, belongs to the new epoch.

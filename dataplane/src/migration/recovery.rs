@@ -1,22 +1,17 @@
 //! What a restarted data plane finishes: migrations that were under way when it died.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use dwcp_api::Role;
 use dwcp_journal::{RecordKind, Stage, Unfinished};
 use dwcp_proto::{
-    DestinationRecovery, LastRecord, SourceRecovery, VmState, recover_destination, recover_source,
+    DestinationRecovery, Ending, LastRecord, SourceRecovery, VmState, recover_destination,
+    recover_source,
 };
 
+use super::doubt::{Question, ask};
 use super::node::{JournalScope, Node};
-use super::peer;
 use crate::vmm::{self, RunState, Vm, VmmError};
-
-/// Between questions to a destination that does not answer.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
-
-const ASK_TIME: Duration = Duration::from_secs(5);
 
 /// Finishes what the journal says is unfinished. Questions to other nodes that are not answered at
 /// once are asked again on a thread; until then the guest stays paused.
@@ -61,24 +56,41 @@ const fn last_record(stage: Stage) -> LastRecord {
     }
 }
 
-/// The VM of an unfinished migration and what its guest does.
-fn reach(unfinished: &Unfinished) -> (Option<Box<dyn Vm>>, VmState) {
-    let Some(attachment) = &unfinished.attachment else {
-        return (None, VmState::Gone);
-    };
-    let Ok(mut vm) = vmm::open(attachment) else {
-        return (None, VmState::Gone);
-    };
-    let state = match vm.facts().map(|facts| facts.state) {
-        Ok(RunState::Running) => VmState::Running,
-        Ok(RunState::Incoming) => VmState::Incoming,
-        Ok(_) => VmState::Paused,
-        Err(_) => VmState::Gone,
-    };
-    (Some(vm), state)
+/// The VM of an unfinished migration.
+pub(super) struct Reached {
+    pub(super) vm: Option<Box<dyn Vm>>,
+    pub(super) state: VmState,
+    /// Its VMM's process, where it was reached.
+    pub(super) pid: Option<i32>,
 }
 
-fn note(node: &Node, scope: &JournalScope, kind: RecordKind) {
+pub(super) fn reach(unfinished: &Unfinished) -> Reached {
+    let vm = unfinished
+        .attachment
+        .as_ref()
+        .and_then(|attachment| vmm::open(attachment).ok());
+    let Some(mut vm) = vm else {
+        return Reached {
+            vm: None,
+            state: VmState::Gone,
+            pid: None,
+        };
+    };
+    let facts = vm.facts().ok();
+    let state = match facts.as_ref().map(|facts| &facts.state) {
+        Some(RunState::Running) => VmState::Running,
+        Some(RunState::Incoming) => VmState::Incoming,
+        Some(_) => VmState::Paused,
+        None => VmState::Gone,
+    };
+    Reached {
+        vm: Some(vm),
+        state,
+        pid: facts.map(|facts| facts.pid),
+    }
+}
+
+pub(super) fn note(node: &Node, scope: &JournalScope, kind: RecordKind) {
     if let Err(error) = scope.write(node, kind) {
         tracing::error!(vm = scope.vm, error, "journal");
     }
@@ -109,7 +121,7 @@ fn close_superseded(node: &Arc<Node>, scope: JournalScope, stage: Stage) {
 }
 
 fn recover_as_source(node: &Arc<Node>, scope: JournalScope, unfinished: &Unfinished) {
-    let (vm, state) = reach(unfinished);
+    let Reached { vm, state, pid } = reach(unfinished);
     match recover_source(last_record(unfinished.stage), state) {
         SourceRecovery::GivenAway => note(node, &scope, RecordKind::Committed),
         SourceRecovery::RunsHere => {
@@ -130,24 +142,25 @@ fn recover_as_source(node: &Arc<Node>, scope: JournalScope, unfinished: &Unfinis
             );
         }
         SourceRecovery::AskDestination => {
-            let (node, unfinished) = (Arc::clone(node), unfinished.clone());
-            spawn_question(move || act_on_answer(&node, &scope, &unfinished));
+            drop(vm);
+            let question = Question::open(node, scope, unfinished.clone(), pid);
+            spawn_question(move || question.settle());
         }
         SourceRecovery::Lost => {
             let reason = "its VMM was gone when the data plane came back, and it was never \
                           handed over";
-            note(
-                node,
-                &scope,
-                RecordKind::Failed {
-                    reason: reason.into(),
-                },
-            );
+            fail(node, &scope, reason.into());
         }
     }
 }
 
-fn resume_here(node: &Node, scope: &JournalScope, vm: Option<Box<dyn Vm>>, why: &str) {
+/// Runs the guest here. What became of it.
+pub(super) fn resume_here(
+    node: &Node,
+    scope: &JournalScope,
+    vm: Option<Box<dyn Vm>>,
+    why: &str,
+) -> (Ending, String) {
     let resumed = vm.map_or_else(
         || Err("VMM is gone".to_owned()),
         |mut vm| vm.resume().map_err(|error| error.to_string()),
@@ -156,13 +169,23 @@ fn resume_here(node: &Node, scope: &JournalScope, vm: Option<Box<dyn Vm>>, why: 
         Ok(_) => {
             tracing::info!(vm = scope.vm, why, "the guest runs here");
             note(node, scope, RecordKind::Aborted { reason: why.into() });
+            (Ending::Aborted, why.to_owned())
         }
-        Err(error) => {
-            let reason = format!("{why}, but it could not be resumed: {error}");
-            tracing::error!(vm = scope.vm, reason);
-            note(node, scope, RecordKind::Failed { reason });
-        }
+        Err(error) => fail(
+            node,
+            scope,
+            format!("{why}, but it could not be resumed: {error}"),
+        ),
     }
+}
+
+pub(super) fn fail(node: &Node, scope: &JournalScope, reason: String) -> (Ending, String) {
+    tracing::error!(vm = scope.vm, reason);
+    let kind = RecordKind::Failed {
+        reason: reason.clone(),
+    };
+    note(node, scope, kind);
+    (Ending::Failed, reason)
 }
 
 fn spawn_question(run: impl FnOnce() + Send + 'static) {
@@ -175,40 +198,8 @@ fn spawn_question(run: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Asks the destination whether it committed, until it answers.
-fn ask(scope: &JournalScope) -> bool {
-    loop {
-        let (address, epoch) = (&scope.peer_address, scope.epoch + 1);
-        match peer::query_owner(address, scope.migration.0, &scope.vm, epoch, ASK_TIME) {
-            Ok(committed) => return committed,
-            Err(error) => {
-                tracing::warn!(vm = scope.vm, %error, "in doubt: the destination does not answer");
-                std::thread::sleep(ASK_AGAIN);
-            }
-        }
-    }
-}
-
-fn act_on_answer(node: &Node, scope: &JournalScope, unfinished: &Unfinished) {
-    if ask(scope) {
-        tracing::info!(vm = scope.vm, "the destination owns the VM");
-        return note(node, scope, RecordKind::Committed);
-    }
-    let why = "destination did not commit the handover";
-    let (vm, state) = reach(unfinished);
-    // Not given away, as if it had only begun; but the VMM may be another one by now.
-    match recover_source(LastRecord::Begin, state) {
-        SourceRecovery::Resume | SourceRecovery::RunsHere => resume_here(node, scope, vm, why),
-        _ => {
-            let reason = format!("{why}, and its VMM is gone from this node");
-            tracing::error!(vm = scope.vm, reason);
-            note(node, scope, RecordKind::Failed { reason });
-        }
-    }
-}
-
 fn recover_as_destination(node: &Node, scope: &JournalScope, unfinished: &Unfinished) {
-    let (vm, state) = reach(unfinished);
+    let Reached { vm, state, .. } = reach(unfinished);
     match recover_destination(last_record(unfinished.stage), state) {
         DestinationRecovery::RunsHere => note(node, scope, RecordKind::Resumed),
         DestinationRecovery::Resume => {
@@ -219,8 +210,11 @@ fn recover_as_destination(node: &Node, scope: &JournalScope, unfinished: &Unfini
                     note(node, scope, RecordKind::Resumed);
                 }
                 other => {
-                    let reason = format!("owned here, but it could not be resumed: {other:?}");
-                    note(node, scope, RecordKind::Failed { reason });
+                    fail(
+                        node,
+                        scope,
+                        format!("owned here, but it could not be resumed: {other:?}"),
+                    );
                 }
             }
         }
@@ -237,13 +231,7 @@ fn recover_as_destination(node: &Node, scope: &JournalScope, unfinished: &Unfini
         DestinationRecovery::Lost => {
             let reason = "owned here, but its VMM is gone: the source's paused copy is the last \
                           state before the handover";
-            note(
-                node,
-                scope,
-                RecordKind::Failed {
-                    reason: reason.into(),
-                },
-            );
+            fail(node, scope, reason.into());
         }
     }
 }

@@ -16,10 +16,11 @@ use dwcp_proto::{
 };
 use dwcp_wire::{AbortCode, Offer};
 
-use super::node::{JournalScope, MigrationHandle, Node, api_error, check_running};
+use super::node::{JournalScope, MigrationHandle, Node, check_running};
 use super::peer::ControlWriter;
 use super::recorder::{End, Recorder, Subject, no_outcome};
 use super::relay::Relay;
+use super::vms::api_error;
 use crate::engine::{Mailbox, Session, SourceCommand, WorkerEvent, WorkerHandle, WorkerRound};
 use crate::path::RoundWork;
 use crate::vmm::tracker::{self, DirtyTracker};

@@ -1,0 +1,137 @@
+//! A handover whose answer is not known after a restart: asked for, shown, and settled.
+//!
+//! Until the answer is acted on the VM's name is held: a VM that got it meanwhile would be somebody
+//! else's. `dwcp status` shows the migration as in doubt.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dwcp_api::{MigrationId, Role};
+use dwcp_journal::{RecordKind, Unfinished};
+use dwcp_proto::{Ending, LastRecord, Outcome, Phase, SourceRecovery, recover_source};
+
+use super::node::{JournalScope, MigrationHandle, Node};
+use super::peer;
+use super::recorder::{End, Recorder, Subject};
+use super::recovery::{Reached, fail, note, reach, resume_here};
+use super::vms::Doubt;
+
+/// Between questions to a destination that does not answer.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+const ASK_TIME: Duration = Duration::from_secs(5);
+
+/// An open question.
+pub(super) struct Question {
+    node: Arc<Node>,
+    scope: JournalScope,
+    unfinished: Unfinished,
+    /// Process of the VMM when the question arose.
+    pid: Option<i32>,
+    recorder: Recorder,
+    handle: Arc<MigrationHandle>,
+}
+
+impl Question {
+    /// Holds the VM's name and shows the migration.
+    pub(super) fn open(
+        node: &Arc<Node>,
+        scope: JournalScope,
+        unfinished: Unfinished,
+        pid: Option<i32>,
+    ) -> Self {
+        let id: MigrationId = scope.migration;
+        let doubt = Doubt {
+            migration: id,
+            peer: scope.peer(),
+            attachment: unfinished.attachment.clone(),
+        };
+        node.hold_in_doubt(&scope.vm, doubt);
+        let mut recorder = Recorder::new(Subject {
+            id,
+            vm: scope.vm.clone(),
+            role: Role::Source,
+            peer: scope.peer(),
+            mode: String::new(),
+        });
+        recorder.note("the data plane was restarted after the handover was sent".into());
+        let handle = node.register(id, recorder.status(Phase::Handover, true, None));
+        Self {
+            node: Arc::clone(node),
+            scope,
+            unfinished,
+            pid,
+            recorder,
+            handle,
+        }
+    }
+
+    /// Asks until there is an answer, acts on it, and lets the name go.
+    pub(super) fn settle(mut self) {
+        let (result, reason) = if ask(&self.scope) {
+            tracing::info!(vm = self.scope.vm, "the destination owns the VM");
+            note(&self.node, &self.scope, RecordKind::Committed);
+            let reason = "handed over; the destination confirmed it after a restart";
+            (Ending::Completed, reason.to_owned())
+        } else {
+            self.take_back()
+        };
+        self.node.end_doubt(&self.scope.vm);
+        self.finish(Outcome { result, reason });
+    }
+
+    fn take_back(&self) -> (Ending, String) {
+        let why = "destination did not commit the handover";
+        let (node, scope) = (&self.node, &self.scope);
+        let Reached { vm, state, pid } = reach(&self.unfinished);
+        if self.pid.is_some() && pid != self.pid {
+            return fail(
+                node,
+                scope,
+                format!("{why}, and its VMM is gone from this node"),
+            );
+        }
+        // Not given away, as if it had only begun.
+        match recover_source(LastRecord::Begin, state) {
+            SourceRecovery::Resume | SourceRecovery::RunsHere => resume_here(node, scope, vm, why),
+            _ => fail(
+                node,
+                scope,
+                format!("{why}, and its VMM is gone from this node"),
+            ),
+        }
+    }
+
+    fn finish(&mut self, outcome: Outcome) {
+        let (phase, owner, epoch) = match outcome.result {
+            Ending::Completed => (Phase::Complete, "destination", self.scope.epoch + 1),
+            Ending::Aborted => (Phase::Aborted, "source", self.scope.epoch),
+            Ending::Failed => (Phase::Failed, "source", self.scope.epoch),
+        };
+        // A destination commits only what it has proven.
+        self.recorder.verified = outcome.result == Ending::Completed;
+        let report = self.recorder.report(&End {
+            outcome: &outcome,
+            owner,
+            epoch,
+            wire_bytes: 0,
+            cpu_ns: 0,
+        });
+        let status = self.recorder.status(phase, false, None);
+        self.handle.finish(status, report);
+    }
+}
+
+/// Asks the destination whether it committed, until it answers.
+pub(super) fn ask(scope: &JournalScope) -> bool {
+    loop {
+        let (address, epoch) = (&scope.peer_address, scope.epoch + 1);
+        match peer::query_owner(address, scope.migration.0, &scope.vm, epoch, ASK_TIME) {
+            Ok(committed) => return committed,
+            Err(error) => {
+                tracing::warn!(vm = scope.vm, %error, "in doubt: the destination does not answer");
+                std::thread::sleep(ASK_AGAIN);
+            }
+        }
+    }
+}

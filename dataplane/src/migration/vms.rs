@@ -1,0 +1,267 @@
+//! The VMs of a node: attached, listed, and held by one user at a time.
+
+use std::collections::HashMap;
+
+use dwcp_api::{ApiError, Attachment, ErrorCode, MigrationId, PhaseName, VmInfo};
+
+use super::node::{Node, lock};
+use crate::vmm::{self, VmmError};
+
+/// All of a node's VMs by name.
+#[derive(Debug, Default)]
+pub(super) struct VmTable {
+    attached: HashMap<String, VmEntry>,
+    in_doubt: HashMap<String, Doubt>,
+}
+
+#[derive(Clone, Debug)]
+struct VmEntry {
+    attachment: Attachment,
+    info: VmInfo,
+    held: Held,
+}
+
+/// Who has a VM to himself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    Free,
+    /// It is being looked at, for the first time or anew.
+    Attaching,
+    Moving(MigrationId),
+}
+
+/// A name that nobody may use: whether its guest is this node's is asked of another node, and the
+/// answer acts on the VM that had the name when the question arose.
+#[derive(Clone, Debug)]
+pub(super) struct Doubt {
+    pub(super) migration: MigrationId,
+    /// Who is asked, for people.
+    pub(super) peer: String,
+    pub(super) attachment: Option<Attachment>,
+}
+
+impl VmTable {
+    /// Refuses a VM that somebody has to himself.
+    fn check_free(&self, node: &Node, name: &str) -> Result<(), ApiError> {
+        if let Some(doubt) = self.in_doubt.get(name) {
+            return Err(is_in_doubt(name, doubt.migration, &doubt.peer));
+        }
+        match self.attached.get(name).map(|entry| entry.held) {
+            None | Some(Held::Free) => Ok(()),
+            Some(Held::Attaching) => {
+                let text = format!("VM {name} is being attached");
+                Err(ApiError::new(ErrorCode::Busy, text).with_hint("try again"))
+            }
+            Some(Held::Moving(id)) => {
+                let status = node.migration(id).map(|handle| handle.status());
+                match status.filter(|status| status.phase == PhaseName::InDoubt) {
+                    Some(status) => Err(is_in_doubt(name, id, &status.peer)),
+                    None => Err(is_moving(name)),
+                }
+            }
+        }
+    }
+
+    fn release(&mut self, name: &str) {
+        if let Some(entry) = self.attached.get_mut(name) {
+            entry.held = Held::Free;
+        }
+    }
+}
+
+impl Node {
+    /// Attaches a VM after checking that it can be moved.
+    ///
+    /// # Errors
+    /// [`ErrorCode::VmUnsuitable`] with the argument to change, [`ErrorCode::Busy`].
+    pub fn attach(&self, name: &str, attachment: Attachment) -> Result<VmInfo, ApiError> {
+        let is_new = self.claim(name, &attachment)?;
+        let probed = probe(name, &attachment);
+        let mut vms = lock(&self.vms);
+        match probed {
+            Ok(info) => {
+                let entry = VmEntry {
+                    attachment,
+                    info: info.clone(),
+                    held: Held::Free,
+                };
+                vms.attached.insert(name.to_owned(), entry);
+                Ok(info)
+            }
+            Err(error) => {
+                if is_new {
+                    vms.attached.remove(name);
+                } else {
+                    vms.release(name);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a name for attaching; whether it was not attached before.
+    fn claim(&self, name: &str, attachment: &Attachment) -> Result<bool, ApiError> {
+        let mut vms = lock(&self.vms);
+        vms.check_free(self, name)?;
+        if let Some(entry) = vms.attached.get_mut(name) {
+            if entry.attachment != *attachment {
+                let text = format!("VM {name} is attached already");
+                return Err(ApiError::new(ErrorCode::Busy, text)
+                    .with_hint(format!("`dwcp vm detach {name}` first")));
+            }
+            entry.held = Held::Attaching;
+            return Ok(false);
+        }
+        let entry = VmEntry {
+            attachment: attachment.clone(),
+            info: unseen(name, attachment, "attaching"),
+            held: Held::Attaching,
+        };
+        vms.attached.insert(name.to_owned(), entry);
+        Ok(true)
+    }
+
+    /// Forgets a VM.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`], [`ErrorCode::Busy`].
+    pub fn detach(&self, name: &str) -> Result<(), ApiError> {
+        let mut vms = lock(&self.vms);
+        vms.check_free(self, name)?;
+        match vms.attached.remove(name) {
+            None => Err(no_such_vm(name)),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// All VMs, asked anew, but for those that somebody has to himself.
+    #[must_use]
+    pub fn list(&self) -> Vec<VmInfo> {
+        let (entries, mut infos) = {
+            let vms = lock(&self.vms);
+            let entries: Vec<_> = vms.attached.values().cloned().collect();
+            let doubts = vms.in_doubt.iter().filter_map(|(name, doubt)| {
+                let attachment = doubt.attachment.as_ref()?;
+                Some(unseen(name, attachment, "in doubt"))
+            });
+            (entries, doubts.collect::<Vec<_>>())
+        };
+        infos.extend(entries.into_iter().map(|entry| {
+            let state = match entry.held {
+                Held::Moving(_) => "moving",
+                Held::Attaching => "attaching",
+                Held::Free => match probe(&entry.info.name, &entry.attachment) {
+                    Ok(info) => return info,
+                    Err(_) => "gone",
+                },
+            };
+            VmInfo {
+                state: state.to_owned(),
+                ..entry.info
+            }
+        }));
+        infos.sort_by(|a, b| a.name.cmp(&b.name));
+        infos
+    }
+
+    /// Takes a VM for a migration: nobody else moves it meanwhile.
+    pub(super) fn take_vm(&self, name: &str, id: MigrationId) -> Result<Attachment, ApiError> {
+        let mut vms = lock(&self.vms);
+        vms.check_free(self, name)?;
+        let entry = vms.attached.get_mut(name).ok_or_else(|| no_such_vm(name))?;
+        entry.held = Held::Moving(id);
+        Ok(entry.attachment.clone())
+    }
+
+    pub(super) fn give_vm(&self, name: &str) {
+        lock(&self.vms).release(name);
+    }
+
+    /// Keeps everybody from a name while a question about its guest is open.
+    pub(super) fn hold_in_doubt(&self, name: &str, doubt: Doubt) {
+        let mut vms = lock(&self.vms);
+        vms.attached.remove(name);
+        vms.in_doubt.insert(name.to_owned(), doubt);
+    }
+
+    /// The question is answered and acted on: the VM is attached again, if it is still there.
+    pub(super) fn end_doubt(&self, name: &str) {
+        let doubt = lock(&self.vms).in_doubt.remove(name);
+        if let Some(attachment) = doubt.and_then(|doubt| doubt.attachment)
+            && let Err(error) = self.attach(name, attachment)
+        {
+            tracing::warn!(vm = name, %error, "not attached again");
+        }
+    }
+}
+
+fn no_such_vm(name: &str) -> ApiError {
+    ApiError::new(
+        ErrorCode::NotFound,
+        format!("no VM {name} is attached to this node"),
+    )
+    .with_hint("`dwcp vm list` shows those that are")
+}
+
+fn is_moving(name: &str) -> ApiError {
+    ApiError::new(ErrorCode::Busy, format!("VM {name} is being moved"))
+        .with_hint("`dwcp status` shows the migration, `dwcp cancel` ends it")
+}
+
+/// What only another node's journal can decide.
+pub(super) fn is_in_doubt(name: &str, migration: MigrationId, peer: &str) -> ApiError {
+    let text = format!(
+        "VM {name} is in doubt: its handover to {peer} was sent (migration {migration}), and {peer} \
+         has not said whether it took over"
+    );
+    ApiError::new(ErrorCode::Busy, text).with_hint(format!(
+        "{peer} is asked each second: start its data plane with its state folder, or mend the \
+         network; the answer ends the doubt"
+    ))
+}
+
+/// A VM that is not asked now.
+fn unseen(name: &str, attachment: &Attachment, state: &str) -> VmInfo {
+    VmInfo {
+        name: name.to_owned(),
+        attachment: attachment.clone(),
+        state: state.to_owned(),
+        ram_bytes: 0,
+        tracker: String::new(),
+        vmm: String::new(),
+    }
+}
+
+/// Asks a VM what it is, and which tracker it allows.
+fn probe(name: &str, attachment: &Attachment) -> Result<VmInfo, ApiError> {
+    let mut vm = vmm::open(attachment).map_err(|error| api_error(name, &error))?;
+    let facts = vm.facts().map_err(|error| api_error(name, &error))?;
+    let tracker = if vm.userfaultfd().is_ok() {
+        "userfaultfd"
+    } else if vmm::tracker::soft_dirty::is_supported() {
+        "soft-dirty"
+    } else {
+        "fingerprint"
+    };
+    Ok(VmInfo {
+        state: facts.state.name().to_owned(),
+        ram_bytes: facts.ram.iter().map(|block| block.bytes).sum(),
+        tracker: tracker.to_owned(),
+        vmm: facts.vmm,
+        ..unseen(name, attachment, "")
+    })
+}
+
+/// A VM's trouble as a refusal that a person can act on.
+pub(super) fn api_error(name: &str, error: &VmmError) -> ApiError {
+    let code = match error {
+        VmmError::Unsuitable { .. } | VmmError::Ram(_) => ErrorCode::VmUnsuitable,
+        VmmError::Gone(_) => ErrorCode::NotFound,
+        _ => ErrorCode::System,
+    };
+    let refusal = ApiError::new(code, format!("VM {name}: {error}"));
+    match error {
+        VmmError::Unsuitable { hint, .. } => refusal.with_hint(hint),
+        _ => refusal,
+    }
+}

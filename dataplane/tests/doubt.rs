@@ -1,0 +1,119 @@
+//! A restarted source that must ask the destination: the VM is nobody's until the answer.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::mpsc::{Receiver, channel};
+
+use common::stranger::{frame, unchecked};
+use common::{TestGuest, node, settings, small, until, wait};
+use dwcp_api::{ErrorCode, MigrationId, PhaseName, Role, RunResult};
+use dwcp_dataplane::migration::recover;
+use dwcp_journal::{Record, RecordKind, Stage};
+use dwcp_wire::{Control, FrameHeader, FrameKind, HEADER_BYTES, Hello};
+
+/// A destination that says nothing before it is told what, and then that to everybody.
+fn destination(answers: Receiver<bool>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        let committed = answers.recv().unwrap();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut hear = || {
+                let mut header = [0; HEADER_BYTES];
+                stream.read_exact(&mut header).ok()?;
+                let header = FrameHeader::from_bytes(&header).ok()?;
+                let mut payload = vec![0; header.payload_len()];
+                stream.read_exact(&mut payload).ok()
+            };
+            if hear().is_none() {
+                continue;
+            }
+            let reply = frame(FrameKind::HelloReply, 1, &Hello::own().to_bytes());
+            let answer = unchecked(&Control::OwnerAnswer { committed });
+            let _ = stream.write_all(&[reply, answer].concat());
+            let _ = stream.read(&mut [0; 1024]);
+        }
+    });
+    address
+}
+
+/// Restarts a node whose journal ends with `Prepared`, and looks at what it does before and after
+/// the answer.
+fn settles(committed: bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let old = TestGuest::start(folder.path(), "old", &small(1, false));
+    old.client().pause().unwrap();
+    let (answer, answers) = channel();
+    let peer = destination(answers);
+    let a = node(folder.path(), "a", &settings());
+    let id = MigrationId(7);
+    let attachment = old.attachment.clone();
+    for kind in [
+        RecordKind::Begin {
+            attachment: attachment.clone(),
+        },
+        RecordKind::Prepared,
+    ] {
+        let record = Record {
+            sequence: 0,
+            migration: id,
+            vm: "vm".into(),
+            role: Role::Source,
+            peer_node: "b".into(),
+            peer_address: peer.clone(),
+            epoch: 0,
+            wall_ms: 0,
+            kind,
+        };
+        a.node.journal().append(&record).unwrap();
+    }
+    recover(&a.node);
+
+    let started = a
+        .node
+        .start_migration(MigrationId(8), "vm", &peer, settings(), false);
+    let attached = a.node.attach("vm", attachment).map(drop);
+    let words = format!("VM vm is in doubt: its handover to b ({peer}) was sent");
+    for refused in [attached, a.node.detach("vm"), started] {
+        let error = refused.unwrap_err();
+        assert_eq!(error.code, ErrorCode::Busy);
+        assert!(error.message.contains(&words), "{error}");
+        assert!(error.hint.unwrap().contains("is asked each second"));
+    }
+    assert_eq!(a.node.list()[0].state, "in doubt");
+    let status = a.node.migration(id).unwrap().status();
+    assert_eq!(status.phase, PhaseName::InDoubt);
+    assert!(!old.is_running());
+
+    answer.send(committed).unwrap();
+    let report = wait(&a.node, id);
+    let (result, stage) = if committed {
+        (RunResult::Completed, Stage::Committed)
+    } else {
+        (RunResult::Aborted, Stage::Aborted)
+    };
+    assert_eq!(report.result, result, "{}", report.reason);
+    assert_eq!(
+        a.node.journal().state().stage(id, Role::Source),
+        Some(stage)
+    );
+    assert_eq!(old.is_running(), !committed);
+    until("the VM is not attached again", || {
+        let list = a.node.list();
+        list.len() == 1 && list[0].state == if committed { "paused" } else { "running" }
+    });
+    a.node.detach("vm").unwrap();
+}
+
+#[test]
+fn a_guest_that_was_taken_over_stays_paused() {
+    settles(true);
+}
+
+#[test]
+fn a_guest_that_was_not_taken_over_runs_again() {
+    settles(false);
+}
