@@ -28,13 +28,15 @@ pub enum JournalError {
     },
     /// Bytes before the end of the file are damaged. Nothing is guessed.
     #[error(
-        "{path}: damaged at byte {offset} ({why}); records after it cannot be trusted. Keep a copy, \
+        "{path}: line {line} is damaged (at byte {offset}: {why}); records after it cannot be trusted. Keep a copy, \
          find out which node runs each VM, then remove the damaged lines"
     )]
     Corrupt {
         /// The file.
         path: PathBuf,
-        /// Where the damaged line begins.
+        /// The damaged line, from 1.
+        line: u64,
+        /// Where it begins.
         offset: u64,
         /// What is wrong with it.
         why: &'static str,

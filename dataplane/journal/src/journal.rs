@@ -252,6 +252,7 @@ fn read_file(path: &Path) -> Result<(Contents, u64), JournalError> {
     let (records, torn) =
         line::decode(body, FIRST_LINE.len() as u64).map_err(|damage| JournalError::Corrupt {
             path: path.to_owned(),
+            line: damage.line,
             offset: damage.offset,
             why: damage.why,
         })?;

@@ -31,6 +31,8 @@ pub struct TornTail {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Damage {
     pub(crate) offset: u64,
+    /// Line of the file, from 1.
+    pub(crate) line: u64,
     pub(crate) why: &'static str,
 }
 
@@ -40,24 +42,38 @@ pub(crate) fn decode(bytes: &[u8], base: u64) -> Result<(Vec<Record>, Option<Tor
     let mut rest = bytes;
     let mut offset = base;
     while !rest.is_empty() {
-        let damage = |why| Damage { offset, why };
+        let damage = |why| Damage {
+            offset,
+            // After the first line and those of the records before.
+            line: records.len() as u64 + 2,
+            why,
+        };
         let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
             check_torn(rest).map_err(damage)?;
             let bytes = rest.len() as u64;
             return Ok((records, Some(TornTail { offset, bytes })));
         };
         let record = decode_line(&rest[..end]).map_err(damage)?;
-        if records
-            .last()
-            .is_some_and(|last| last.sequence >= record.sequence)
-        {
-            return Err(damage("sequence does not grow"));
-        }
+        check_numbers(&record, records.last()).map_err(damage)?;
         records.push(record);
         rest = &rest[end + 1..];
         offset += end as u64 + 1;
     }
     Ok((records, None))
+}
+
+/// Numbers that this program cannot have written.
+fn check_numbers(record: &Record, before: Option<&Record>) -> Result<(), &'static str> {
+    if before.is_some_and(|before| before.sequence >= record.sequence) {
+        return Err("sequence does not grow");
+    }
+    if record.sequence == u64::MAX {
+        return Err("no record could follow its sequence");
+    }
+    if record.epoch == u64::MAX {
+        return Err("no handover could follow its epoch");
+    }
+    Ok(())
 }
 
 fn decode_line(line: &[u8]) -> Result<Record, &'static str> {

@@ -188,6 +188,9 @@ impl State {
                 next.vm
             )));
         }
+        if next.epoch == u64::MAX {
+            return Err(forbidden("no handover could follow its epoch".to_owned()));
+        }
         if is_allowed(next.role, stage, &next.kind) {
             return Ok(());
         }

@@ -79,9 +79,10 @@ fn any_corrupt_byte_is_an_error_with_its_offset() {
         fs::write(dir.path().join(FILE_NAME), &damaged).unwrap();
         match Journal::read(dir.path()).unwrap_err() {
             JournalError::Version { .. } => assert!(at < starts[1]),
-            JournalError::Corrupt { offset, .. } => {
-                let line = starts.iter().rev().find(|start| **start <= at).unwrap();
-                assert_eq!(offset, *line as u64, "byte {at}");
+            JournalError::Corrupt { line, offset, .. } => {
+                let index = starts.iter().rposition(|start| *start <= at).unwrap();
+                assert_eq!(offset, starts[index] as u64, "byte {at}");
+                assert_eq!(line, index as u64 + 1, "byte {at}");
             }
             other => panic!("byte {at}: {other}"),
         }
@@ -99,6 +100,44 @@ fn a_repeated_line_is_found() {
     assert!(
         error.to_string().contains("sequence does not grow"),
         "{error}"
+    );
+}
+
+/// A line with a good checksum can still hold a number that nothing can follow. To add one to it
+/// would begin again at 0, or end the process.
+#[test]
+fn numbers_that_nothing_can_follow_are_damage_and_the_line_is_named() {
+    let (dir, bytes, two) = three_records();
+    let json = std::str::from_utf8(&bytes[two + 18..]).unwrap().trim_end();
+    for (from, to, why) in [
+        (
+            "\"sequence\":3",
+            "\"sequence\":18446744073709551615",
+            "its sequence",
+        ),
+        ("\"epoch\":1", "\"epoch\":18446744073709551615", "its epoch"),
+    ] {
+        let crafted = json.replace(from, to);
+        assert_ne!(crafted, json);
+        let checksum = crc_fast::crc32_iscsi(crafted.as_bytes());
+        let line = format!("{:08x} {checksum:08x} {crafted}\n", crafted.len());
+        let file = [&bytes[..two], line.as_bytes()].concat();
+        fs::write(dir.path().join(FILE_NAME), &file).unwrap();
+        let error = Journal::open(dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("line 4 is damaged") && error.contains(why),
+            "{error}"
+        );
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(dir.path()).unwrap();
+    let last = record(1, "web", Role::Source, u64::MAX, begin());
+    assert!(
+        journal
+            .append(&last)
+            .unwrap_err()
+            .to_string()
+            .contains("its epoch")
     );
 }
 

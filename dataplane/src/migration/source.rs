@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -93,23 +94,40 @@ pub(super) struct RoundUnderWay {
 
 /// Checks what can be checked at once, then moves the VM on a thread of its own.
 pub(super) fn start(node: &Arc<Node>, request: &Request) -> Result<(), ApiError> {
+    start_on(node, request, |run| {
+        let thread = std::thread::Builder::new().name("dwcp-source".into());
+        thread.spawn(run).map(drop)
+    })
+}
+
+/// The thread is there before the journal says that the migration began: otherwise nobody might be
+/// left to end it.
+fn start_on(
+    node: &Arc<Node>,
+    request: &Request,
+    spawn: impl FnOnce(Box<dyn FnOnce() + Send>) -> std::io::Result<()>,
+) -> Result<(), ApiError> {
     let attachment = node.take_vm(&request.vm, request.id)?;
-    let prepared = prepare(node, request, &attachment);
-    let driver = match prepared {
-        Ok(driver) => driver,
-        Err(error) => {
-            node.give_vm(&request.vm);
-            return Err(error);
+    let (give, taken) = sync_channel::<SourceDriver>(1);
+    let run = move || {
+        if let Ok(driver) = taken.recv() {
+            driver.run();
         }
     };
-    let thread = std::thread::Builder::new().name("dwcp-source".into());
-    thread
-        .spawn(move || driver.run())
-        .map(drop)
-        .map_err(|error| {
+    let started = spawn(Box::new(run))
+        .map_err(|error| ApiError::new(ErrorCode::System, format!("no thread: {error}")))
+        .and_then(|()| prepare(node, request, &attachment));
+    match started {
+        Ok(driver) => {
+            // The thread waits for nothing else.
+            let _ = give.send(driver);
+            Ok(())
+        }
+        Err(error) => {
             node.give_vm(&request.vm);
-            ApiError::new(ErrorCode::System, format!("no thread: {error}"))
-        })
+            Err(error)
+        }
+    }
 }
 
 fn prepare(
@@ -404,3 +422,6 @@ pub(super) fn tune(socket: &TcpStream, settings: &TransferSettings) -> Option<St
         .err()
         .map(|error| format!("congestion control {name} cannot be set: {error}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,6 +58,8 @@ pub struct Userfaultfd {
     pagemap: Pagemap,
     /// Address and bytes of each block in the VMM.
     blocks: Vec<(u64, u64)>,
+    /// Some of them may be registered. Another tracker may register them once this one is disarmed.
+    registered: bool,
 }
 
 impl Userfaultfd {
@@ -92,6 +94,7 @@ impl Userfaultfd {
             uffd,
             pagemap,
             blocks,
+            registered: true,
         };
         tracker.register()?;
         // Proves that the kernel knows PAGEMAP_SCAN and tracks the range asynchronously.
@@ -150,12 +153,23 @@ impl DirtyTracker for Userfaultfd {
     }
 
     fn disarm(&mut self) {
+        if !std::mem::take(&mut self.registered) {
+            return;
+        }
         for &(start, len) in &self.blocks {
             let mut range = Range { start, len };
             // SAFETY: the kernel reads `range`, ours alone. Unregistering lifts the protection; a
             // VMM that is gone has none, so that an error changes nothing.
             let _ = unsafe { uffdio_unregister(self.uffd.as_raw_fd(), &raw mut range) };
         }
+    }
+}
+
+impl Drop for Userfaultfd {
+    /// The VMM keeps its userfaultfd, and with it what is registered: each write would cost the guest
+    /// a fault for ever.
+    fn drop(&mut self) {
+        self.disarm();
     }
 }
 
@@ -191,3 +205,50 @@ pub fn fetch(path: &str) -> Result<OwnedFd, VmmError> {
 }
 
 const _: () = assert!(PAGE_BYTES == 4096);
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
+    use super::*;
+    use crate::ram::RamBlock;
+
+    fn userfaultfd() -> Option<OwnedFd> {
+        // SAFETY: userfaultfd(2) takes flags alone and touches no memory of ours.
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+        // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
+        (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    }
+
+    /// A block of `pages` pages that this process, which plays the VMM, has mapped at `address`.
+    fn block(address: u64, pages: u64) -> RamBlock {
+        let bytes = pages * PAGE_BYTES as u64;
+        let file = memfd_create("dwcp-test-ram", MFdFlags::MFD_CLOEXEC).unwrap();
+        nix::unistd::ftruncate(&file, bytes as i64).unwrap();
+        RamBlock::map("ram".into(), file, bytes, address).unwrap()
+    }
+
+    /// A range that stays registered costs the guest a fault at each first write, and belongs to
+    /// nobody who would lift it.
+    #[test]
+    fn nothing_stays_registered_when_a_later_block_cannot_be() {
+        let memory = memmap2::MmapOptions::new().len(16 * PAGE_BYTES).map_anon();
+        let memory = memory.unwrap();
+        let good = || block(memory.as_ptr() as u64, 16);
+        let pid = std::process::id() as i32;
+        let both = RamLayout::new(vec![good(), block(1 << 46, 16)]).unwrap();
+        let one = RamLayout::new(vec![good()]).unwrap();
+        let supported = userfaultfd().map(|uffd| Userfaultfd::new(uffd, pid, &one).map(drop));
+        if !matches!(supported, Some(Ok(()))) {
+            eprintln!("skipped: no userfaultfd tracking ({supported:?})");
+            return;
+        }
+        // As the VMM does, this keeps its userfaultfd.
+        let first = userfaultfd().unwrap();
+        let _kept = first.try_clone().unwrap();
+        let error = Userfaultfd::new(first, pid, &both).unwrap_err();
+        assert!(error.to_string().contains("UFFDIO_REGISTER"), "{error}");
+        // What one userfaultfd has registered another is refused.
+        Userfaultfd::new(userfaultfd().unwrap(), pid, &one).unwrap();
+    }
+}

@@ -1,0 +1,63 @@
+use dwcp_api::{Attachment, Codec, IoPath, SendChoice, TrackerChoice};
+use dwcp_testbed::synthetic::{SyntheticGuest, SyntheticOptions};
+
+use super::*;
+use crate::migration::NodeOptions;
+
+fn request(vm: &str) -> Request {
+    Request {
+        id: MigrationId(7),
+        vm: vm.into(),
+        destination: "127.0.0.1:1".into(),
+        settings: TransferSettings {
+            mode: "test".into(),
+            streams: 1,
+            workers: 0,
+            io: IoPath::Auto,
+            send: SendChoice::Auto,
+            window_bytes: 1 << 20,
+            codec: Codec::Raw,
+            tracker: TrackerChoice::Auto,
+            verify: Verify::Sample,
+            sample_pages: 1,
+            downtime_limit_ms: 300,
+            rounds_max: 1,
+            abort_if_not_converged: true,
+            connect_timeout_ms: 1000,
+            peer_silence_ms: 1000,
+            congestion_control: None,
+            pin_workers: false,
+        },
+        dry_run: false,
+    }
+}
+
+/// A `Begin` that nobody ends would be recovered after the next restart as if the data plane had
+/// died in the middle of it.
+#[test]
+fn without_a_thread_nothing_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("guest.sock");
+    let options = SyntheticOptions {
+        socket: socket.clone(),
+        ram_mib: 4,
+        ..SyntheticOptions::default()
+    };
+    let _guest = SyntheticGuest::start(options).unwrap();
+    let node = Node::new(NodeOptions {
+        name: "a".into(),
+        state_folder: folder.path().into(),
+        listen: "127.0.0.1:0".into(),
+    });
+    let node = Arc::new(node.unwrap());
+    let attachment = Attachment::Process {
+        socket: socket.to_string_lossy().into_owned(),
+    };
+    node.attach("vm", attachment).unwrap();
+    let none_left = |_| Err(std::io::ErrorKind::WouldBlock.into());
+    let error = start_on(&node, &request("vm"), none_left).unwrap_err();
+    assert!(error.message.starts_with("no thread: "), "{error}");
+    assert_eq!(node.journal().state().ownership(), []);
+    assert!(node.migration(MigrationId(7)).is_none());
+    node.detach("vm").unwrap();
+}
