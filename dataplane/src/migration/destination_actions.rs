@@ -8,7 +8,8 @@ use dwcp_api::{ErrorCode, RoundReport};
 use dwcp_journal::RecordKind;
 use dwcp_proto::DestinationEvent;
 use dwcp_simd::RamRoot;
-use dwcp_wire::{AbortCode, RefuseCode, RoundSummary, StreamRole};
+use dwcp_wire::limits::SUSPECT_RANGES_MAX;
+use dwcp_wire::{AbortCode, RefuseCode, RoundSummary, StreamRole, cover};
 
 use super::destination::{DestinationDriver, DestinationInput, StreamJoin};
 use super::node::{lock, plan_workers};
@@ -222,6 +223,7 @@ impl DestinationDriver {
             root.merge(part.applied.root);
             suspects.extend(part.applied.suspects);
         }
+        let suspects = cover(suspects, SUSPECT_RANGES_MAX);
         self.recorder.ram_root = Some(root.0);
         self.recorder.round = round;
         self.recorder.round_sent(RoundReport {

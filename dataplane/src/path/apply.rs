@@ -6,7 +6,8 @@
 //! then say what it is, so that they always say what RAM holds.
 
 use dwcp_simd::{Fingerprint, FingerprintKey, Kernels, PAGE_BYTES, Page, RamRoot, kernels};
-use dwcp_wire::{FrameHeader, HEADER_BYTES, PageRange, RoundSummary};
+use dwcp_wire::limits::SUSPECT_RANGES_MAX;
+use dwcp_wire::{FrameHeader, HEADER_BYTES, PageRange, RoundSummary, cover};
 
 use super::decode::{DecodeError, Decoder, PageSink, PageTable};
 use crate::ram::{Digests, RamLayout};
@@ -92,6 +93,10 @@ impl<'a> Incoming<'a> {
         applied.summary.pages += table.named();
         applied.summary.wire_bytes += (HEADER_BYTES + header.payload_len()) as u64;
         applied.suspects.append(&mut self.applier.suspects);
+        // A source that sends damage for ever must not fill memory.
+        if applied.suspects.len() > 2 * SUSPECT_RANGES_MAX {
+            applied.suspects = cover(std::mem::take(&mut applied.suspects), SUSPECT_RANGES_MAX);
+        }
         applied.root.merge(std::mem::take(&mut self.applier.root));
     }
 }

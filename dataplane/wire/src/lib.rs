@@ -14,6 +14,7 @@ mod header;
 mod hello;
 pub mod limits;
 mod pages;
+mod suspects;
 
 pub use control::{
     AbortCode, Control, ControlError, Offer, PageRange, RamBlockInfo, RefuseCode, RoundSummary,
@@ -25,3 +26,4 @@ pub use hello::{
     VERSION_OLDEST, negotiate,
 };
 pub use pages::{ENTRY_BYTES, FINGERPRINT_BYTES, PageClass, PageEntry, TableError, table_bytes};
+pub use suspects::cover;

@@ -44,11 +44,13 @@ pub const NAME_BYTES_MAX: usize = 255;
 /// Bytes of a reason given in words.
 pub const REASON_BYTES_MAX: usize = 1024;
 
-/// Page ranges in one suspect report; a peer with more reports the rest in the next round.
+/// Page ranges in one suspect report; a peer with more suspects reports ranges that cover them.
 pub const SUSPECT_RANGES_MAX: usize = 8192;
 
 const _: () = {
     assert!(CONTROL_BYTES_MAX <= PAYLOAD_BYTES_MAX);
+    // One range for each block always fits.
+    assert!(RAM_BLOCKS_MAX <= SUSPECT_RANGES_MAX);
     assert!(DEVICE_BYTES_MAX <= PAYLOAD_BYTES_MAX);
     // A range is at most three varints of 5 bytes.
     assert!(SUSPECT_RANGES_MAX * 15 + 1024 <= CONTROL_BYTES_MAX);

@@ -10,8 +10,8 @@ use dwcp_wire::limits::{
 };
 use dwcp_wire::{
     AbortCode, Control, ENTRY_BYTES, FrameHeader, FrameKind, HEADER_BYTES, Hello, Offer, PageClass,
-    PageEntry, PageRange, RamBlockInfo, StreamHello, StreamRole, decode_control, encode_control,
-    negotiate, table_bytes,
+    PageEntry, PageRange, RamBlockInfo, StreamHello, StreamRole, cover, decode_control,
+    encode_control, negotiate, table_bytes,
 };
 use proptest::prelude::*;
 
@@ -116,7 +116,62 @@ fn any_offer() -> impl Strategy<Value = Offer> {
         )
 }
 
+fn suspects() -> impl Strategy<Value = Vec<PageRange>> {
+    let range = (0..3_u32, 0..500_u32, 1..9_u32).prop_map(|(ram_block, page, count)| PageRange {
+        ram_block,
+        page,
+        count,
+    });
+    // Some at the very end of a block that is as large as a block may be.
+    let last = (0..40_u32).prop_map(|back| PageRange {
+        ram_block: 3,
+        page: u32::MAX - back * 3 - 1,
+        count: 1,
+    });
+    prop::collection::vec(prop_oneof![9 => range, 1 => last], 0..300)
+}
+
+fn pages(ranges: &[PageRange]) -> std::collections::BTreeSet<(u32, u64)> {
+    let of = |range: &PageRange| {
+        let (block, page) = (range.ram_block, u64::from(range.page));
+        (page..page + u64::from(range.count)).map(move |page| (block, page))
+    };
+    ranges.iter().flat_map(of).collect()
+}
+
 proptest! {
+    /// Every suspect is covered, nothing lies beyond the outermost suspects of its block, and what is
+    /// sent again for nothing is no more than it must be.
+    #[test]
+    fn few_ranges_cover_all_suspects(suspects in suspects(), most in 4..40_usize) {
+        let covering = cover(suspects.clone(), most);
+        prop_assert!(covering.len() <= most);
+        let (wanted, covered) = (pages(&suspects), pages(&covering));
+        prop_assert!(wanted.is_subset(&covered));
+        for pair in covering.windows(2) {
+            let end = u64::from(pair[0].page) + u64::from(pair[0].count);
+            let follows = pair[0].ram_block < pair[1].ram_block
+                || (pair[0].ram_block == pair[1].ram_block && end < u64::from(pair[1].page));
+            prop_assert!(follows, "{pair:?}");
+        }
+        for range in &covering {
+            let (block, first) = (range.ram_block, u64::from(range.page));
+            let last = first + u64::from(range.count) - 1;
+            prop_assert!(wanted.contains(&(block, first)) && wanted.contains(&(block, last)));
+        }
+        let exact = cover(suspects, usize::MAX);
+        prop_assert_eq!(pages(&exact), wanted);
+        let mut gaps: Vec<_> = exact
+            .windows(2)
+            .filter(|pair| pair[0].ram_block == pair[1].ram_block)
+            .map(|pair| (pair[1].page - pair[0].page - pair[0].count) as usize)
+            .collect();
+        gaps.sort_unstable();
+        let surplus = exact.len().saturating_sub(most);
+        let fewest: usize = gaps.iter().take(surplus).sum();
+        prop_assert_eq!(covered.len() - pages(&exact).len(), fewest);
+    }
+
     #[test]
     fn page_headers_come_back(header in pages_header()) {
         prop_assert_eq!(FrameHeader::from_bytes(&header.to_bytes()), Ok(header));

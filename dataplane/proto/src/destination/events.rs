@@ -36,7 +36,7 @@ pub enum DestinationEvent {
         /// What was applied.
         applied: RoundSummary,
         /// Every page that is suspect now, from this round or an earlier one. A page leaves the
-        /// set when it arrives as it was sent; the report may carry only the first of many.
+        /// set when it arrives as it was sent. Of very many the report names ranges that cover them.
         suspects: Vec<PageRange>,
         /// Root of what is held.
         root: u128,

@@ -94,8 +94,8 @@ pub(super) fn receiving(
 pub(super) fn report(at: &mut Receiving, pages_proven: Option<u64>) -> Actions {
     at.ended = None;
     at.applied.take().map_or_else(Vec::new, |applied| {
-        let mut suspects = applied.suspects;
-        suspects.truncate(dwcp_wire::limits::SUSPECT_RANGES_MAX);
+        let most = dwcp_wire::limits::SUSPECT_RANGES_MAX;
+        let suspects = dwcp_wire::cover(applied.suspects, most);
         vec![DestinationAction::Send(Control::RoundReport {
             round: applied.round,
             applied: applied.applied,
