@@ -86,6 +86,9 @@ fn settles(committed: bool) {
     assert_eq!(a.node.list()[0].state, "in doubt");
     let status = a.node.migration(id).unwrap().status();
     assert_eq!(status.phase, PhaseName::InDoubt);
+    let refused = a.node.cancel(id).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Peer);
+    assert!(refused.message.contains(&words), "{refused}");
     assert!(!old.is_running());
 
     answer.send(committed).unwrap();
@@ -96,6 +99,7 @@ fn settles(committed: bool) {
         (RunResult::Aborted, Stage::Aborted)
     };
     assert_eq!(report.result, result, "{}", report.reason);
+    assert_eq!(a.node.cancel(id).unwrap_err().code, ErrorCode::TooLate);
     assert_eq!(
         a.node.journal().state().stage(id, Role::Source),
         Some(stage)

@@ -9,7 +9,8 @@ use std::time::Duration;
 use common::proxy::{Harm, Plan, Progress, Proxy, Way};
 use common::stranger::{Stranger, hello, unchecked};
 use common::{TestGuest, node, settings, small, until, wait};
-use dwcp_api::{MigrationId, MigrationReport, Role, RunResult};
+use dwcp_api::{ErrorCode, MigrationId, MigrationReport, PhaseName, Role, RunResult};
+use dwcp_dataplane::migration::Node;
 use dwcp_journal::{Record, RecordKind, Stage};
 use dwcp_wire::Control;
 
@@ -17,7 +18,10 @@ use dwcp_wire::Control;
 const HELD: Duration = Duration::from_millis(300);
 
 /// Moves a guest while all streams but the control connection end before `message` is heard.
-fn moves_while_streams_end_before(message: fn(&Control) -> bool) -> MigrationReport {
+fn moves_while_streams_end_before(
+    message: fn(&Control) -> bool,
+    meanwhile: impl FnOnce(&Node, MigrationId),
+) -> MigrationReport {
     let folder = tempfile::tempdir().unwrap();
     let a = node(folder.path(), "a", &settings());
     let b = node(folder.path(), "b", &settings());
@@ -39,6 +43,7 @@ fn moves_while_streams_end_before(message: fn(&Control) -> bool) -> MigrationRep
     a.node
         .start_migration(id, "vm", &proxy.address, settings(), false)
         .unwrap();
+    meanwhile(&a.node, id);
     let report = wait(&a.node, id);
     assert!(proxy.has_harmed());
     assert_eq!(wait(&b.node, id).result, RunResult::Completed);
@@ -54,7 +59,7 @@ fn streams_that_end_before_the_last_words_hide_nothing() {
     let committed = |message: &Control| matches!(message, Control::Committed { .. });
     let resumed = |message: &Control| matches!(message, Control::Resumed);
     for (message, part) in [(committed as fn(&Control) -> bool, 0), (resumed, 1)] {
-        let report = moves_while_streams_end_before(message);
+        let report = moves_while_streams_end_before(message, |_, _| {});
         assert_eq!(report.result, RunResult::Completed, "{}", report.reason);
         assert_eq!(report.reason, "handed over");
         assert!(report.verified);
@@ -63,6 +68,24 @@ fn streams_that_end_before_the_last_words_hide_nothing() {
         let held_ms = [parts.handover, parts.resume][part];
         assert!(held_ms >= HELD.as_secs_f64() * 900.0, "{parts:?}");
     }
+}
+
+/// "Cancelling" would be a lie: only the destination decides.
+#[test]
+fn a_handover_under_way_is_not_cancelled_and_that_is_said() {
+    let message = |message: &Control| matches!(message, Control::Committed { .. });
+    let report = moves_while_streams_end_before(message, |node, id| {
+        until("no handover", || {
+            node.status(id).unwrap().phase == PhaseName::Handover
+        });
+        let refused = node.cancel(id).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::TooLate);
+        assert!(
+            refused.message.contains("cannot be taken back"),
+            "{refused}"
+        );
+    });
+    assert_eq!(report.result, RunResult::Completed, "{}", report.reason);
 }
 
 /// A migration whose driver has ended without a word in the journal: what it had loaded must not

@@ -242,6 +242,7 @@ fn refusals_have_their_exit_codes() {
         (ErrorCode::VmUnsuitable, 6),
         (ErrorCode::System, 1),
         (ErrorCode::Busy, 1),
+        (ErrorCode::TooLate, 1),
     ] {
         let node = TestNode::start(refuses(code));
         let attach = ["vm", "attach", "web", "--qmp", "/run/web.qmp"];

@@ -127,6 +127,8 @@ pub enum ErrorCode {
     Peer,
     /// A system call failed.
     System,
+    /// It is decided already, or decided elsewhere.
+    TooLate,
 }
 
 /// A VM that a node knows.

@@ -27,7 +27,7 @@ pub enum PhaseName {
     Precopy,
     /// The guest is paused.
     Switchover,
-    /// Handover was sent and its answer is not known yet.
+    /// Handover was sent, the connection is lost, and its answer is not known.
     InDoubt,
     /// The guest runs at the destination.
     Complete,
@@ -35,6 +35,8 @@ pub enum PhaseName {
     Aborted,
     /// Something broke that a person must look at; `reason` says where the guest is.
     Failed,
+    /// Handover was sent: the destination decides, within moments.
+    Handover,
 }
 
 /// How a migration ended.

@@ -73,10 +73,10 @@ fn answer(node: &Arc<Node>, request: Request) -> Result<Reply, ApiError> {
             Reply::Done
         }
         Request::CancelMigration { id } => {
-            find(node, id)?.cancel();
+            node.cancel(id)?;
             Reply::Done
         }
-        Request::Status { id } => Reply::Migration(Box::new(find(node, id)?.status())),
+        Request::Status { id } => Reply::Migration(Box::new(node.status(id)?)),
         Request::ListMigrations => Reply::Migrations(
             node.migrations()
                 .iter()
@@ -86,12 +86,4 @@ fn answer(node: &Arc<Node>, request: Request) -> Result<Reply, ApiError> {
         Request::Doctor => Reply::Doctor(doctor::findings()),
         _ => return Err(ApiError::new(ErrorCode::BadRequest, "unknown request")),
     })
-}
-
-fn find(
-    node: &Node,
-    id: dwcp_api::MigrationId,
-) -> Result<Arc<crate::migration::MigrationHandle>, ApiError> {
-    node.migration(id)
-        .ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("no migration {id} here")))
 }

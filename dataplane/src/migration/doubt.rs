@@ -77,7 +77,7 @@ impl Question {
             self.take_back()
         };
         self.node.end_doubt(&self.scope.vm);
-        self.finish(Outcome { result, reason });
+        self.finish(&Outcome { result, reason });
     }
 
     fn take_back(&self) -> (Ending, String) {
@@ -102,7 +102,7 @@ impl Question {
         }
     }
 
-    fn finish(&mut self, outcome: Outcome) {
+    fn finish(&mut self, outcome: &Outcome) {
         let (phase, owner, epoch) = match outcome.result {
             Ending::Completed => (Phase::Complete, "destination", self.scope.epoch + 1),
             Ending::Aborted => (Phase::Aborted, "source", self.scope.epoch),
@@ -111,7 +111,7 @@ impl Question {
         // A destination commits only what it has proven.
         self.recorder.verified = outcome.result == Ending::Completed;
         let report = self.recorder.report(&End {
-            outcome: &outcome,
+            outcome,
             owner,
             epoch,
             wire_bytes: 0,

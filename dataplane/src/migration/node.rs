@@ -13,7 +13,7 @@ use dwcp_journal::{Journal, Record, RecordKind, wall_ms};
 use dwcp_proto::JournalEntry;
 
 use super::destination::DestinationInput;
-use super::vms::VmTable;
+use super::vms::{self, VmTable};
 use crate::engine::Mailbox;
 use crate::vmm::RunState;
 
@@ -68,7 +68,7 @@ impl MigrationHandle {
     }
 
     /// Asks for the guest back.
-    pub fn cancel(&self) {
+    fn cancel(&self) {
         self.cancelled.store(true, Ordering::Release);
     }
 
@@ -178,6 +178,33 @@ impl Node {
             .rev()
             .find(|handle| handle.id == id)
             .cloned()
+    }
+
+    /// How a migration is.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`].
+    pub fn status(&self, id: MigrationId) -> Result<MigrationStatus, ApiError> {
+        let handle = self.migration(id);
+        handle
+            .map(|handle| handle.status())
+            .ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("no migration {id} here")))
+    }
+
+    /// Asks for the guest back, while this node can still have it.
+    ///
+    /// # Errors
+    /// [`ErrorCode::TooLate`] once the destination decides or has decided, [`ErrorCode::Peer`] when
+    /// that is not known here.
+    pub fn cancel(&self, id: MigrationId) -> Result<(), ApiError> {
+        let status = self.status(id)?;
+        if let Some(refusal) = vms::too_late(&status) {
+            return Err(refusal);
+        }
+        if let Some(handle) = self.migration(id) {
+            handle.cancel();
+        }
+        Ok(())
     }
 
     pub(super) fn publish_counters(&self, handle: &MigrationHandle, counters: Counters) {

@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use dwcp_api::{ApiError, Attachment, ErrorCode, MigrationId, PhaseName, VmInfo};
+use dwcp_api::{
+    ApiError, Attachment, ErrorCode, MigrationId, MigrationStatus, PhaseName, Role, RunResult,
+    VmInfo,
+};
 
 use super::node::{Node, lock};
 use crate::vmm::{self, VmmError};
@@ -218,6 +221,42 @@ pub(super) fn is_in_doubt(name: &str, migration: MigrationId, peer: &str) -> Api
         "{peer} is asked each second: start its data plane with its state folder, or mend the \
          network; the answer ends the doubt"
     ))
+}
+
+/// Why a migration cannot be cancelled any more.
+pub(super) fn too_late(status: &MigrationStatus) -> Option<ApiError> {
+    let (id, vm) = (status.id, &status.vm);
+    let owner = match status.role {
+        Role::Source => status.peer.as_str(),
+        Role::Destination => "this node",
+    };
+    if let Some(report) = &status.report {
+        let ended = |what: &str| {
+            let text = format!("migration {id} of VM {vm} has ended: {what}");
+            ApiError::new(ErrorCode::TooLate, text)
+        };
+        return Some(match report.result {
+            RunResult::Completed => ended(&format!("{owner} owns the VM"))
+                .with_hint("to have it back, move it from there"),
+            RunResult::Aborted => ended("the guest stayed at its source"),
+            RunResult::Failed => ended(&report.reason),
+        });
+    }
+    match status.phase {
+        PhaseName::InDoubt => Some(ApiError {
+            code: ErrorCode::Peer,
+            ..is_in_doubt(vm, id, &status.peer)
+        }),
+        PhaseName::Handover | PhaseName::Complete => {
+            let text = format!(
+                "VM {vm} cannot be taken back: its handover was sent (migration {id}), and only the \
+                 journal of {owner} decides"
+            );
+            let refusal = ApiError::new(ErrorCode::TooLate, text);
+            Some(refusal.with_hint(format!("`dwcp status {vm}` shows the end within moments")))
+        }
+        _ => None,
+    }
 }
 
 /// A VM that is not asked now.

@@ -135,7 +135,7 @@ fn carry(mut from: TcpStream, mut to: TcpStream, harm: Option<Harm>, progress: &
             carried.map(drop)
         }
         Some(Harm::Before { message, act }) => {
-            act_before(&mut from, &mut to, (message, act), progress)
+            act_before(&mut from, &mut to, message, act, progress)
         }
         None => io::copy(&mut from, &mut to).map(drop),
     };
@@ -164,7 +164,8 @@ fn flip(
 fn act_before(
     from: &mut TcpStream,
     to: &mut TcpStream,
-    (message, act): (fn(&Control) -> bool, fn(&Progress)),
+    message: fn(&Control) -> bool,
+    act: fn(&Progress),
     progress: &Progress,
 ) -> io::Result<()> {
     while !progress.harmed.load(Ordering::Acquire) {

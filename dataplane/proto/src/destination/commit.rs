@@ -55,7 +55,7 @@ pub(super) fn committing(mut at: Commit, event: DestinationEvent) -> (State, Act
 impl Refusing {
     /// Nothing ends this but a durable refusal: until then nobody is answered and the guest stays
     /// paused at both ends. It is tried again, since a disk that is full may not stay so.
-    pub(super) fn on_event(mut self, now: Instant, event: DestinationEvent) -> (State, Actions) {
+    pub(super) fn on_event(mut self, now: Instant, event: &DestinationEvent) -> (State, Actions) {
         match event {
             DestinationEvent::Journaled(JournalEntry::Refused) => {
                 let mut actions = vec![DestinationAction::DiscardVm];

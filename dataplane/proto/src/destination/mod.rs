@@ -165,7 +165,7 @@ impl Destination {
         match (state, event) {
             (State::Ended(phase, owner), event) => ended(phase, owner, &event),
             (State::Committing(commit), event) => committing(commit, event),
-            (State::Refusing(refusing), event) => refusing.on_event(now, event),
+            (State::Refusing(refusing), event) => refusing.on_event(now, &event),
             (State::Committed(commit), event) => committed(commit, event),
             (state, DestinationEvent::OwnerQuery) => refuse_for_good(&state),
             (state, DestinationEvent::Cancel) => give_up(

@@ -5,7 +5,8 @@ use dwcp_api::node::Request;
 use crate::context::Context;
 use crate::failure::Failure;
 
-const HELP: &str = "A VM that was handed over already is not taken back.
+const HELP: &str = "Once the handover was sent only the destination decides: exit code 1. When it \
+does not answer (in doubt), exit code 4. `dwcp status` says how the migration ended.
 
 Examples:
   dwcp cancel web
@@ -24,5 +25,10 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     let which = args.which.clone();
     context.node.ask(&Request::Cancel { which })?;
     let done = serde_json::json!({"cancelled": args.which});
-    context.print(&done, || format!("{}: cancelling", args.which))
+    context.print(&done, || {
+        format!(
+            "{0}: cancelling; `dwcp status {0}` shows the end",
+            args.which
+        )
+    })
 }
