@@ -130,8 +130,10 @@ fn a_vm_is_attached_moved_and_forgotten() {
     };
     assert!(plane.seen(
         |request| matches!(request, dataplane::Request::StartMigration {
-        destination, settings, ..
-    } if destination == "192.0.2.2:7400" && settings.streams == 4)
+        destination, destination_name, settings, ..
+    } if destination == "192.0.2.2:7400"
+        && destination_name.as_deref() == Some("b")
+        && settings.streams == 4)
     ));
     for which in [None, Some("web".to_owned()), Some(id.to_string())] {
         let Reply::Migrations(list) = node.ask(&Request::Status { which }) else {

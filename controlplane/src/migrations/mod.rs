@@ -39,7 +39,7 @@ impl Migrations {
         settings: TransferSettings,
         dry_run: bool,
     ) -> Result<MigrationId, ApiError> {
-        let destination = resolve_peer(to, peers)?;
+        let (destination_name, destination) = resolve_peer(to, peers)?;
         if let Some(ownership) = self.ledger.ownership_of(&vm).await?
             && ownership.owner == "in-doubt"
         {
@@ -53,6 +53,7 @@ impl Migrations {
             id,
             vm,
             destination,
+            destination_name,
             settings,
             dry_run,
         };
@@ -143,12 +144,17 @@ fn as_id(which: &str) -> Option<MigrationId> {
     is_id.then(|| which.parse().ok())?
 }
 
-fn resolve_peer(to: &str, peers: &[(String, String)]) -> Result<String, ApiError> {
-    if let Some((_, address)) = peers.iter().find(|(name, _)| name == to) {
-        return Ok(address.clone());
+/// Name, where it is known, and address.
+fn resolve_peer(
+    to: &str,
+    peers: &[(String, String)],
+) -> Result<(Option<String>, String), ApiError> {
+    let known = |(name, address): &&(String, String)| name == to || address == to;
+    if let Some((name, address)) = peers.iter().find(known) {
+        return Ok((Some(name.clone()), address.clone()));
     }
     if config::is_address(to) {
-        return Ok(to.to_owned());
+        return Ok((None, to.to_owned()));
     }
     let names = peers.iter().map(|(name, _)| name.as_str());
     let hint = match config::nearest_word(to, names.clone()) {

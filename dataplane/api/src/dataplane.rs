@@ -35,6 +35,8 @@ pub enum Request {
         vm: String,
         /// `host:port` of the other node's data plane.
         destination: String,
+        /// Name of the other node, where it was given by name.
+        destination_name: Option<String>,
         /// How.
         settings: TransferSettings,
         /// Check everything, negotiate, then stop.

@@ -20,7 +20,7 @@ pub struct Record {
     pub role: Role,
     /// Name of the other node.
     pub peer_node: String,
-    /// `host:port` of its data plane.
+    /// `host:port` of its data plane; at a destination the host that it connected from.
     pub peer_address: String,
     /// Ownership epoch after this record: the old owner's until `Committed`, one more from there.
     pub epoch: u64,
@@ -28,6 +28,18 @@ pub struct Record {
     pub wall_ms: u64,
     /// What happened.
     pub kind: RecordKind,
+}
+
+impl Record {
+    /// The other node, for people: name and address where both are known.
+    #[must_use]
+    pub fn peer(&self) -> String {
+        let (name, address) = (&self.peer_node, &self.peer_address);
+        if address.is_empty() || name == address {
+            return name.clone();
+        }
+        format!("{name} ({address})")
+    }
 }
 
 /// What happened.

@@ -345,7 +345,7 @@ impl Vm {
     }
 
     fn note(&self) -> String {
-        let peer = &self.last.peer_node;
+        let (peer, name) = (self.last.peer(), &self.last.peer_node);
         match (self.last.role, &self.last.kind, self.owner) {
             (_, RecordKind::Failed { reason }, _) => format!("needs a look: {reason}"),
             (Role::Source, RecordKind::Begin { .. }, _) => {
@@ -356,7 +356,7 @@ impl Vm {
             }
             (Role::Source, _, Owner::InDoubt) => format!(
                 "handover sent to {peer}, its answer is not known; the guest stays paused here \
-                 until {peer} says whether it took over"
+                 until {name} says whether it took over"
             ),
             (Role::Source, _, Owner::Away) => format!("handed over to {peer}"),
             (Role::Destination, RecordKind::Committed, _) => {

@@ -8,7 +8,7 @@ use dwcp_api::dataplane::{Reply, Request};
 use dwcp_api::{ApiError, ErrorCode, Listener, SocketError, receive, send};
 
 use crate::doctor;
-use crate::migration::Node;
+use crate::migration::{Node, PeerNode};
 
 /// Serves clients for ever. `listen` is the address told to them.
 pub fn serve(socket: &Listener, node: &Arc<Node>, listen: &str) {
@@ -66,10 +66,15 @@ fn answer(node: &Arc<Node>, request: Request) -> Result<Reply, ApiError> {
             id,
             vm,
             destination,
+            destination_name,
             settings,
             dry_run,
         } => {
-            node.start_migration(id, &vm, &destination, settings, dry_run)?;
+            let peer = PeerNode {
+                name: destination_name,
+                address: destination,
+            };
+            node.start_migration(id, &vm, peer, settings, dry_run)?;
             Reply::Done
         }
         Request::CancelMigration { id } => {

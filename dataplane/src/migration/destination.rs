@@ -98,9 +98,10 @@ pub(super) fn run(
     if node.incoming(id).is_some() {
         return Err(format!("migration {id} is under way already"));
     }
+    // The port is this connection's, not its data plane's.
     let address = stream
         .peer_addr()
-        .map(|address| address.to_string())
+        .map(|address| address.ip().to_string())
         .unwrap_or_default();
     let mut recorder = Recorder::new(Subject {
         id,

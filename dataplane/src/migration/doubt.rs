@@ -43,7 +43,7 @@ impl Question {
         let id: MigrationId = scope.migration;
         let doubt = Doubt {
             migration: id,
-            peer: scope.peer(),
+            peer: unfinished.last.peer(),
             attachment: unfinished.attachment.clone(),
         };
         node.hold_in_doubt(&scope.vm, doubt);
@@ -51,7 +51,7 @@ impl Question {
             id,
             vm: scope.vm.clone(),
             role: Role::Source,
-            peer: scope.peer(),
+            peer: scope.peer_node.clone(),
             mode: String::new(),
         });
         recorder.note("the data plane was restarted after the handover was sent".into());

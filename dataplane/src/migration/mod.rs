@@ -25,5 +25,5 @@ mod source_actions;
 mod vms;
 
 pub use listener::Listener;
-pub use node::{MigrationHandle, Node, NodeError, NodeOptions};
+pub use node::{MigrationHandle, Node, NodeError, NodeOptions, PeerNode};
 pub use recovery::recover;

@@ -28,6 +28,32 @@ pub struct NodeOptions {
     pub listen: String,
 }
 
+/// Another node.
+#[derive(Clone, Debug)]
+pub struct PeerNode {
+    /// Its name, where it is known.
+    pub name: Option<String>,
+    /// `host:port` of its data plane.
+    pub address: String,
+}
+
+impl PeerNode {
+    /// The name, or what is known instead.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.name.as_ref().unwrap_or(&self.address)
+    }
+}
+
+impl From<&String> for PeerNode {
+    fn from(address: &String) -> Self {
+        Self {
+            name: None,
+            address: address.clone(),
+        }
+    }
+}
+
 /// Why a node cannot start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -245,7 +271,7 @@ impl Node {
         self: &Arc<Self>,
         id: MigrationId,
         vm: &str,
-        destination: &str,
+        destination: impl Into<PeerNode>,
         settings: TransferSettings,
         dry_run: bool,
     ) -> Result<(), ApiError> {
@@ -258,7 +284,7 @@ impl Node {
         let request = super::source::Request {
             id,
             vm: vm.to_owned(),
-            destination: destination.to_owned(),
+            destination: destination.into(),
             settings,
             dry_run,
         };
@@ -284,14 +310,6 @@ pub(super) struct JournalScope {
 }
 
 impl JournalScope {
-    /// The other node, for people.
-    pub(super) fn peer(&self) -> String {
-        if self.peer_node == self.peer_address {
-            return self.peer_address.clone();
-        }
-        format!("{} ({})", self.peer_node, self.peer_address)
-    }
-
     /// Makes a record durable.
     pub(super) fn write(&self, node: &Node, kind: RecordKind) -> Result<(), String> {
         // A commit, and what follows it, belongs to the new epoch.

@@ -17,7 +17,7 @@ use dwcp_proto::{
 };
 use dwcp_wire::{AbortCode, Offer};
 
-use super::node::{JournalScope, MigrationHandle, Node, check_running};
+use super::node::{JournalScope, MigrationHandle, Node, PeerNode, check_running};
 use super::peer::ControlWriter;
 use super::recorder::{End, Recorder, Subject, no_outcome};
 use super::relay::Relay;
@@ -35,7 +35,7 @@ const TICK: Duration = Duration::from_millis(50);
 pub(super) struct Request {
     pub(super) id: MigrationId,
     pub(super) vm: String,
-    pub(super) destination: String,
+    pub(super) destination: PeerNode,
     pub(super) settings: TransferSettings,
     pub(super) dry_run: bool,
 }
@@ -160,8 +160,8 @@ fn prepare(
         migration: request.id,
         vm: request.vm.clone(),
         role: Role::Source,
-        peer_node: request.destination.clone(),
-        peer_address: request.destination.clone(),
+        peer_node: request.destination.name().to_owned(),
+        peer_address: request.destination.address.clone(),
         epoch,
     };
     let mailbox = Mailbox::new().map_err(system)?;
@@ -216,7 +216,7 @@ fn recorder(request: &Request, tracker: &str, ram_bytes: u64) -> Recorder {
         id: request.id,
         vm: request.vm.clone(),
         role: Role::Source,
-        peer: request.destination.clone(),
+        peer: request.destination.name().to_owned(),
         mode: request.settings.mode.clone(),
     });
     recorder.tracker = tracker.to_owned();

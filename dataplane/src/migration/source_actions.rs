@@ -78,7 +78,7 @@ impl SourceDriver {
     }
 
     fn try_connect(&mut self, time: Duration) -> Result<(), peer::PeerError> {
-        let mut stream = peer::connect(&self.request.destination, time)?;
+        let mut stream = peer::connect(&self.request.destination.address, time)?;
         stream.set_read_timeout(Some(time))?;
         peer::say_hello(&mut stream)?;
         let silence = Duration::from_millis(self.request.settings.peer_silence_ms.into());
@@ -154,7 +154,7 @@ impl SourceDriver {
         }
         self.recorder.streams = streams;
         for index in 0..streams {
-            let mut socket = peer::connect(&self.request.destination, time)?;
+            let mut socket = peer::connect(&self.request.destination.address, time)?;
             if let Some(note) = tune(&socket, &settings) {
                 self.recorder.note(note);
             }
@@ -167,7 +167,7 @@ impl SourceDriver {
             let worker = &self.workers[usize::from(index) % count];
             worker.command(SourceCommand::AddStream { index, socket });
         }
-        let mut device = peer::connect(&self.request.destination, time)?;
+        let mut device = peer::connect(&self.request.destination.address, time)?;
         let hello = StreamHello {
             token,
             index: 0,
@@ -397,7 +397,7 @@ impl SourceDriver {
         }
         let (under_way, mailbox) = (Arc::clone(&self.query_under_way), self.mailbox.clone());
         let (address, vm, id) = (
-            self.request.destination.clone(),
+            self.request.destination.address.clone(),
             self.request.vm.clone(),
             self.request.id.0,
         );

@@ -8,7 +8,7 @@ use dwcp_api::{
 };
 
 use super::node::{Node, lock};
-use crate::vmm::{self, VmmError};
+use crate::vmm::{self, VmFacts, VmmError, tracker};
 
 /// All of a node's VMs by name.
 #[derive(Debug, Default)]
@@ -153,7 +153,7 @@ impl Node {
             let state = match entry.held {
                 Held::Moving(_) => "moving",
                 Held::Attaching => "attaching",
-                Held::Free => match probe(&entry.info.name, &entry.attachment) {
+                Held::Free => match look(&entry.info) {
                     Ok(info) => return info,
                     Err(_) => "gone",
                 },
@@ -271,24 +271,28 @@ fn unseen(name: &str, attachment: &Attachment, state: &str) -> VmInfo {
     }
 }
 
-/// Asks a VM what it is, and which tracker it allows.
+/// Asks a VM what it is, and tries which tracker it allows. It must be the caller's alone.
 fn probe(name: &str, attachment: &Attachment) -> Result<VmInfo, ApiError> {
-    let mut vm = vmm::open(attachment).map_err(|error| api_error(name, &error))?;
-    let facts = vm.facts().map_err(|error| api_error(name, &error))?;
-    let tracker = if vm.userfaultfd().is_ok() {
-        "userfaultfd"
-    } else if vmm::tracker::soft_dirty::is_supported() {
-        "soft-dirty"
-    } else {
-        "fingerprint"
-    };
-    Ok(VmInfo {
-        state: facts.state.name().to_owned(),
+    let failed = |error| api_error(name, &error);
+    let mut vm = vmm::open(attachment).map_err(failed)?;
+    let facts = vm.facts().map_err(failed)?;
+    let tracker = tracker::probe(&mut *vm, facts.pid).map_err(failed)?;
+    Ok(info(name, attachment, facts, tracker))
+}
+
+/// Asks a VM what it is now; its tracker is the one found when it was attached.
+fn look(known: &VmInfo) -> Result<VmInfo, VmmError> {
+    let facts = vmm::open(&known.attachment)?.facts()?;
+    Ok(info(&known.name, &known.attachment, facts, &known.tracker))
+}
+
+fn info(name: &str, attachment: &Attachment, facts: VmFacts, tracker: &str) -> VmInfo {
+    VmInfo {
         ram_bytes: facts.ram.iter().map(|block| block.bytes).sum(),
         tracker: tracker.to_owned(),
         vmm: facts.vmm,
-        ..unseen(name, attachment, "")
-    })
+        ..unseen(name, attachment, facts.state.name())
+    }
 }
 
 /// A VM's trouble as a refusal that a person can act on.

@@ -125,6 +125,7 @@ fn messages(folder: &Path) -> io::Result<()> {
                 id: MigrationId(7),
                 vm: "web".into(),
                 destination: "127.0.0.1:7400".into(),
+                destination_name: Some("b".into()),
                 settings,
                 dry_run: false,
             },

@@ -8,7 +8,10 @@ fn request(vm: &str) -> Request {
     Request {
         id: MigrationId(7),
         vm: vm.into(),
-        destination: "127.0.0.1:1".into(),
+        destination: PeerNode {
+            name: None,
+            address: "127.0.0.1:1".into(),
+        },
         settings: TransferSettings {
             mode: "test".into(),
             streams: 1,

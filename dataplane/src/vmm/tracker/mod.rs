@@ -86,6 +86,22 @@ pub struct Chosen {
     pub notes: Vec<String>,
 }
 
+/// What [`choose`] would choose by itself. The VM must be the caller's alone: a migration that tracks
+/// it would lose what the guest writes.
+///
+/// # Errors
+/// When the VM's RAM cannot be reached.
+pub fn probe(vm: &mut dyn Vm, pid: i32) -> Result<&'static str, VmmError> {
+    let layout = vm.ram()?;
+    let tracked = vm
+        .userfaultfd()
+        .and_then(|uffd| Userfaultfd::probe(uffd, pid, &layout));
+    if tracked.is_ok() {
+        return Ok("userfaultfd");
+    }
+    Ok(SoftDirty::new(pid, &layout).map_or("fingerprint", |_| "soft-dirty"))
+}
+
 /// Chooses a tracker for a VM.
 ///
 /// # Errors

@@ -15,7 +15,11 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use super::pagemap::Pagemap;
 use super::{Collected, DirtyTracker, VmmError};
-use crate::ram::{RamBitmap, RamLayout};
+use crate::ram::{RamBitmap, RamBlock, RamLayout};
+
+/// What a probe tracks: the largest page that there is, since a part of one cannot be tracked. Two
+/// milliseconds at most.
+const PROBE_BYTES: u64 = 1 << 30;
 
 const UFFD_API: u64 = 0xAA;
 const FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
@@ -68,6 +72,22 @@ impl Userfaultfd {
     /// # Errors
     /// When the kernel is older than 6.7, or refuses.
     pub fn new(uffd: OwnedFd, pid: i32, layout: &RamLayout) -> Result<Self, VmmError> {
+        let mut tracker = Self::open(uffd, pid, layout.blocks())?;
+        // Proves that the kernel knows PAGEMAP_SCAN and tracks the range asynchronously.
+        tracker.arm()?;
+        Ok(tracker)
+    }
+
+    /// Whether [`Self::new`] would succeed, by tracking a little of the first block for a moment.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn probe(uffd: OwnedFd, pid: i32, layout: &RamLayout) -> Result<(), VmmError> {
+        let first = layout.blocks().get(..1).unwrap_or_default();
+        Self::open(uffd, pid, first)?.take(PROBE_BYTES, |_, _, _| {})
+    }
+
+    fn open(uffd: OwnedFd, pid: i32, blocks: &[RamBlock]) -> Result<Self, VmmError> {
         let features = FEATURE_PAGEFAULT_FLAG_WP
             | FEATURE_WP_HUGETLBFS_SHMEM
             | FEATURE_WP_UNPOPULATED
@@ -85,20 +105,16 @@ impl Userfaultfd {
         }
         let pagemap =
             Pagemap::open(pid).map_err(|e| VmmError::system(format!("/proc/{pid}/pagemap"), e))?;
-        let blocks: Vec<_> = layout
-            .blocks()
-            .iter()
-            .map(|block| (block.vmm_address(), block.bytes()))
-            .collect();
-        let mut tracker = Self {
+        let tracker = Self {
             uffd,
             pagemap,
-            blocks,
+            blocks: blocks
+                .iter()
+                .map(|block| (block.vmm_address(), block.bytes()))
+                .collect(),
             registered: true,
         };
         tracker.register()?;
-        // Proves that the kernel knows PAGEMAP_SCAN and tracks the range asynchronously.
-        tracker.arm()?;
         Ok(tracker)
     }
 
@@ -118,10 +134,17 @@ impl Userfaultfd {
         Ok(())
     }
 
-    fn take(&mut self, mut written: impl FnMut(usize, u32, u32)) -> Result<(), VmmError> {
+    /// Takes what was written in the first `most` bytes of each block.
+    fn take(
+        &mut self,
+        most: u64,
+        mut written: impl FnMut(usize, u32, u32),
+    ) -> Result<(), VmmError> {
         for (index, &(start, bytes)) in self.blocks.iter().enumerate() {
             self.pagemap
-                .take_written(start, bytes, |page, count| written(index, page, count))
+                .take_written(start, bytes.min(most), |page, count| {
+                    written(index, page, count)
+                })
                 .map_err(|errno| match errno {
                     Errno::ENOTTY => VmmError::Failed(
                         "the kernel has no PAGEMAP_SCAN (Linux 6.7 or newer is needed)".into(),
@@ -144,11 +167,13 @@ impl DirtyTracker for Userfaultfd {
     }
 
     fn arm(&mut self) -> Result<(), VmmError> {
-        self.take(|_, _, _| {})
+        self.take(u64::MAX, |_, _, _| {})
     }
 
     fn collect(&mut self, dirty: &mut RamBitmap) -> Result<Collected, VmmError> {
-        self.take(|block, page, count| dirty.blocks[block].set_range(page, count))?;
+        self.take(u64::MAX, |block, page, count| {
+            dirty.blocks[block].set_range(page, count)
+        })?;
         Ok(Collected::Marked)
     }
 
@@ -249,6 +274,8 @@ mod tests {
         let error = Userfaultfd::new(first, pid, &both).unwrap_err();
         assert!(error.to_string().contains("UFFDIO_REGISTER"), "{error}");
         // What one userfaultfd has registered another is refused.
+        let probing = userfaultfd().unwrap();
+        Userfaultfd::probe(probing.try_clone().unwrap(), pid, &one).unwrap();
         Userfaultfd::new(userfaultfd().unwrap(), pid, &one).unwrap();
     }
 }
