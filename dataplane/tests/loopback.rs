@@ -29,6 +29,16 @@ fn moves(settings: &TransferSettings) -> MigrationReport {
     let there = wait(&b.node, id);
     assert_eq!(there.result, RunResult::Completed, "{}", there.reason);
     assert_eq!(there.ram_root, report.ram_root);
+    // The same frames went through both ends; a last acknowledgement may be unread.
+    let apart = report.wire_bytes.abs_diff(there.wire_bytes);
+    assert!(apart <= 256, "{apart} bytes apart");
+    // Device state is a byte for each page, and more.
+    let pages = report.round_reports.iter().map(|round| round.wire_bytes);
+    let beside = report.wire_bytes - pages.sum::<u64>();
+    assert!(
+        beside > report.ram_bytes / 4096,
+        "{beside} bytes beside pages"
+    );
     assert!(!old.is_running(), "the source runs on");
     assert!(new.is_running(), "the destination does not run");
     assert_eq!(new.bad_pages(), 0);

@@ -202,7 +202,8 @@ pub struct MigrationReport {
     pub downtime_parts_ms: DowntimePartsMs,
     /// Guest RAM.
     pub ram_bytes: u64,
-    /// Bytes on the wire, all streams, headers included.
+    /// Bytes of all frames that this end sent and received, headers included: pages, marks,
+    /// acknowledgements, control messages, device state.
     pub wire_bytes: u64,
     /// Pages by class.
     pub pages: PageCounts,
@@ -225,7 +226,7 @@ pub struct MigrationReport {
     pub epoch: u64,
     /// Every round.
     pub round_reports: Vec<RoundReport>,
-    /// CPU seconds this node's data plane spent on it.
+    /// CPU seconds that this node's data plane spent on it, in all threads that work for it.
     pub cpu_s: f64,
     /// Notes for a person: fallbacks taken, limits met.
     pub notes: Vec<String>,

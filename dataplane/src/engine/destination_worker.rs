@@ -243,6 +243,7 @@ impl DestinationWorker<'_> {
         let bytes = self.transport.buffers().bytes_mut(buffer);
         bytes[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
         self.transport.send(slot, buffer, 0..HEADER_BYTES, &[]);
+        self.session.count(HEADER_BYTES as u64, 0);
     }
 }
 

@@ -287,6 +287,7 @@ impl SourceWorker<'_> {
         stream.ack_filled += bytes;
         if stream.ack_filled == HEADER_BYTES {
             stream.ack_filled = 0;
+            self.session.count(HEADER_BYTES as u64, 0);
             let buffer = self.transport.buffers().bytes_mut(stream.ack_buffer);
             let header = buffer.first_chunk().map(FrameHeader::from_bytes);
             let outcome = match header {

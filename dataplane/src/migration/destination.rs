@@ -14,8 +14,9 @@ use dwcp_proto::{
     Destination, DestinationAction, DestinationConfig, DestinationEvent, Ending,
     Instant as ProtoInstant, JournalEntry, Outcome,
 };
-use dwcp_wire::{AbortCode, Control, Offer, StreamRole};
+use dwcp_wire::{AbortCode, Control, HEADER_BYTES, Offer, StreamHello, StreamRole};
 
+use super::meter::Meter;
 use super::node::{JournalScope, MigrationHandle, Node};
 use super::peer::{self, ControlWriter};
 use super::recorder::{End, Recorder, Subject, no_outcome};
@@ -93,6 +94,7 @@ pub(super) fn run(
     stream: TcpStream,
     offer: Offer,
     settings: TransferSettings,
+    meter: &Arc<Meter>,
 ) -> Result<(), String> {
     let id = MigrationId(offer.migration);
     if node.incoming(id).is_some() {
@@ -109,6 +111,7 @@ pub(super) fn run(
         role: Role::Destination,
         peer: offer.source_node.clone(),
         mode: settings.mode.clone(),
+        meter: Arc::clone(meter),
     });
     recorder.ram_bytes = offer.ram.iter().map(|block| block.bytes).sum();
     let silence = Duration::from_millis(offer.peer_silence_ms.into()).min(FIRST_SILENCE * 6);
@@ -117,9 +120,11 @@ pub(super) fn run(
     });
     let mailbox = Mailbox::new().map_err(|error| error.to_string())?;
     let reader = mailbox.clone();
-    let control = ControlWriter::new(stream.try_clone().map_err(|e| e.to_string())?, silence)
+    let control = stream
+        .try_clone()
+        .and_then(|stream| ControlWriter::new(stream, silence, meter))
         .map_err(|error| error.to_string())?;
-    listen_to_peer(stream, reader).map_err(|error| error.to_string())?;
+    listen_to_peer(stream, reader, meter).map_err(|error| error.to_string())?;
     let handle = node.register(id, recorder.status(machine.phase(), false, None));
     node.incoming_began(id, mailbox.clone());
     let driver = DestinationDriver {
@@ -160,8 +165,12 @@ pub(super) fn run(
     Ok(())
 }
 
-fn listen_to_peer(stream: TcpStream, reader: Mailbox<DestinationInput>) -> std::io::Result<()> {
-    peer::spawn_reader(stream, move |message| {
+fn listen_to_peer(
+    stream: TcpStream,
+    reader: Mailbox<DestinationInput>,
+    meter: &Arc<Meter>,
+) -> std::io::Result<()> {
+    peer::spawn_reader(stream, meter, move |message| {
         let event = match message {
             Ok(message) => DestinationEvent::Peer(message),
             Err(error) => DestinationEvent::PeerLost(format!("control connection: {error}")),
@@ -197,7 +206,12 @@ impl DestinationDriver {
         match input {
             DestinationInput::Event(event) => self.feed(event),
             DestinationInput::Worker(event) => self.worker_event(event),
-            DestinationInput::Join(join) => self.join(join),
+            DestinationInput::Join(join) => {
+                // Its hello was read before it was known to be ours.
+                let hello_bytes = HEADER_BYTES + StreamHello::BYTES;
+                self.recorder.meter.count_bytes(hello_bytes);
+                self.join(join);
+            }
             DestinationInput::OwnerQuery(answer) => {
                 self.questions.push(answer);
                 self.feed(DestinationEvent::OwnerQuery);
@@ -292,7 +306,7 @@ impl DestinationDriver {
             round: u64::from(self.recorder.round),
             pages_in_round: 0,
             pages_done: session.map_or(0, Session::pages_done),
-            wire_bytes: session.map_or(0, Session::wire_bytes),
+            wire_bytes: self.recorder.wire_bytes(session),
             in_flight_bytes: 0,
             elapsed_ns: self.recorder.started().elapsed().as_nanos() as u64,
         };
@@ -326,7 +340,7 @@ impl DestinationDriver {
             outcome: &outcome,
             owner,
             epoch,
-            wire_bytes: session.map_or(0, Session::wire_bytes),
+            wire_bytes: self.recorder.wire_bytes(session),
             cpu_ns: workers + crate::engine::thread_cpu_ns(),
         });
         tracing::info!(vm = self.offer.vm, result = ?report.result, reason = report.reason, "ended");

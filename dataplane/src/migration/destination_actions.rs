@@ -189,7 +189,11 @@ impl DestinationDriver {
                 let event = DestinationEvent::PeerLost(reason);
                 let _ = mailbox.push(DestinationInput::Event(event));
             };
-            self.relay = Some(Relay::start(socket, Arc::new(on_break))?);
+            self.relay = Some(Relay::start(
+                socket,
+                Arc::new(on_break),
+                &self.recorder.meter,
+            )?);
         }
         self.round_began = Instant::now();
         Ok(())
@@ -286,7 +290,9 @@ impl DestinationDriver {
             Arc::clone(&self.vm_stop),
             self.mailbox.clone(),
         );
+        let meter = Arc::clone(&self.recorder.meter);
         let run = move || {
+            let _helper = meter.helper();
             let event = match lock(&vm).load(device, &stop) {
                 Ok(()) => DestinationEvent::DeviceLoaded,
                 Err(error) => {
@@ -320,7 +326,7 @@ impl DestinationDriver {
         use std::sync::atomic::Ordering;
         self.vm_stop.store(true, Ordering::Release);
         for worker in &mut self.workers {
-            worker.stop();
+            self.recorder.meter.count_cpu(worker.stop());
         }
         self.relay = None;
         if let Some(thread) = self.device_thread.take() {

@@ -10,6 +10,7 @@ use dwcp_api::{MigrationId, Role};
 use dwcp_journal::{RecordKind, Unfinished};
 use dwcp_proto::{Ending, LastRecord, Outcome, Phase, SourceRecovery, recover_source};
 
+use super::meter::Meter;
 use super::node::{JournalScope, MigrationHandle, Node};
 use super::peer;
 use super::recorder::{End, Recorder, Subject};
@@ -53,6 +54,7 @@ impl Question {
             role: Role::Source,
             peer: scope.peer_node.clone(),
             mode: String::new(),
+            meter: Arc::default(),
         });
         recorder.note("the data plane was restarted after the handover was sent".into());
         let handle = node.register(id, recorder.status(Phase::Handover, true, None));
@@ -68,7 +70,7 @@ impl Question {
 
     /// Asks until there is an answer, acts on it, and lets the name go.
     pub(super) fn settle(mut self) {
-        let (result, reason) = if ask(&self.scope) {
+        let (result, reason) = if ask(&self.scope, &self.recorder.meter) {
             tracing::info!(vm = self.scope.vm, "the destination owns the VM");
             note(&self.node, &self.scope, RecordKind::Committed);
             let reason = "handed over; the destination confirmed it after a restart";
@@ -114,8 +116,8 @@ impl Question {
             outcome,
             owner,
             epoch,
-            wire_bytes: 0,
-            cpu_ns: 0,
+            wire_bytes: self.recorder.wire_bytes(None),
+            cpu_ns: crate::engine::thread_cpu_ns(),
         });
         let status = self.recorder.status(phase, false, None);
         self.handle.finish(status, report);
@@ -123,10 +125,18 @@ impl Question {
 }
 
 /// Asks the destination whether it committed, until it answers.
-pub(super) fn ask(scope: &JournalScope) -> bool {
+pub(super) fn ask(scope: &JournalScope, meter: &Arc<Meter>) -> bool {
     loop {
         let (address, epoch) = (&scope.peer_address, scope.epoch + 1);
-        match peer::query_owner(address, scope.migration.0, &scope.vm, epoch, ASK_TIME) {
+        let asked = peer::query_owner(
+            address,
+            scope.migration.0,
+            &scope.vm,
+            epoch,
+            ASK_TIME,
+            meter,
+        );
+        match asked {
             Ok(committed) => return committed,
             Err(error) => {
                 tracing::warn!(vm = scope.vm, %error, "in doubt: the destination does not answer");

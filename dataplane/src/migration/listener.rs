@@ -92,7 +92,8 @@ fn greet(
     let io = |error: std::io::Error| error.to_string();
     stream.set_nodelay(true).map_err(io)?;
     stream.set_read_timeout(Some(HELLO_TIME)).map_err(io)?;
-    let (header, payload) = peer::read_frame(&mut stream).map_err(text)?;
+    let meter = Arc::default();
+    let (header, payload) = peer::read_frame(&mut stream, &meter).map_err(text)?;
     match header.kind {
         FrameKind::StreamHello => {
             let hello = payload.first_chunk().map(StreamHello::from_bytes);
@@ -113,15 +114,15 @@ fn greet(
                 .map_err(|error| error.to_string())
         }
         FrameKind::Hello => {
-            peer::answer_hello(&mut stream, &payload).map_err(text)?;
-            match peer::read_control(&mut stream).map_err(text)? {
+            peer::answer_hello(&mut stream, &payload, &meter).map_err(text)?;
+            match peer::read_control(&mut stream, &meter).map_err(text)? {
                 Control::Offer(offer) => {
                     drop(turn);
-                    destination::run(node, stream, offer, settings)
+                    destination::run(node, stream, offer, settings, &meter)
                 }
                 Control::OwnerQuery { migration, .. } => {
                     let committed = owner(node, MigrationId(migration))?;
-                    let mut writer = ControlWriter::new(stream, HELLO_TIME).map_err(io)?;
+                    let mut writer = ControlWriter::new(stream, HELLO_TIME, &meter).map_err(io)?;
                     writer
                         .send(&Control::OwnerAnswer { committed })
                         .map_err(text)

@@ -8,13 +8,14 @@
 //! | `peer.rs` | the control connection |
 //! | `relay.rs` | device state between the VMM and the other node |
 //! | `listener.rs` | who connects, and to which migration |
-//! | `recorder.rs` | rounds, the parts of the pause, the report |
+//! | `recorder.rs`, `meter.rs` | rounds, the parts of the pause, bytes and CPU time, the report |
 //! | `recovery.rs`, `doubt.rs` | what a restarted daemon finishes; a handover without an answer |
 
 mod destination;
 mod destination_actions;
 mod doubt;
 mod listener;
+mod meter;
 mod node;
 mod peer;
 mod recorder;

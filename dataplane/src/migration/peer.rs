@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dwcp_wire::limits::PAYLOAD_BYTES_MAX;
@@ -9,6 +10,8 @@ use dwcp_wire::{
     Capabilities, Control, ControlError, FrameHeader, FrameKind, HEADER_BYTES, HeaderError, Hello,
     HelloError, StreamHello, decode_control, encode_control, negotiate,
 };
+
+use super::meter::Meter;
 
 /// Why talking to the other node failed.
 #[derive(Debug, thiserror::Error)]
@@ -72,13 +75,17 @@ pub(super) fn connect(address: &str, time: Duration) -> Result<TcpStream, PeerEr
 }
 
 /// Reads one frame whose payload is covered by its checksum.
-pub(super) fn read_frame(stream: &mut TcpStream) -> Result<(FrameHeader, Vec<u8>), PeerError> {
+pub(super) fn read_frame(
+    stream: &mut TcpStream,
+    meter: &Meter,
+) -> Result<(FrameHeader, Vec<u8>), PeerError> {
     let mut header = [0; HEADER_BYTES];
     stream.read_exact(&mut header)?;
     let header = FrameHeader::from_bytes(&header)?;
     debug_assert!(header.payload_len() <= PAYLOAD_BYTES_MAX);
     let mut payload = vec![0; header.payload_len()];
     stream.read_exact(&mut payload)?;
+    meter.count_bytes(HEADER_BYTES + payload.len());
     if header.covers(&payload) {
         Ok((header, payload))
     } else {
@@ -103,19 +110,25 @@ pub(super) fn write_frame(
     index: u16,
     sequence: u64,
     payload: &[u8],
+    meter: &Meter,
 ) -> io::Result<()> {
     let header = FrameHeader::covering(kind, index, sequence, payload);
     let mut frame = Vec::with_capacity(HEADER_BYTES + payload.len());
     frame.extend_from_slice(&header.to_bytes());
     frame.extend_from_slice(payload);
-    stream.write_all(&frame)
+    stream.write_all(&frame)?;
+    meter.count_bytes(frame.len());
+    Ok(())
 }
 
 /// The source's first words. Both sides come to the same version and capabilities.
-pub(super) fn say_hello(stream: &mut TcpStream) -> Result<(u16, Capabilities), PeerError> {
+pub(super) fn say_hello(
+    stream: &mut TcpStream,
+    meter: &Meter,
+) -> Result<(u16, Capabilities), PeerError> {
     let own = Hello::own();
-    write_frame(stream, FrameKind::Hello, 0, 1, &own.to_bytes())?;
-    let (header, payload) = read_frame(stream)?;
+    write_frame(stream, FrameKind::Hello, 0, 1, &own.to_bytes(), meter)?;
+    let (header, payload) = read_frame(stream, meter)?;
     expect_kind(&header, FrameKind::HelloReply)?;
     Ok(negotiate(own, hello_from(&payload)?)?)
 }
@@ -124,9 +137,10 @@ pub(super) fn say_hello(stream: &mut TcpStream) -> Result<(u16, Capabilities), P
 pub(super) fn answer_hello(
     stream: &mut TcpStream,
     payload: &[u8],
+    meter: &Meter,
 ) -> Result<(u16, Capabilities), PeerError> {
     let own = Hello::own();
-    write_frame(stream, FrameKind::HelloReply, 0, 1, &own.to_bytes())?;
+    write_frame(stream, FrameKind::HelloReply, 0, 1, &own.to_bytes(), meter)?;
     Ok(negotiate(own, hello_from(payload)?)?)
 }
 
@@ -141,6 +155,7 @@ fn hello_from(payload: &[u8]) -> Result<Hello, HelloError> {
 pub(super) fn say_stream_hello(
     stream: &mut TcpStream,
     hello: StreamHello,
+    meter: &Meter,
 ) -> Result<(), PeerError> {
     let payload = hello.to_bytes();
     Ok(write_frame(
@@ -149,6 +164,7 @@ pub(super) fn say_stream_hello(
         hello.index,
         1,
         &payload,
+        meter,
     )?)
 }
 
@@ -157,16 +173,22 @@ pub(super) fn say_stream_hello(
 pub(super) struct ControlWriter {
     stream: TcpStream,
     sequence: u64,
+    meter: Arc<Meter>,
 }
 
 impl ControlWriter {
     /// A writer on a connection whose hellos are exchanged. A peer that takes nothing for `silence`
     /// is lost.
-    pub(super) fn new(stream: TcpStream, silence: Duration) -> io::Result<Self> {
+    pub(super) fn new(
+        stream: TcpStream,
+        silence: Duration,
+        meter: &Arc<Meter>,
+    ) -> io::Result<Self> {
         stream.set_write_timeout(Some(silence))?;
         Ok(Self {
             stream,
             sequence: 1,
+            meter: Arc::clone(meter),
         })
     }
 
@@ -179,6 +201,7 @@ impl ControlWriter {
             0,
             self.sequence,
             &payload,
+            &self.meter,
         )?)
     }
 
@@ -189,8 +212,8 @@ impl ControlWriter {
 }
 
 /// Reads one control message.
-pub(super) fn read_control(stream: &mut TcpStream) -> Result<Control, PeerError> {
-    let (header, payload) = read_frame(stream)?;
+pub(super) fn read_control(stream: &mut TcpStream, meter: &Meter) -> Result<Control, PeerError> {
+    let (header, payload) = read_frame(stream, meter)?;
     expect_kind(&header, FrameKind::Control)?;
     Ok(decode_control(&payload)?)
 }
@@ -198,14 +221,18 @@ pub(super) fn read_control(stream: &mut TcpStream) -> Result<Control, PeerError>
 /// Reads control messages on a thread of their own and hands each to `take`, the end included.
 pub(super) fn spawn_reader(
     mut stream: TcpStream,
+    meter: &Arc<Meter>,
     take: impl Fn(Result<Control, PeerError>) + Send + 'static,
 ) -> io::Result<()> {
     stream.set_read_timeout(None)?;
+    let meter = Arc::clone(meter);
     let read = move || {
+        let mut helper = meter.helper();
         loop {
-            let message = read_control(&mut stream);
+            let message = read_control(&mut stream, &meter);
             let over = message.is_err();
             take(message);
+            helper.lap();
             if over {
                 return;
             }
@@ -224,18 +251,19 @@ pub(super) fn query_owner(
     vm: &str,
     epoch: u64,
     time: Duration,
+    meter: &Arc<Meter>,
 ) -> Result<bool, PeerError> {
     let mut stream = connect(address, time)?;
     stream.set_read_timeout(Some(time))?;
-    say_hello(&mut stream)?;
-    let mut writer = ControlWriter::new(stream.try_clone()?, time)?;
+    say_hello(&mut stream, meter)?;
+    let mut writer = ControlWriter::new(stream.try_clone()?, time, meter)?;
     writer.send(&Control::OwnerQuery {
         migration,
         vm: vm.to_owned(),
         epoch,
     })?;
     loop {
-        if let Control::OwnerAnswer { committed } = read_control(&mut stream)? {
+        if let Control::OwnerAnswer { committed } = read_control(&mut stream, meter)? {
             return Ok(committed);
         }
     }

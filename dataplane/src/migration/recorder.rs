@@ -1,5 +1,6 @@
 //! What is told of a migration: rounds, the parts of the pause, the report.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use dwcp_api::{
@@ -10,6 +11,7 @@ use dwcp_proto::{Ending, Outcome, Phase};
 
 use dwcp_simd::PAGE_BYTES;
 
+use super::meter::Meter;
 use crate::engine::Session;
 
 /// Moments of the pause, in order, each on this node's monotonic clock.
@@ -50,6 +52,8 @@ pub(super) struct Recorder {
     pub(super) round: u32,
     /// Bytes that may be under way.
     pub(super) window_bytes: u64,
+    /// Counts of the helpers.
+    pub(super) meter: Arc<Meter>,
     rate: Rate,
 }
 
@@ -69,6 +73,7 @@ pub(super) struct Subject {
     pub(super) role: Role,
     pub(super) peer: String,
     pub(super) mode: String,
+    pub(super) meter: Arc<Meter>,
 }
 
 impl Recorder {
@@ -96,6 +101,7 @@ impl Recorder {
             pages_in_round: 0,
             round: 0,
             window_bytes: 0,
+            meter: subject.meter,
             rate: Rate {
                 since: now,
                 bytes: 0,
@@ -125,8 +131,13 @@ impl Recorder {
         self.rounds.push(report);
     }
 
+    /// Bytes of all frames of this migration that this end has sent or received.
+    pub(super) fn wire_bytes(&self, session: Option<&Session>) -> u64 {
+        self.meter.wire_bytes() + session.map_or(0, Session::wire_bytes)
+    }
+
     fn progress(&mut self, session: Option<&Session>) -> Progress {
-        let wire_bytes = session.map_or(0, Session::wire_bytes);
+        let wire_bytes = self.wire_bytes(session);
         let done = session.map_or(0, Session::pages_done);
         let elapsed = self.rate.since.elapsed().as_secs_f64();
         if elapsed >= 0.25 {
@@ -238,7 +249,7 @@ impl Recorder {
             owner: end.owner.to_owned(),
             epoch: end.epoch,
             round_reports: self.rounds.clone(),
-            cpu_s: end.cpu_ns as f64 / 1e9,
+            cpu_s: (end.cpu_ns + self.meter.cpu_ns()) as f64 / 1e9,
             notes: self.notes.clone(),
         }
     }
@@ -278,6 +289,7 @@ pub(super) struct End<'a> {
     pub(super) owner: &'a str,
     pub(super) epoch: u64,
     pub(super) wire_bytes: u64,
+    /// Of the driver and the workers.
     pub(super) cpu_ns: u64,
 }
 

@@ -104,7 +104,7 @@ fn close_superseded(node: &Arc<Node>, scope: JournalScope, stage: Stage) {
         (Role::Source, Stage::Prepared) => {
             let node = Arc::clone(node);
             spawn_question(move || {
-                let committed = ask(&scope);
+                let committed = ask(&scope, &Arc::default());
                 let kind = if committed {
                     RecordKind::Committed
                 } else {

@@ -13,6 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use dwcp_wire::FrameKind;
 use dwcp_wire::limits::DEVICE_BYTES_MAX;
 
+use super::meter::{Helper, Meter};
 use super::peer::{PeerError, read_frame, write_frame};
 
 /// Device state that a destination holds before the gate opens. QEMU's own is 0.3 MiB; video RAM
@@ -27,6 +28,7 @@ pub(super) struct Relay {
     peer: TcpStream,
     held: Arc<Held>,
     on_break: OnBreak,
+    meter: Arc<Meter>,
 }
 
 impl std::fmt::Debug for Relay {
@@ -52,15 +54,20 @@ struct HeldState {
 
 impl Relay {
     /// Reads from the other node at once, and holds what comes.
-    pub(super) fn start(peer: TcpStream, on_break: OnBreak) -> std::io::Result<Self> {
+    pub(super) fn start(
+        peer: TcpStream,
+        on_break: OnBreak,
+        meter: &Arc<Meter>,
+    ) -> std::io::Result<Self> {
         let held = Arc::new(Held::default());
         let relay = Self {
             peer: peer.try_clone()?,
             held: Arc::clone(&held),
             on_break: Arc::clone(&on_break),
+            meter: Arc::clone(meter),
         };
-        spawn("dwcp-device-in", move || {
-            if let Err(error) = receive(peer, &held) {
+        spawn("dwcp-device-in", meter, move |meter, helper| {
+            if let Err(error) = receive(peer, &held, meter, helper) {
                 held.end();
                 on_break(format!("device state from the other node: {error}"));
             }
@@ -75,15 +82,15 @@ impl Relay {
             vmm.try_clone()?,
             Arc::clone(&self.on_break),
         );
-        spawn("dwcp-device-out", move || {
-            if let Err(error) = send(from_vmm, peer) {
+        spawn("dwcp-device-out", &self.meter, move |meter, helper| {
+            if let Err(error) = send(from_vmm, peer, meter, helper) {
                 on_break(format!("device state to the other node: {error}"));
             }
         })?;
         let held = Arc::clone(&self.held);
-        spawn("dwcp-device-vmm", move || {
+        spawn("dwcp-device-vmm", &self.meter, move |_, helper| {
             // A VMM that has ended its part hears no more: its own report says whether it was well.
-            let _ = deliver(&held, vmm);
+            let _ = deliver(&held, vmm, helper);
         })
     }
 }
@@ -95,10 +102,15 @@ impl Drop for Relay {
     }
 }
 
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+fn spawn(
+    name: &str,
+    meter: &Arc<Meter>,
+    run: impl FnOnce(&Meter, &mut Helper) + Send + 'static,
+) -> std::io::Result<()> {
+    let meter = Arc::clone(meter);
     std::thread::Builder::new()
         .name(name.into())
-        .spawn(run)
+        .spawn(move || run(&meter, &mut meter.helper()))
         .map(drop)
 }
 
@@ -114,9 +126,15 @@ impl Held {
 }
 
 /// Other node -> held. An empty frame is the end.
-fn receive(mut peer: TcpStream, held: &Held) -> Result<(), PeerError> {
+fn receive(
+    mut peer: TcpStream,
+    held: &Held,
+    meter: &Meter,
+    helper: &mut Helper,
+) -> Result<(), PeerError> {
     loop {
-        let (header, payload) = read_frame(&mut peer)?;
+        helper.lap();
+        let (header, payload) = read_frame(&mut peer, meter)?;
         if header.kind != FrameKind::Device {
             return Err(PeerError::Kind {
                 expected: FrameKind::Device,
@@ -139,8 +157,9 @@ fn receive(mut peer: TcpStream, held: &Held) -> Result<(), PeerError> {
 }
 
 /// Held -> VMM.
-fn deliver(held: &Held, mut vmm: UnixStream) -> std::io::Result<()> {
+fn deliver(held: &Held, mut vmm: UnixStream, helper: &mut Helper) -> std::io::Result<()> {
     loop {
+        helper.lap();
         let mut state = held.lock();
         let chunk = loop {
             if let Some(chunk) = state.chunks.pop_front() {
@@ -161,12 +180,19 @@ fn deliver(held: &Held, mut vmm: UnixStream) -> std::io::Result<()> {
 }
 
 /// VMM -> other node.
-fn send(mut vmm: UnixStream, mut peer: TcpStream) -> std::io::Result<()> {
+fn send(
+    mut vmm: UnixStream,
+    mut peer: TcpStream,
+    meter: &Meter,
+    helper: &mut Helper,
+) -> std::io::Result<()> {
     let mut buffer = vec![0; DEVICE_BYTES_MAX];
     // The stream's first frame was its hello.
     for sequence in 2.. {
+        helper.lap();
         let bytes = vmm.read(&mut buffer)?;
-        write_frame(&mut peer, FrameKind::Device, 0, sequence, &buffer[..bytes])?;
+        let kind = FrameKind::Device;
+        write_frame(&mut peer, kind, 0, sequence, &buffer[..bytes], meter)?;
         if bytes == 0 {
             break;
         }

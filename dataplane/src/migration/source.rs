@@ -218,6 +218,7 @@ fn recorder(request: &Request, tracker: &str, ram_bytes: u64) -> Recorder {
         role: Role::Source,
         peer: request.destination.name().to_owned(),
         mode: request.settings.mode.clone(),
+        meter: Arc::default(),
     });
     recorder.tracker = tracker.to_owned();
     recorder.ram_bytes = ram_bytes;
@@ -369,7 +370,7 @@ impl SourceDriver {
             round: u64::from(self.recorder.round),
             pages_in_round: self.recorder.pages_in_round,
             pages_done: self.session.pages_done(),
-            wire_bytes: self.session.wire_bytes(),
+            wire_bytes: self.recorder.wire_bytes(Some(&self.session)),
             in_flight_bytes: self.session.in_flight_bytes(),
             elapsed_ns: self.recorder.started().elapsed().as_nanos() as u64,
         };
@@ -401,7 +402,7 @@ impl SourceDriver {
             outcome: &outcome,
             owner,
             epoch,
-            wire_bytes: self.session.wire_bytes(),
+            wire_bytes: self.recorder.wire_bytes(Some(&self.session)),
             cpu_ns: workers + crate::engine::thread_cpu_ns(),
         });
         tracing::info!(migration = %self.request.id, result = ?report.result, reason = report.reason, "ended");

@@ -80,11 +80,12 @@ impl SourceDriver {
     fn try_connect(&mut self, time: Duration) -> Result<(), peer::PeerError> {
         let mut stream = peer::connect(&self.request.destination.address, time)?;
         stream.set_read_timeout(Some(time))?;
-        peer::say_hello(&mut stream)?;
+        let meter = Arc::clone(&self.recorder.meter);
+        peer::say_hello(&mut stream, &meter)?;
         let silence = Duration::from_millis(self.request.settings.peer_silence_ms.into());
-        self.control = Some(ControlWriter::new(stream.try_clone()?, silence)?);
+        self.control = Some(ControlWriter::new(stream.try_clone()?, silence, &meter)?);
         let mailbox = self.mailbox.clone();
-        peer::spawn_reader(stream, move |message| {
+        peer::spawn_reader(stream, &meter, move |message| {
             let event = match message {
                 Ok(message) => SourceEvent::Peer(message),
                 Err(error) => SourceEvent::PeerLost(format!("control connection: {error}")),
@@ -163,7 +164,7 @@ impl SourceDriver {
                 index,
                 role: StreamRole::Data,
             };
-            peer::say_stream_hello(&mut socket, hello)?;
+            peer::say_stream_hello(&mut socket, hello, &self.recorder.meter)?;
             let worker = &self.workers[usize::from(index) % count];
             worker.command(SourceCommand::AddStream { index, socket });
         }
@@ -173,12 +174,16 @@ impl SourceDriver {
             index: 0,
             role: StreamRole::Device,
         };
-        peer::say_stream_hello(&mut device, hello)?;
+        peer::say_stream_hello(&mut device, hello, &self.recorder.meter)?;
         let mailbox = self.mailbox.clone();
         let on_break = move |reason: String| {
             let _ = mailbox.push(SourceInput::DeviceLost(reason));
         };
-        self.relay = Some(Relay::start(device, Arc::new(on_break))?);
+        self.relay = Some(Relay::start(
+            device,
+            Arc::new(on_break),
+            &self.recorder.meter,
+        )?);
         Ok(())
     }
 
@@ -360,7 +365,9 @@ impl SourceDriver {
             Arc::clone(&self.vm_stop),
             self.mailbox.clone(),
         );
+        let meter = Arc::clone(&self.recorder.meter);
         let run = move || {
+            let _helper = meter.helper();
             let event = match lock(&vm).send_device_state(&stop) {
                 Ok(()) => SourceEvent::DeviceSent,
                 Err(error) => SourceEvent::Failed(AbortCode::Vmm, format!("device state: {error}")),
@@ -402,8 +409,10 @@ impl SourceDriver {
             self.request.id.0,
         );
         let time = Duration::from_millis(self.request.settings.connect_timeout_ms.into());
+        let meter = Arc::clone(&self.recorder.meter);
         let ask = move || {
-            match peer::query_owner(&address, id, &vm, epoch, time) {
+            let _helper = meter.helper();
+            match peer::query_owner(&address, id, &vm, epoch, time, &meter) {
                 Ok(committed) => {
                     let event = SourceEvent::OwnerAnswer { committed };
                     let _ = mailbox.push(SourceInput::Event(event));

@@ -143,7 +143,7 @@ impl Userfaultfd {
         for (index, &(start, bytes)) in self.blocks.iter().enumerate() {
             self.pagemap
                 .take_written(start, bytes.min(most), |page, count| {
-                    written(index, page, count)
+                    written(index, page, count);
                 })
                 .map_err(|errno| match errno {
                     Errno::ENOTTY => VmmError::Failed(
@@ -172,7 +172,7 @@ impl DirtyTracker for Userfaultfd {
 
     fn collect(&mut self, dirty: &mut RamBitmap) -> Result<Collected, VmmError> {
         self.take(u64::MAX, |block, page, count| {
-            dirty.blocks[block].set_range(page, count)
+            dirty.blocks[block].set_range(page, count);
         })?;
         Ok(Collected::Marked)
     }
