@@ -391,6 +391,31 @@ fn qemu_is_run_attached_and_its_exit_code_passed_on() {
     assert!(plane.seen(|request| matches!(request, Request::DetachVm { name } if name == "web")));
 }
 
+/// kill -9 of everything must leave no RAM behind: the file has no name, and QEMU has it open.
+#[test]
+fn guest_ram_has_no_name_and_goes_with_qemu() {
+    let node = TestNode::start(Some(fake::obedient()));
+    let folder = node.dir.path();
+    let ram = folder.join("ram");
+    std::fs::create_dir(&ram).unwrap();
+    // Plays QEMU: says what it was given, and what that is.
+    let qemu = script(
+        folder,
+        "path=$(echo \"$*\" | sed 's/.*mem-path=\\([^,]*\\),.*/\\1/'); echo $path; readlink $path",
+    );
+    let mut command = node.dwcp(&["vm", "run-qemu", "web", "--mem-path"]);
+    command
+        .arg(&ram)
+        .args(["--", "-m", "64"])
+        .env("DWCP_QEMU", &qemu);
+    let (out, _) = run(&mut command, 0);
+    let (path, target) = out.split_once('\n').unwrap();
+    assert!(path.starts_with("/proc/self/fd/"), "{out}");
+    assert!(target.starts_with(ram.to_str().unwrap()), "{out}");
+    assert!(target.trim_end().ends_with("(deleted)"), "{out}");
+    assert_eq!(std::fs::read_dir(&ram).unwrap().count(), 0);
+}
+
 /// A QEMU that inherits blocked signals cannot be told to end. grep, told to read its own status,
 /// plays QEMU: no shell in between that would clear the mask.
 #[test]

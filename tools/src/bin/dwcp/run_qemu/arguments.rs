@@ -21,8 +21,8 @@ pub(super) struct Plan {
     pub(super) program: String,
     pub(super) arguments: Vec<String>,
     pub(super) environment: Vec<(String, String)>,
-    /// File behind guest RAM that was added, to be removed when QEMU ended.
-    pub(super) ram_file: Option<String>,
+    /// Guest RAM in [`Added::ram_file`] was added.
+    pub(super) adds_ram: bool,
 }
 
 /// Value of an option, `-name value` or `--name value`.
@@ -82,7 +82,7 @@ pub(super) fn plan(given: &[String], added: &Added) -> Result<Plan, String> {
     }
     let mut arguments = given.to_vec();
     let memory = memory::arguments(given, &added.ram_file)?;
-    let ram_file = (!memory.is_empty()).then(|| added.ram_file.clone());
+    let adds_ram = !memory.is_empty();
     arguments.extend(memory);
     let qmp = format!("unix:{},server=on,wait=off", added.qmp_socket);
     arguments.extend(["-qmp".to_owned(), qmp]);
@@ -98,7 +98,7 @@ pub(super) fn plan(given: &[String], added: &Added) -> Result<Plan, String> {
         program,
         arguments,
         environment,
-        ram_file,
+        adds_ram,
     })
 }
 

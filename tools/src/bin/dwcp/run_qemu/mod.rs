@@ -3,6 +3,7 @@
 mod arguments;
 mod memory;
 mod process;
+mod ram_file;
 
 use std::path::{Path, PathBuf};
 
@@ -13,11 +14,14 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::vm;
 use arguments::{Added, Plan};
+use ram_file::RamFile;
 
 const HELP: &str = "Added to QEMU's arguments: a QMP socket, shared memory when none is given \
 (size from -m), and with --incoming `-incoming defer -S`. The library libdwcp_preload.so is \
 preloaded when it lies next to the dwcp program or in ../lib/dwcp: it hands out the userfaultfd \
 by which written pages are found fastest.
+Guest RAM is a file without a name in the folder of --mem-path, that QEMU inherits: it goes with \
+QEMU, however that ends. --dry-run shows a named one, for a launch line of your own.
 QEMU is $DWCP_QEMU, or the first word after -- when that is no option, or qemu-system-x86_64. \
 Signals are passed on; the exit code is QEMU's.
 
@@ -68,23 +72,28 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     };
     let folder = vm::absolute(&folder)?;
     let preload = find_preload();
-    let ram_file = args
-        .mem_path
-        .join(format!("dwcp-{}-{}.ram", args.name, std::process::id()));
-    let added = Added {
+    let mut added = Added {
         qmp_socket: format!("{folder}/{}.qmp", args.name),
         uffd_socket: preload
             .as_ref()
             .map(|_| format!("{folder}/{}.uffd", args.name)),
-        ram_file: vm::absolute(&ram_file)?,
+        ram_file: vm::absolute(&args.mem_path.join(format!("dwcp-{}.ram", args.name)))?,
         preload,
         incoming: args.incoming,
         default_program: std::env::var(QEMU_ENV).ok(),
     };
-    let plan = arguments::plan(&args.qemu, &added).map_err(Failure::Usage)?;
+    let mut plan = arguments::plan(&args.qemu, &added).map_err(Failure::Usage)?;
     if args.dry_run {
         return dry_run(&plan, context);
     }
+    let ram = if plan.adds_ram {
+        let ram = RamFile::make(&args.mem_path)?;
+        added.ram_file = ram.path();
+        plan = arguments::plan(&args.qemu, &added).map_err(Failure::Usage)?;
+        Some(ram)
+    } else {
+        None
+    };
     if plan.environment.is_empty() {
         eprintln!(
             "dwcp: {PRELOAD_NAME} not found next to dwcp: written pages are found by a slower tracker"
@@ -94,7 +103,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         qmp_socket: added.qmp_socket,
         uffd_socket: added.uffd_socket,
     };
-    match process::run(&args.name, &plan, attachment, context)? {
+    match process::run(&args.name, &plan, ram, attachment, context)? {
         0 => Ok(()),
         code => Err(Failure::Exit(code)),
     }

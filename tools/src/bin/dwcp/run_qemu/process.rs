@@ -14,6 +14,7 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{self, SignalKind};
 
 use super::arguments::Plan;
+use super::ram_file::RamFile;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::vm;
@@ -27,6 +28,7 @@ const MONITOR_PERIOD: Duration = Duration::from_millis(20);
 pub(super) fn run(
     name: &str,
     plan: &Plan,
+    ram: Option<RamFile>,
     attachment: Attachment,
     context: &mut Context,
 ) -> Result<u8, Failure> {
@@ -45,6 +47,8 @@ pub(super) fn run(
     // takes handlers away. In place before QEMU is, so that no signal is missed.
     let mut signals = Forwarded::listen().map_err(Failure::other)?;
     let mut child = spawn(plan)?;
+    // QEMU has it now, and is the only one.
+    drop(ram);
     let node = context.node.path().to_owned();
     let attached_name = name.to_owned();
     let json = context.json;
@@ -57,9 +61,6 @@ pub(super) fn run(
         );
     });
     let status = runtime.block_on(wait(&mut child, &mut signals));
-    if let Some(file) = &plan.ram_file {
-        let _ = std::fs::remove_file(file);
-    }
     // The VM is gone from this node whether or not the node still hears of it.
     let _ = context.node.ask(&Request::DetachVm {
         name: name.to_owned(),
