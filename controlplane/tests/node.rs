@@ -227,6 +227,39 @@ fn a_data_plane_that_dies_under_a_request_is_plane_down() {
     assert_eq!(node.refusal(&Request::ListVms).code, ErrorCode::PlaneDown);
 }
 
+/// A VMM that answers slowly holds up the request that needs it, and nobody else.
+#[test]
+fn a_slow_start_or_attach_delays_no_other_request() {
+    let node = TestNode::start();
+    let delay = |request: &dataplane::Request| match request {
+        dataplane::Request::StartMigration { .. } | dataplane::Request::AttachVm { .. } => {
+            Duration::from_secs(3)
+        }
+        _ => Duration::ZERO,
+    };
+    let plane = FakePlane::start_slow(&node.plane_path(), fake::obedient(), delay);
+    node.wait_for_plane();
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| (node.ask(&migrate("b")), Instant::now()));
+        let slower = scope.spawn(|| (node.ask(&attach("web")), Instant::now()));
+        wait(|| {
+            plane.seen(|request| matches!(request, dataplane::Request::StartMigration { .. }))
+                && plane.seen(|request| matches!(request, dataplane::Request::AttachVm { .. }))
+        });
+        node.ask(&Request::Status { which: None });
+        node.ask(&Request::ListVms);
+        let which = MigrationId(1).to_string();
+        node.ask(&Request::Cancel { which });
+        node.ask(&Request::Doctor);
+        let answered = Instant::now();
+        let (started, started_at) = slow.join().unwrap();
+        let (attached, attached_at) = slower.join().unwrap();
+        assert!(matches!(started, Reply::Started { .. }), "{started:?}");
+        assert!(matches!(attached, Reply::Vm(_)), "{attached:?}");
+        assert!(answered < started_at && answered < attached_at);
+    });
+}
+
 #[test]
 fn a_running_migration_shows_the_counters_page() {
     let node = TestNode::start();

@@ -48,6 +48,7 @@ pub struct Client {
     calls: mpsc::Sender<Call>,
     link: watch::Receiver<Link>,
     path: Arc<Path>,
+    identity: Arc<NodeIdentity>,
 }
 
 impl Client {
@@ -59,11 +60,12 @@ impl Client {
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (call_sender, call_receiver) = mpsc::channel(CALLS_MAX);
         let (link_sender, link) = watch::channel(Link::Down("not yet connected".into()));
-        let connecting = run(path.clone(), identity, call_receiver, link_sender);
+        let connecting = run(path.clone(), identity.clone(), call_receiver, link_sender);
         let client = Self {
             calls: call_sender,
             link,
             path: path.into(),
+            identity: identity.into(),
         };
         (client, connecting)
     }
@@ -89,11 +91,13 @@ impl Client {
         if let Link::Down(why) = self.link() {
             return Err(self.down(&why));
         }
-        let patience = PATIENCE + extra_patience(&request);
+        if let Some(what) = asks_vmms(&request) {
+            return self.call_apart(&request, what).await;
+        }
         let (reply, answer) = oneshot::channel();
         let call = Call {
             request,
-            patience,
+            patience: PATIENCE,
             reply,
         };
         if self.calls.try_send(call).is_err() {
@@ -110,10 +114,42 @@ impl Client {
         }
     }
 
+    /// Makes a request on a connection of its own: others need not wait for a VMM that is slow.
+    async fn call_apart(&self, request: &Request, what: &str) -> Result<Reply, ApiError> {
+        let patience = PATIENCE + extra_patience(request);
+        let asked = async {
+            let connected = connection::connect(&self.path, &self.identity).await;
+            let (mut connection, _) = connected.map_err(|error| error.to_string())?;
+            connection.ask(request).await
+        };
+        match tokio::time::timeout(patience, asked).await {
+            Ok(Ok(Reply::Error(error))) => Err(error),
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(why)) => Err(self.down(&why)),
+            Err(_) => {
+                let message = format!("{what}: not done within {} s", patience.as_secs());
+                Err(ApiError::new(ErrorCode::System, message).with_hint(
+                    "a VM's monitor does not answer, or another client holds it: see the data \
+                     plane's log; it may still be done, `dwcp status` and `dwcp vm list` show it",
+                ))
+            }
+        }
+    }
+
     fn down(&self, why: &str) -> ApiError {
         let message = format!("{}: no data plane: {why}", self.path.display());
         ApiError::new(ErrorCode::PlaneDown, message)
             .with_hint("start dwcp-dataplane on this node, with the same state folder")
+    }
+}
+
+/// Requests that wait for VMMs, in words.
+const fn asks_vmms(request: &Request) -> Option<&'static str> {
+    match request {
+        Request::AttachVm { .. } => Some("attaching the VM"),
+        Request::ListVms => Some("listing the VMs"),
+        Request::StartMigration { .. } => Some("starting the migration"),
+        _ => None,
     }
 }
 

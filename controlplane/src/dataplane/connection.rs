@@ -85,6 +85,13 @@ fn greet(
 }
 
 impl Connection {
+    /// One request and its reply, on a connection without other calls.
+    pub(super) async fn ask(&mut self, request: &Request) -> Result<Reply, String> {
+        self.send(request).await?;
+        let frame = self.frames.next().await;
+        self.reply(frame)
+    }
+
     /// Serves calls until the connection ends; says why it did. Calls that are not answered by
     /// then are dropped, which their callers see at once.
     pub(super) async fn serve(mut self, calls: &mut mpsc::Receiver<Call>) -> String {

@@ -4,11 +4,11 @@
 mod store;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dwcp_api::dataplane::{Reply, Request};
 use dwcp_api::{ApiError, Attachment, ErrorCode, VmInfo};
-use tokio::sync::Mutex;
+use futures_util::{StreamExt, stream};
 
 use crate::dataplane::{Client, Link};
 use crate::folder::FolderError;
@@ -17,10 +17,16 @@ use store::Store;
 /// VMs that a node may have.
 pub const VMS_MAX: usize = 1000;
 
+/// VMs that are attached again at once: one that is slow does not keep the others waiting.
+const ATTACHING_MAX: usize = 16;
+
 /// The VMs of this node.
 #[derive(Clone, Debug)]
 pub struct Vms {
     store: Arc<Mutex<Store>>,
+    /// Attaching and detaching take turns, so that record and data plane agree; who only looks does
+    /// not wait for a VMM that is slow.
+    turn: Arc<tokio::sync::Mutex<()>>,
     client: Client,
 }
 
@@ -33,6 +39,7 @@ impl Vms {
         let store = Store::open(folder.join(store::FILE_NAME))?;
         Ok(Self {
             store: Arc::new(Mutex::new(store)),
+            turn: Arc::default(),
             client,
         })
     }
@@ -44,8 +51,8 @@ impl Vms {
     pub async fn attach(&self, name: String, attachment: Attachment) -> Result<VmInfo, ApiError> {
         check_name(&name)?;
         check_attachment(&attachment)?;
-        let mut store = self.store.lock().await;
-        if store.vms().len() >= VMS_MAX && !store.vms().contains_key(&name) {
+        let _turn = self.turn.lock().await;
+        if self.is_full_for(&name) {
             let message = format!("this node has {VMS_MAX} VMs already");
             return Err(ApiError::new(ErrorCode::Busy, message));
         }
@@ -57,10 +64,19 @@ impl Vms {
             Reply::Vm(info) => info,
             other => return Err(unexpected(&other)),
         };
-        store
+        self.store()
             .insert(&name, attachment)
             .map_err(|error| system(&error))?;
         Ok(info)
+    }
+
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_full_for(&self, name: &str) -> bool {
+        let store = self.store();
+        store.vms().len() >= VMS_MAX && !store.vms().contains_key(name)
     }
 
     /// Forgets a VM, which goes on running.
@@ -68,8 +84,8 @@ impl Vms {
     /// # Errors
     /// [`ErrorCode::NotFound`], and the data plane's refusal while the VM is being moved.
     pub async fn detach(&self, name: String) -> Result<(), ApiError> {
-        let mut store = self.store.lock().await;
-        let known = store.vms().contains_key(&name);
+        let _turn = self.turn.lock().await;
+        let known = self.store().vms().contains_key(&name);
         match self
             .client
             .call(Request::DetachVm { name: name.clone() })
@@ -79,7 +95,7 @@ impl Vms {
             Err(error) if error.code == ErrorCode::NotFound && known => {}
             Err(error) => return Err(error),
         }
-        store.remove(&name).map_err(|error| system(&error))?;
+        self.store().remove(&name).map_err(|error| system(&error))?;
         Ok(())
     }
 
@@ -92,7 +108,7 @@ impl Vms {
             Reply::Vms(list) => list,
             other => return Err(unexpected(&other)),
         };
-        for (name, attachment) in self.store.lock().await.vms() {
+        for (name, attachment) in self.store().vms() {
             if !list.iter().any(|vm| vm.name == *name) {
                 list.push(VmInfo {
                     name: name.clone(),
@@ -122,19 +138,26 @@ impl Vms {
     }
 
     async fn attach_recorded(&self) {
-        let store = self.store.lock().await;
-        for (name, attachment) in store.vms() {
-            let request = Request::AttachVm {
-                name: name.clone(),
-                attachment: attachment.clone(),
-            };
-            match self.client.call(request).await {
-                Ok(_) => tracing::info!(vm = name, "attached again"),
-                // This daemon was restarted, the data plane was not.
-                Err(error) if error.code == ErrorCode::Busy => {}
-                Err(error) if error.code == ErrorCode::PlaneDown => return,
-                Err(error) => tracing::warn!(vm = name, %error, "not attached again"),
-            }
+        let _turn = self.turn.lock().await;
+        let recorded = self.store().vms().clone();
+        stream::iter(recorded)
+            .for_each_concurrent(ATTACHING_MAX, |(name, attachment)| async {
+                self.attach_again(name, attachment).await;
+            })
+            .await;
+    }
+
+    async fn attach_again(&self, name: String, attachment: Attachment) {
+        let request = Request::AttachVm {
+            name: name.clone(),
+            attachment,
+        };
+        match self.client.call(request).await {
+            Ok(_) => tracing::info!(vm = name, "attached again"),
+            // This daemon was restarted, the data plane was not; or the VM is in doubt, and the data
+            // plane attaches it again when that is settled.
+            Err(error) if matches!(error.code, ErrorCode::Busy | ErrorCode::PlaneDown) => {}
+            Err(error) => tracing::warn!(vm = name, %error, "not attached again"),
         }
     }
 }

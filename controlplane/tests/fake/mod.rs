@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use dwcp_api::counters::CountersPage;
 use dwcp_api::dataplane::{Reply, Request};
@@ -33,7 +34,13 @@ pub struct FakePlane {
 }
 
 impl FakePlane {
-    pub fn start(path: &Path, mut script: Script) -> Self {
+    pub fn start(path: &Path, script: Script) -> Self {
+        Self::start_slow(path, script, |_| Duration::ZERO)
+    }
+
+    /// With a delay before the answer to a request, that holds up its own connection only.
+    pub fn start_slow(path: &Path, script: Script, delay: fn(&Request) -> Duration) -> Self {
+        let script = Arc::new(Mutex::new(script));
         let listener = Listener::bind(path).unwrap();
         let mut fake = Self {
             requests: Arc::default(),
@@ -52,7 +59,9 @@ impl FakePlane {
                 if ends.load(Ordering::SeqCst) {
                     return;
                 }
-                serve(stream, &requests, &counters, &mut script);
+                let (requests, counters) = (Arc::clone(&requests), Arc::clone(&counters));
+                let script = Arc::clone(&script);
+                std::thread::spawn(move || serve(stream, &requests, &counters, &script, delay));
             }
         });
         fake.thread = Some(thread);
@@ -81,7 +90,8 @@ fn serve(
     mut stream: UnixStream,
     requests: &Mutex<Vec<Request>>,
     counters: &CountersPage,
-    script: &mut Script,
+    script: &Mutex<Script>,
+    delay: fn(&Request) -> Duration,
 ) {
     while let Ok((request, _)) = dwcp_api::receive::<Request>(&mut stream) {
         requests.lock().unwrap().push(request.clone());
@@ -94,7 +104,9 @@ fn serve(
             let file = counters.file();
             dwcp_api::send(&mut stream, &hello, &[file.as_fd().as_raw_fd()])
         } else {
-            match script(&request) {
+            std::thread::sleep(delay(&request));
+            let reply = script.lock().unwrap()(&request);
+            match reply {
                 Some(reply) => dwcp_api::send(&mut stream, &reply, &[]),
                 None => break,
             }
