@@ -138,7 +138,8 @@ pub struct VmInfo {
     pub name: String,
     /// How it is reached.
     pub attachment: Attachment,
-    /// `running`, `paused`, `incoming` (waits for a migration), `postmigrate`, `gone`.
+    /// `running`, `paused`, `incoming` (waits for a migration), `postmigrate`; `moving`, `in doubt`,
+    /// `attaching` while somebody has it to himself; `no answer`, `gone`.
     pub state: String,
     /// Size of its migratable RAM.
     pub ram_bytes: u64,

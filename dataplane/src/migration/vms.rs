@@ -155,7 +155,9 @@ impl Node {
                 Held::Attaching => "attaching",
                 Held::Free => match look(&entry.info) {
                     Ok(info) => return info,
-                    Err(_) => "gone",
+                    Err(VmmError::Gone(_)) => "gone",
+                    // Somebody else may have its monitor: it is there all the same.
+                    Err(_) => "no answer",
                 },
             };
             VmInfo {
