@@ -188,6 +188,10 @@ impl DestinationWorker<'_> {
                         .read_table(&header, table, &mut stream.table)
                         .map_err(text)?;
                     self.session.place().map_err(text)?;
+                    if header.round == 0 {
+                        self.populate(slot)?;
+                    }
+                    let stream = &mut self.streams[slot];
                     stream.receiver.place(stream.table.in_place());
                     continue;
                 }
@@ -214,6 +218,19 @@ impl DestinationWorker<'_> {
         self.ask(slot);
         self.acknowledge(slot, if marked { 1 } else { self.ack_bytes });
         Ok(())
+    }
+
+    /// Pages that are filled for the first time get their memory in one call a run.
+    fn populate(&self, slot: Slot) -> Result<(), String> {
+        let blocks = self.session.layout.blocks();
+        self.streams[slot]
+            .table
+            .in_place()
+            .iter()
+            .try_for_each(|run| {
+                let block = &blocks[run.ram_block as usize];
+                block.populate(run.page, run.count).map_err(text)
+            })
     }
 
     /// Asks for what the stream's receiver wants next.

@@ -16,8 +16,8 @@ use super::node::{lock, plan_workers};
 use super::relay::Relay;
 use super::source::random;
 use crate::engine::{
-    DestinationCommand, Session, StreamRound, WorkerSettings, read_again, read_everything,
-    spawn_destination_worker,
+    DestinationCommand, Session, StreamRound, WorkerSettings, keep_allocated, read_again,
+    read_everything, spawn_destination_worker, wipe_unknown,
 };
 use crate::ram::RamLayout;
 use crate::vmm::{self, VmmError};
@@ -74,19 +74,16 @@ impl DestinationDriver {
         let layout = vm.ram().map_err(vm_failed)?;
         check_room(&layout)?;
         let random = random().map_err(|error| (RefuseCode::Other, error.to_string()))?;
+        let seed = self.offer.fingerprint_seed;
+        let session = Session::new(layout, seed, self.settings.codec);
         if !self.offer.dry_run {
             self.journal
                 .write(&self.node, RecordKind::Begin { attachment })
                 .map_err(|error| (RefuseCode::Other, error))?;
             self.began = true;
-            for block in layout.blocks() {
-                block
-                    .discard()
-                    .map_err(|error| (RefuseCode::Other, error.to_string()))?;
-            }
+            keep_allocated(&session).map_err(|error| (RefuseCode::Other, error.to_string()))?;
         }
-        let seed = self.offer.fingerprint_seed;
-        self.session = Some(Arc::new(Session::new(layout, seed, self.settings.codec)));
+        self.session = Some(Arc::new(session));
         self.vm = Some(Arc::new(Mutex::new(vm)));
         Ok(random)
     }
@@ -220,6 +217,15 @@ impl DestinationDriver {
         let mut root = RamRoot(self.recorder.ram_root.unwrap_or(0));
         let (mut applied, mut suspects) = (RoundSummary::default(), vec![]);
         let round = self.round[0].round;
+        if round == 0
+            && let Some(session) = &self.session
+        {
+            let pages = wipe_unknown(session);
+            tracing::debug!(
+                pages,
+                "allocated pages that the source never named are clear"
+            );
+        }
         for part in self.round.drain(..) {
             applied.frames += part.applied.summary.frames;
             applied.wire_bytes += part.applied.summary.wire_bytes;

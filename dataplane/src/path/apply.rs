@@ -42,7 +42,7 @@ struct Applier<'a> {
 }
 
 impl<'a> Incoming<'a> {
-    /// A line into `layout`, whose RAM is empty.
+    /// A line into `layout`; the digests say what it holds.
     #[must_use]
     pub fn new(layout: &'a RamLayout, digests: &'a Digests, key: &'a FingerprintKey) -> Self {
         Self {

@@ -153,6 +153,18 @@ impl RamBlock {
         self.mapping.span(page as usize, count as usize)
     }
 
+    /// Makes sure that a run of pages has memory, and is mapped, before the kernel fills it.
+    ///
+    /// # Errors
+    /// [`RamError::System`] when there is no memory left. A kernel that does not know the call (before
+    /// 5.14) finds the memory page by page, as it is filled.
+    pub fn populate(&self, page: u32, count: u32) -> Result<(), RamError> {
+        match self.mapping.populate(page as usize, count as usize) {
+            Ok(()) | Err(Errno::EINVAL) => Ok(()),
+            Err(errno) => Err(self.system("memory for pages", errno)),
+        }
+    }
+
     /// Copies a page into RAM.
     ///
     /// # Panics
@@ -171,21 +183,22 @@ impl RamBlock {
             .map_err(|errno| self.system("discard", errno))
     }
 
-    /// Marks every page that may hold something else than zeros: what the file has allocated.
+    /// Marks every page that may hold something else than zeros: what the file has allocated. Returns
+    /// false when its file system cannot tell; all pages are marked then.
     ///
     /// # Errors
     /// [`RamError::System`].
-    pub fn mark_data(&self, bitmap: &mut DirtyBitmap) -> Result<(), RamError> {
+    pub fn mark_data(&self, bitmap: &mut DirtyBitmap) -> Result<bool, RamError> {
         let page = PAGE_BYTES as i64;
         let mut offset = 0;
         while offset < self.bytes as i64 {
             let data = match lseek(&self.file, offset, Whence::SeekData) {
                 Ok(data) => data,
-                Err(Errno::ENXIO) => return Ok(()),
-                // The file system cannot tell: all of it is data.
-                Err(Errno::EINVAL) => {
+                Err(Errno::ENXIO) => return Ok(true),
+                // hugetlbfs has no notion of it.
+                Err(Errno::EINVAL | Errno::ESPIPE) => {
                     bitmap.set_range(0, self.pages());
-                    return Ok(());
+                    return Ok(false);
                 }
                 Err(errno) => return Err(self.system("lseek", errno)),
             };
@@ -196,7 +209,7 @@ impl RamBlock {
             bitmap.set_range(first, end.saturating_sub(first));
             offset = hole;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// What the block has and could have.

@@ -10,10 +10,16 @@ use super::block::RamLayout;
 ///
 /// A page that is zero has no entry (both words 0) and no term in the root: both ends begin with
 /// empty RAM, empty digests and the root 0, and a page that never held anything costs nothing.
+///
+/// The destination's RAM may have been allocated beforehand, and hold anything. Such a page is
+/// *unknown* until something is applied to it: it has no term in the root, and is not zero.
 #[derive(Debug)]
 pub struct Digests {
     words: Vec<[AtomicU64; 2]>,
 }
+
+/// Both words of an unknown page. A real fingerprint is this with a chance of 2^-128.
+const UNKNOWN: u64 = u64::MAX;
 
 impl Digests {
     /// Digests of empty RAM.
@@ -35,22 +41,37 @@ impl Digests {
         (lo | hi != 0).then_some(Fingerprint { lo, hi })
     }
 
+    /// Says that nobody knows what a page holds.
+    pub fn set_unknown(&self, page: u64) {
+        self.store(page, UNKNOWN, UNKNOWN);
+    }
+
+    /// Whether nobody knows what a page holds.
+    #[must_use]
+    pub fn is_unknown(&self, page: u64) -> bool {
+        self.get(page).is_some_and(is_unknown)
+    }
+
     /// Replaces a page's fingerprint (`None`: it is zero now) and moves `root` with it.
     ///
     /// One worker at a time touches a page; between rounds the workers synchronise through their
     /// mailboxes, which orders these relaxed stores.
     pub fn set(&self, page: u64, new: Option<Fingerprint>, root: &mut RamRoot) {
         let old = self.get(page);
-        match (old, new) {
-            (None, None) => return,
+        match (old.filter(|old| !is_unknown(*old)), new) {
+            (None, None) => {}
             (None, Some(new)) => root.add(page, new),
             (Some(old), Some(new)) => root.replace(page, old, new),
             (Some(old), None) => root.remove(page, old),
         }
         let new = new.unwrap_or_default();
+        self.store(page, new.lo, new.hi);
+    }
+
+    fn store(&self, page: u64, new_lo: u64, new_hi: u64) {
         let [lo, hi] = &self.words[page as usize];
-        lo.store(new.lo, Ordering::Relaxed);
-        hi.store(new.hi, Ordering::Relaxed);
+        lo.store(new_lo, Ordering::Relaxed);
+        hi.store(new_hi, Ordering::Relaxed);
     }
 
     /// Pages spoken of.
@@ -64,10 +85,14 @@ impl Digests {
     pub fn root(&self) -> RamRoot {
         let mut root = RamRoot::default();
         for page in 0..self.pages() {
-            if let Some(fingerprint) = self.get(page) {
+            if let Some(fingerprint) = self.get(page).filter(|held| !is_unknown(*held)) {
                 root.add(page, fingerprint);
             }
         }
         root
     }
+}
+
+fn is_unknown(held: Fingerprint) -> bool {
+    held.lo == UNKNOWN && held.hi == UNKNOWN
 }

@@ -59,6 +59,9 @@ struct Guest {
     /// Start empty and wait for a migration.
     #[arg(long)]
     incoming: bool,
+    /// Allocate the RAM of an empty guest at the start.
+    #[arg(long)]
+    prealloc: bool,
 }
 
 fn kind(text: &str) -> Result<Kind, String> {
@@ -79,6 +82,7 @@ fn main() -> anyhow::Result<()> {
             seed: guest.seed,
             hugetlb: guest.hugetlb,
             incoming: guest.incoming,
+            prealloc: guest.prealloc,
         })?),
     }
 }

@@ -46,6 +46,8 @@ pub struct GuestSpec {
     pub dirty_pages_per_s: u64,
     /// What its pages look like.
     pub kind: Kind,
+    /// Whether the RAM of its empty place is allocated beforehand. Only of a synthetic guest.
+    pub prealloc: bool,
 }
 
 /// Both ends of a guest: one runs, the other waits. Dropping it ends both.
@@ -236,6 +238,9 @@ impl SyntheticProcess {
             .stdout(Stdio::null());
         if incoming {
             command.arg("--incoming");
+        }
+        if incoming && spec.prealloc {
+            command.arg("--prealloc");
         }
         let child = command.spawn().map_err(LabError::system("dwcp-load"))?;
         let mut process = Self { child, socket };

@@ -5,6 +5,7 @@
 //! | [`synthetic`] | a process that plays a guest: shared RAM, a known dirty rate, checks itself |
 //! | [`guests`]    | guests in a QEMU: a bare kernel of our own, or Linux with our own init       |
 //! | [`peers`]     | QEMU's own migration of the same guests, measured                           |
+//! | [`wire`]      | raw movers of memory over TCP: the limit of the machine                     |
 //!
 //! Every guest writes the pages of `dwcp-guest-page` and keeps a table of their generations, so that
 //! it finds a lost, stale, torn or misplaced page by itself after it was moved.
@@ -13,5 +14,6 @@ mod channel;
 pub mod guests;
 pub mod peers;
 pub mod synthetic;
+pub mod wire;
 
 pub use dwcp_guest_page::Kind;

@@ -25,7 +25,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(crate) fn new(mib: u64, hugetlb: bool) -> io::Result<Self> {
+    pub(crate) fn new(mib: u64, hugetlb: bool, prealloc: bool) -> io::Result<Self> {
         let mut flags = MFdFlags::MFD_CLOEXEC;
         let mut page_bytes = PAGE_BYTES as u64;
         if hugetlb {
@@ -35,7 +35,12 @@ impl Memory {
         let file = File::from(memfd::memfd_create(c"dwcp-guest-ram", flags)?);
         file.set_len(mib << 20)?;
         let bytes = usize::try_from(mib << 20).map_err(io::Error::other)?;
-        let map = MmapOptions::new().len(bytes).map_raw(&file)?;
+        let mut options = MmapOptions::new();
+        if prealloc {
+            // Touched, as QEMU does: pages that are only reserved would be cleared when first used.
+            options.populate();
+        }
+        let map = options.len(bytes).map_raw(&file)?;
         Ok(Self {
             file,
             map,

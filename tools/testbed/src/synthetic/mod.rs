@@ -78,6 +78,8 @@ pub struct SyntheticOptions {
     pub hugetlb: bool,
     /// Whether to start empty and wait for `load`.
     pub incoming: bool,
+    /// Whether an empty guest has its RAM allocated, as QEMU does with `prealloc=on`.
+    pub prealloc: bool,
 }
 
 impl Default for SyntheticOptions {
@@ -94,6 +96,7 @@ impl Default for SyntheticOptions {
             seed: 1,
             hugetlb: false,
             incoming: false,
+            prealloc: false,
         }
     }
 }

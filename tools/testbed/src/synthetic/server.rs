@@ -60,7 +60,8 @@ impl SyntheticGuest {
     /// See [`SyntheticError`]; nothing is left behind.
     pub fn start(options: SyntheticOptions) -> Result<Self, SyntheticError> {
         options.check()?;
-        let memory = Memory::new(options.ram_mib, options.hugetlb).map_err(|source| {
+        let prealloc = options.incoming && options.prealloc;
+        let memory = Memory::new(options.ram_mib, options.hugetlb, prealloc).map_err(|source| {
             let kind = if options.hugetlb {
                 "2 MiB huge pages"
             } else {

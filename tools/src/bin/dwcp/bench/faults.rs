@@ -158,6 +158,7 @@ fn spec(args: &Args) -> Result<RunSpec, Failure> {
         hot_mib: 16.min(fill_mib),
         dirty_pages_per_s: 1000,
         kind: Kind::Text,
+        prealloc: false,
     };
     Ok(RunSpec { guest, settings })
 }

@@ -4,6 +4,8 @@
 mod faults;
 mod machine;
 mod peers;
+mod stat;
+mod wire;
 
 use crate::context::Context;
 use crate::failure::Failure;
@@ -19,6 +21,8 @@ pub(crate) struct Args {
 enum Which {
     /// Move one Linux guest by DWCP and by QEMU's own migration, in turn.
     Peers(peers::Args),
+    /// Move memory by raw movers, the limit of the machine, and by a whole migration beside them.
+    Wire(wire::Args),
     /// Kill daemons and VMMs at seeded moments; the guest must run on exactly one side.
     Faults(faults::Args),
 }
@@ -26,6 +30,7 @@ enum Which {
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     match &args.which {
         Which::Peers(args) => peers::run(args, context),
+        Which::Wire(args) => wire::run(args, context),
         Which::Faults(args) => faults::run(args, context),
     }
 }

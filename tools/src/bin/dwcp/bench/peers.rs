@@ -120,6 +120,7 @@ fn by_dwcp(args: &Args, settings: &TransferSettings, case: &str) -> Result<Run, 
         hot_mib: 50.min(args.fill_mib),
         dirty_pages_per_s: args.dirty_rate,
         kind: Kind::Text,
+        prealloc: false,
     };
     let folder = tempfile::tempdir().map_err(Failure::other)?;
     let spec = RunSpec {
@@ -208,12 +209,6 @@ fn table(record: &Record) -> String {
 }
 
 fn median(record: &Record, system: &str, of: impl Fn(&Run) -> f64) -> f64 {
-    let mut values: Vec<_> = record
-        .runs
-        .iter()
-        .filter(|run| run.system == system)
-        .map(of)
-        .collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
+    let runs = record.runs.iter().filter(|run| run.system == system);
+    super::stat::median(runs.map(of))
 }

@@ -150,6 +150,7 @@ fn spec(args: &Args) -> Result<RunSpec, Failure> {
         hot_mib,
         dirty_pages_per_s,
         kind,
+        prealloc: false,
     };
     Ok(RunSpec { guest, settings })
 }

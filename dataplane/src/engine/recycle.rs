@@ -1,0 +1,121 @@
+//! Destination RAM that is allocated already is kept: a page that exists is filled several times
+//! faster than one that the kernel must find and clear first. What was in it must not survive.
+//!
+//! At the beginning the allocated pages are *unknown*. The first round overwrites most of them. When it
+//! is over, those that the source never named are zero at the source: they are looked at, and cleared.
+
+use std::thread;
+
+use dwcp_simd::{PAGE_BYTES, Page, RamRoot, kernels};
+
+use super::Session;
+use crate::ram::RamError;
+
+const ZERO: Page = [0; PAGE_BYTES];
+
+/// Marks allocated pages as unknown. Blocks of which the file system cannot tell what is allocated
+/// are emptied instead.
+///
+/// # Errors
+/// [`RamError`] from the blocks' files.
+pub fn keep_allocated(session: &Session) -> Result<(), RamError> {
+    let mut allocated = session.layout.empty_bitmap();
+    for (index, block) in session.layout.blocks().iter().enumerate() {
+        let bitmap = &mut allocated.blocks[index];
+        if !block.mark_data(bitmap)? {
+            block.discard()?;
+            continue;
+        }
+        for page in (0..block.pages()).filter(|&page| bitmap.contains(page)) {
+            let global = session.layout.global_page(index, page);
+            session.digests.set_unknown(global);
+        }
+    }
+    Ok(())
+}
+
+/// Clears every page that is still unknown, on all cores that this process may use. Returns how many
+/// there were. Nothing else may write RAM meanwhile.
+#[must_use]
+pub fn wipe_unknown(session: &Session) -> u64 {
+    let threads = thread::available_parallelism().map_or(1, usize::from) as u64;
+    let share = session.layout.pages().div_ceil(threads);
+    thread::scope(|scope| {
+        let parts: Vec<_> = (0..threads)
+            .map(|n| scope.spawn(move || wipe(session, n * share, (n + 1) * share)))
+            .collect();
+        let wiped = |part: thread::ScopedJoinHandle<'_, u64>| part.join().unwrap_or(0);
+        parts.into_iter().map(wiped).sum()
+    })
+}
+
+fn wipe(session: &Session, first: u64, end: u64) -> u64 {
+    let mut found = 0;
+    for (index, block) in session.layout.blocks().iter().enumerate() {
+        let start = session.layout.global_page(index, 0);
+        let from = first.clamp(start, start + u64::from(block.pages())) - start;
+        let upto = end.clamp(start, start + u64::from(block.pages())) - start;
+        for page in from as u32..upto as u32 {
+            let global = start + u64::from(page);
+            if !session.digests.is_unknown(global) {
+                continue;
+            }
+            found += 1;
+            let live = kernels().fingerprint_live(&session.key, block.live_page(page));
+            if !session.key.is_zero(live) {
+                block.write_page(page, &ZERO);
+            }
+            session.digests.set(global, None, &mut RamRoot::default());
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use dwcp_api::Codec;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
+    use super::*;
+    use crate::ram::{RamBlock, RamLayout};
+
+    fn session(block_pages: &[u32]) -> Session {
+        let blocks = block_pages.iter().map(|&pages| {
+            let file = memfd_create("ram", MFdFlags::MFD_CLOEXEC).unwrap();
+            let bytes = u64::from(pages) * PAGE_BYTES as u64;
+            nix::unistd::ftruncate(&file, bytes as i64).unwrap();
+            RamBlock::map("ram".into(), file, bytes, 0).unwrap()
+        });
+        Session::new(RamLayout::new(blocks.collect()).unwrap(), 7, Codec::Raw)
+    }
+
+    #[test]
+    fn what_was_there_does_not_survive_and_what_came_does() {
+        let session = session(&[100, 3, 50]);
+        let old = [0xAA; PAGE_BYTES];
+        let blocks = session.layout.blocks();
+        for page in 0..100 {
+            blocks[0].write_page(page, &old);
+        }
+        blocks[2].write_page(49, &old);
+        keep_allocated(&session).unwrap();
+        let mut root = RamRoot::default();
+        let new = kernels().fingerprint(&session.key, &[7; PAGE_BYTES]);
+        blocks[0].write_page(5, &[7; PAGE_BYTES]);
+        session.digests.set(5, Some(new), &mut root);
+        assert_eq!(session.digests.root(), root, "unknown pages have no term");
+        assert_eq!(wipe_unknown(&session), 100, "99 of block 0, one of block 2");
+        for (index, block) in blocks.iter().enumerate() {
+            for page in 0..block.pages() {
+                let mut copy = ZERO;
+                block.read_page(page, &mut copy);
+                let came = (index, page) == (0, 5);
+                let expected = if came { 7 } else { 0 };
+                assert!(copy == [expected; PAGE_BYTES], "page {page} of {index}");
+                let global = session.layout.global_page(index, page);
+                assert_eq!(session.digests.get(global).is_some(), came);
+            }
+        }
+        assert_eq!(wipe_unknown(&session), 0);
+    }
+}

@@ -1,0 +1,187 @@
+//! `dwcp bench wire`: raw movers of memory, and a whole migration of as much memory beside them.
+
+use std::fmt::Write;
+
+use dwcp_api::{RunResult, TransferSettings};
+use dwcp_controlplane::profile;
+use dwcp_testbed::Kind;
+use dwcp_testbed::wire::{Method, WireOptions, run_mover};
+use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, RunSpec};
+use serde::Serialize;
+
+use super::machine::Machine;
+use super::stat::median;
+use crate::context::Context;
+use crate::failure::Failure;
+
+const HELP: &str = "A raw mover has no frames, no checksums and no guest: it is the limit of the \
+machine. The migration is that of an idle synthetic guest whose pages are incompressible, verified, \
+from `migrate` to the guest's resume. CPU seconds are those of both ends; of the migration, those of \
+both data planes. Turns are interleaved, so that what else the machine does hits all alike.
+
+Examples:
+  dwcp bench wire
+  dwcp bench wire --size-mib 512 --streams 1 --rounds 5
+  dwcp bench wire --fresh --json > wire.json";
+
+/// `dwcp bench wire`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = HELP)]
+pub(crate) struct Args {
+    /// Memory, MiB.
+    #[arg(long, default_value_t = 2048)]
+    size_mib: u64,
+    /// Streams.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=32))]
+    streams: u16,
+    /// How often each moves it.
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    /// Leave the destination's memory unallocated: then the kernel finds and clears every page first.
+    #[arg(long)]
+    fresh: bool,
+    /// Change a key of the datacenter profile for the migration; may be given again.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    changes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Run {
+    system: String,
+    case: String,
+    total_ms: f64,
+    downtime_ms: f64,
+    wire_bytes: u64,
+    bytes_per_s: f64,
+    cpu_s: f64,
+    send_method: String,
+    /// How long each round of a migration took.
+    rounds_ms: Vec<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Record {
+    schema: &'static str,
+    machine: Machine,
+    runs: Vec<Run>,
+}
+
+pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
+    let streams = format!("transfer.streams={}", args.streams);
+    let changes = std::iter::once(streams.as_str()).chain(args.changes.iter().map(String::as_str));
+    let settings = profile::with_changes(&profile::load("datacenter")?, changes)?;
+    let memory = if args.fresh { "fresh" } else { "allocated" };
+    let case = format!(
+        "{} MiB, {} streams, loopback, destination memory {memory}",
+        args.size_mib, args.streams
+    );
+    let mut runs = vec![];
+    for turn in 1..=args.rounds {
+        for method in Method::ALL {
+            eprintln!("round {turn} of {}: {}", args.rounds, method.name());
+            runs.push(by_mover(args, method, &case)?);
+        }
+        eprintln!("round {turn} of {}: dwcp", args.rounds);
+        runs.push(by_dwcp(args, &settings, &case)?);
+    }
+    let record = Record {
+        schema: "dwcp.bench.wire/1",
+        machine: Machine::here(),
+        runs,
+    };
+    context.print(&record, || table(&record))
+}
+
+fn by_mover(args: &Args, method: Method, case: &str) -> Result<Run, Failure> {
+    let run = run_mover(WireOptions {
+        method,
+        mib: args.size_mib,
+        streams: args.streams.into(),
+        prealloc: !args.fresh,
+    })
+    .map_err(|error| Failure::other(anyhow::anyhow!("{}: {error}", method.name())))?;
+    Ok(Run {
+        system: method.name().into(),
+        case: case.to_owned(),
+        total_ms: run.seconds * 1000.0,
+        downtime_ms: 0.0,
+        wire_bytes: run.bytes,
+        bytes_per_s: run.bytes as f64 / run.seconds,
+        cpu_s: run.cpu_s,
+        send_method: String::new(),
+        rounds_ms: vec![],
+    })
+}
+
+fn by_dwcp(args: &Args, settings: &TransferSettings, case: &str) -> Result<Run, Failure> {
+    let guest = GuestSpec {
+        choice: GuestChoice::Synthetic,
+        ram_mib: args.size_mib,
+        fill_mib: args.size_mib,
+        hot_mib: 1,
+        dirty_pages_per_s: 0,
+        kind: Kind::Random,
+        prealloc: !args.fresh,
+    };
+    let folder = tempfile::tempdir().map_err(Failure::other)?;
+    let spec = RunSpec {
+        guest,
+        settings: settings.clone(),
+    };
+    let mut lab = Lab::start(&spec, folder.path(), &mut |_| {}).map_err(Failure::other)?;
+    let moved = lab
+        .run(settings, &mut |_| {}, &mut |_| {})
+        .map_err(Failure::other)?;
+    let report = moved.report;
+    if report.result != RunResult::Completed || report.guest_verified != Some(true) {
+        let reason = format!("the migration: {}", report.reason);
+        return Err(Failure::other(anyhow::anyhow!(reason)));
+    }
+    Ok(Run {
+        system: "dwcp".into(),
+        case: case.to_owned(),
+        total_ms: report.total_ms,
+        downtime_ms: report.downtime_ms,
+        wire_bytes: report.wire_bytes,
+        bytes_per_s: report.wire_bytes as f64 / (report.total_ms / 1000.0),
+        cpu_s: moved.dataplane_cpu_s,
+        send_method: report.send_method,
+        rounds_ms: report.round_reports.iter().map(|round| round.ms).collect(),
+    })
+}
+
+fn table(record: &Record) -> String {
+    let of = |system: &str, value: fn(&Run) -> f64| {
+        let runs = record.runs.iter().filter(|run| run.system == system);
+        median(runs.map(value))
+    };
+    let rate = |system| of(system, |run| run.bytes_per_s);
+    let cost = |system| of(system, |run| run.cpu_s / (run.wire_bytes as f64 / 1e9));
+    let best = Method::ALL
+        .map(|method| (rate(method.name()), cost(method.name())))
+        .into_iter()
+        .fold((0.0_f64, f64::INFINITY), |best, (rate, cost)| {
+            (best.0.max(rate), best.1.min(cost))
+        });
+    let mut out = format!("{}\n{}\n\n", record.machine.line(), record.runs[0].case);
+    out.push_str("median of each     GB/s  x best   CPU s/GB  x best\n");
+    let names = Method::ALL.map(Method::name).into_iter().chain(["dwcp"]);
+    for name in names {
+        let _ = writeln!(
+            out,
+            "{name:<16} {:>6.2} {:>7.2} {:>10.3} {:>7.2}",
+            rate(name) / 1e9,
+            rate(name) / best.0,
+            cost(name),
+            cost(name) / best.1
+        );
+    }
+    let methods: Vec<_> = record
+        .runs
+        .iter()
+        .filter(|run| run.system == "dwcp")
+        .map(|run| run.send_method.as_str())
+        .collect();
+    let _ = writeln!(out, "\nthe migration sent by {}", methods.join(", "));
+    out
+}

@@ -1,0 +1,71 @@
+//! The memory of a raw mover: a memfd of this process alone.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use memmap2::{MmapOptions, MmapRaw};
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+#[derive(Debug)]
+pub(super) struct Memory {
+    file: File,
+    map: MmapRaw,
+}
+
+impl Memory {
+    /// Memory of incompressible content.
+    pub(super) fn filled(mib: u64) -> io::Result<Self> {
+        let memory = Self::empty(mib, true)?;
+        let mut state = 0x5EED_0042_u64;
+        let first = memory.map.as_mut_ptr().cast::<u64>();
+        for word in 0..memory.bytes() / 8 {
+            state = dwcp_guest_page::next_random(state);
+            // SAFETY: `word * 8 + 8` is within the mapping, which nobody else uses yet.
+            unsafe { first.wrapping_add(word).write(state) };
+        }
+        Ok(memory)
+    }
+
+    /// Memory of zeros.
+    pub(super) fn empty(mib: u64, prealloc: bool) -> io::Result<Self> {
+        let file = File::from(memfd_create("dwcp-wire", MFdFlags::MFD_CLOEXEC)?);
+        file.set_len(mib << 20)?;
+        let mut options = MmapOptions::new();
+        if prealloc {
+            let length = i64::try_from(mib << 20).map_err(io::Error::other)?;
+            fallocate(&file, FallocateFlags::empty(), 0, length)?;
+            // Page tables too: a guest's mover has them from the rounds before.
+            options.populate();
+        }
+        let map = options.map_raw(&file)?;
+        Ok(Self { file, map })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.map.len()
+    }
+
+    pub(super) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// A range as a piece for a system call.
+    pub(super) fn piece(&self, range: Range<usize>) -> libc::iovec {
+        assert!(range.end <= self.bytes());
+        libc::iovec {
+            iov_base: self.map.as_mut_ptr().wrapping_add(range.start).cast(),
+            iov_len: range.len(),
+        }
+    }
+
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        // SAFETY: the mapping is as long as that, and its writers have ended.
+        let one = unsafe { std::slice::from_raw_parts(self.map.as_ptr(), self.bytes()) };
+        // SAFETY: as above.
+        let other = unsafe { std::slice::from_raw_parts(other.map.as_ptr(), other.bytes()) };
+        one == other
+    }
+}

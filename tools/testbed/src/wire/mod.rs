@@ -1,0 +1,127 @@
+//! Raw movers: memory from one memfd to another over TCP, with nothing in between. What they reach is
+//! the limit of the machine for a mover of pages.
+//!
+//! A mover has a sending and a receiving thread for each stream. Every stream moves its own share of
+//! the memory, in order, in units of [`UNIT_BYTES`]. The receiver reads straight into the destination.
+
+mod memory;
+mod methods;
+
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::sync::Barrier;
+use std::thread;
+use std::time::Instant;
+
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+
+use memory::Memory;
+pub use methods::Method;
+
+/// Bytes handed over at once, a frame's data.
+pub const UNIT_BYTES: usize = 256 << 10;
+
+/// What is moved, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WireOptions {
+    /// How the bytes get into the socket.
+    pub method: Method,
+    /// Memory, MiB.
+    pub mib: u64,
+    /// Streams, a thread each at both ends.
+    pub streams: u64,
+    /// Whether the destination's memory is allocated beforehand.
+    pub prealloc: bool,
+}
+
+/// What it took.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WireRun {
+    /// Bytes moved.
+    pub bytes: u64,
+    /// From the first byte to the last one received.
+    pub seconds: f64,
+    /// CPU seconds of all threads of both ends.
+    pub cpu_s: f64,
+}
+
+/// Moves memory once over loopback and checks that all of it arrived.
+///
+/// # Errors
+/// From the system: the method is not to be had here, or there is no memory.
+pub fn run_mover(options: WireOptions) -> io::Result<WireRun> {
+    let source = Memory::filled(options.mib)?;
+    let destination = Memory::empty(options.mib, options.prealloc)?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let mut pairs = vec![];
+    for _ in 0..options.streams {
+        let sender = TcpStream::connect(listener.local_addr()?)?;
+        let receiver = listener.accept()?.0;
+        use_cubic(&sender)?;
+        sender.set_nodelay(true)?;
+        pairs.push((sender, receiver));
+    }
+    let start = Barrier::new(2 * pairs.len() + 1);
+    let share = source.bytes() / options.streams as usize / UNIT_BYTES * UNIT_BYTES;
+    let (seconds, cpu_s) = thread::scope(|scope| {
+        let mut threads = vec![];
+        for (index, (sender, receiver)) in pairs.iter().enumerate() {
+            let first = index * share;
+            let end = match index + 1 == pairs.len() {
+                true => source.bytes(),
+                false => first + share,
+            };
+            let (source, destination, start) = (&source, &destination, &start);
+            let method = options.method;
+            threads.push(scope.spawn(move || {
+                measured(start, || methods::send(method, source, first..end, sender))
+            }));
+            threads.push(scope.spawn(move || {
+                measured(start, || {
+                    methods::receive(destination, first..end, receiver)
+                })
+            }));
+        }
+        start.wait();
+        let began = Instant::now();
+        let mut cpu_s = 0.0;
+        for thread in threads {
+            let outcome = thread.join();
+            cpu_s += outcome.map_err(|_| io::Error::other("a mover's thread panicked"))??;
+        }
+        io::Result::Ok((began.elapsed().as_secs_f64(), cpu_s))
+    })?;
+    if !source.is_same(&destination) {
+        return Err(io::Error::other("what arrived is not what was sent"));
+    }
+    Ok(WireRun {
+        bytes: source.bytes() as u64,
+        seconds,
+        cpu_s,
+    })
+}
+
+/// On a local link the cheapest; the same as the datacenter profile's.
+fn use_cubic(socket: &TcpStream) -> io::Result<()> {
+    use nix::sys::socket::{setsockopt, sockopt::TcpCongestion};
+    Ok(setsockopt(
+        socket,
+        TcpCongestion,
+        &std::ffi::OsString::from("cubic"),
+    )?)
+}
+
+/// Waits for the start, works, and says how much CPU time that took.
+fn measured(start: &Barrier, work: impl FnOnce() -> io::Result<()>) -> io::Result<f64> {
+    start.wait();
+    let before = thread_cpu_s()?;
+    work()?;
+    Ok(thread_cpu_s()? - before)
+}
+
+fn thread_cpu_s() -> io::Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
+    let time = usage.user_time() + usage.system_time();
+    Ok(time.num_microseconds() as f64 / 1e6)
+}
