@@ -9,7 +9,9 @@ use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
 use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
 use crate::path::{Applied, Incoming, PageTable, Received, Receiver};
-use crate::transport::{self, BufferId, Completion, Slot, Transport, TransportOptions, Wait};
+use crate::transport::{
+    self, BufferId, Completion, SendFrame, Slot, Transport, TransportOptions, Wait,
+};
 
 /// What a destination worker is told.
 #[derive(Debug)]
@@ -259,7 +261,8 @@ impl DestinationWorker<'_> {
         header.position = stream.bytes;
         let bytes = self.transport.buffers().bytes_mut(buffer);
         bytes[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
-        self.transport.send(slot, buffer, 0..HEADER_BYTES, &[]);
+        self.transport
+            .send(slot, SendFrame::alone(buffer, 0..HEADER_BYTES));
         self.session.count(HEADER_BYTES as u64, 0);
     }
 }

@@ -13,8 +13,8 @@ use crate::ram::RamError;
 
 const ZERO: Page = [0; PAGE_BYTES];
 
-/// Marks allocated pages as unknown. Blocks of which the file system cannot tell what is allocated
-/// are emptied instead.
+/// Marks allocated pages as unknown. A block of which the file system cannot tell what is allocated is
+/// emptied instead, unless all of it is.
 ///
 /// # Errors
 /// [`RamError`] from the blocks' files.
@@ -22,7 +22,8 @@ pub fn keep_allocated(session: &Session) -> Result<(), RamError> {
     let mut allocated = session.layout.empty_bitmap();
     for (index, block) in session.layout.blocks().iter().enumerate() {
         let bitmap = &mut allocated.blocks[index];
-        if !block.mark_data(bitmap)? {
+        let is_told = block.mark_data(bitmap)?;
+        if !is_told && block.room()?.held_bytes < block.bytes() {
             block.discard()?;
             continue;
         }

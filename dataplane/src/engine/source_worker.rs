@@ -13,7 +13,7 @@ use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
 use crate::path::{Encoder, Outgoing, OutgoingCounts, RoundWork, StreamCredit};
 use crate::transport::{
-    self, BufferId, Completion, SendMethod, Slot, Transport, TransportOptions, Wait,
+    self, BufferId, Completion, SendFrame, SendMethod, Slot, Transport, TransportOptions, Wait,
 };
 
 /// Frame buffers of a worker, beside one per stream for acknowledgements.
@@ -226,8 +226,14 @@ impl SourceWorker<'_> {
         self.session.count(frame.bytes(), pages);
         stream.credit.sent(frame.bytes());
         stream.queued.push_back(buffer);
-        self.transport
-            .send(slot, buffer, frame.head, self.line.pages());
+        // A mark ends the round on every stream.
+        let frame = SendFrame {
+            buffer,
+            head: frame.head,
+            pages: self.line.pages(),
+            more: true,
+        };
+        self.transport.send(slot, frame);
         self.publish_in_flight();
         true
     }
@@ -252,7 +258,8 @@ impl SourceWorker<'_> {
             bytes[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
             stream.credit.sent(HEADER_BYTES as u64);
             stream.queued.push_back(buffer);
-            self.transport.send(slot, buffer, 0..HEADER_BYTES, &[]);
+            self.transport
+                .send(slot, SendFrame::alone(buffer, 0..HEADER_BYTES));
             self.session.count(HEADER_BYTES as u64, 0);
         }
     }

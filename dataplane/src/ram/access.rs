@@ -46,7 +46,8 @@ impl Mapping {
         (first, count * PAGE_BYTES)
     }
 
-    /// Maps `count` pages to be written, in one call instead of a fault each.
+    /// Maps `count` pages, in one call instead of a fault each. Asked for as a read: that maps pages
+    /// around as well, and a shared mapping of memory that is never written back is writable at once.
     pub(super) fn populate(&self, page: usize, count: usize) -> nix::Result<()> {
         let (base, bytes) = self.span(page, count);
         let Some(base) = std::ptr::NonNull::new(base.cast()) else {
@@ -54,7 +55,7 @@ impl Mapping {
         };
         // SAFETY: the span lies in the mapping, and populating it changes neither its content nor
         // what may be done with it.
-        unsafe { madvise(base, bytes, MmapAdvise::MADV_POPULATE_WRITE) }
+        unsafe { madvise(base, bytes, MmapAdvise::MADV_POPULATE_READ) }
     }
 
     /// Copies one page in.

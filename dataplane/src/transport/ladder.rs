@@ -1,26 +1,64 @@
-//! Which way pages leave on a stream: tried on its first frames, chosen by what they cost.
+//! Which way pages leave on a stream: tried on its first frames, chosen by what they reach.
 //!
 //! Belief would choose wrongly somewhere: what a kernel, a driver, huge pages or an encrypted socket
-//! make of a call is known only after the call. So each method carries a few frames of the first
-//! round, the CPU time of its calls is measured, and the cheapest carries the rest. A method that the
-//! kernel refuses is out at once. A frame is the same bytes by any method.
+//! make of a call is known only after the call, and on a short link part of its cost is paid by the
+//! other end. So each method carries a stretch of frames, one after the other; the fastest carries
+//! the rest. Where the link is the limit all are equally fast, and what the calls cost this end
+//! decides. A method that the kernel refuses is out at once. A frame is the same bytes by any method.
 
 use std::io;
+use std::time::{Duration, Instant};
 
-use super::SendMethod;
 use dwcp_api::SendChoice;
 
-/// Frames that each method carries before one is chosen. The cheapest of them counts: what an
-/// interrupt adds to one is not the method's.
-const FRAMES_EACH: u32 = 6;
+use super::SendMethod;
+
+/// Frames of a stretch that are not measured: the socket still holds those of the method before.
+const FRAMES_BEFORE: u32 = 16;
+
+/// Frames of a stretch that are: 12 MiB.
+const FRAMES_MEASURED: u32 = 48;
+
+/// A method must be faster by this much to win by speed; otherwise the cheaper one wins.
+const SPEED_MARGIN: f64 = 0.05;
 
 /// A method's figures.
 #[derive(Debug)]
 struct Rung {
     method: SendMethod,
     frames: u32,
-    least_ns_per_kib: f64,
-    refused: Option<String>,
+    /// When the first measured frame could begin.
+    began: Option<Instant>,
+    bytes: usize,
+    time: Duration,
+    cpu: Duration,
+    refused: bool,
+}
+
+impl Rung {
+    const fn new(method: SendMethod) -> Self {
+        Self {
+            method,
+            frames: 0,
+            began: None,
+            bytes: 0,
+            time: Duration::ZERO,
+            cpu: Duration::ZERO,
+            refused: false,
+        }
+    }
+
+    const fn is_open(&self) -> bool {
+        !self.refused && self.frames < FRAMES_BEFORE + FRAMES_MEASURED
+    }
+
+    fn time_per_byte(&self) -> f64 {
+        self.time.as_secs_f64() / self.bytes.max(1) as f64
+    }
+
+    fn cpu_per_byte(&self) -> f64 {
+        self.cpu.as_secs_f64() / self.bytes.max(1) as f64
+    }
 }
 
 /// The methods of one stream.
@@ -39,27 +77,18 @@ impl Ladder {
             SendChoice::Sendfile => &[SendMethod::Sendfile],
             SendChoice::Write | SendChoice::Copy => &[SendMethod::Write],
         };
-        let rungs: Vec<_> = methods
-            .iter()
-            .map(|&method| Rung {
-                method,
-                frames: 0,
-                least_ns_per_kib: f64::INFINITY,
-                refused: None,
-            })
-            .collect();
-        let chosen = (methods.len() == 1).then_some(methods[0]);
-        Self { rungs, chosen }
+        Self {
+            rungs: methods.iter().copied().map(Rung::new).collect(),
+            chosen: (methods.len() == 1).then_some(methods[0]),
+        }
     }
 
     /// The method for the next frame. Writing is what remains when all else is refused.
     pub(super) fn method(&self) -> SendMethod {
-        if let Some(chosen) = self.chosen {
-            return chosen;
-        }
-        let open = self.rungs.iter().filter(|rung| rung.refused.is_none());
-        open.min_by_key(|rung| rung.frames)
-            .map_or(SendMethod::Write, |rung| rung.method)
+        self.chosen.unwrap_or_else(|| {
+            let next = self.rungs.iter().find(|rung| rung.is_open());
+            next.map_or(SendMethod::Write, |rung| rung.method)
+        })
     }
 
     /// Whether frames are still to be measured.
@@ -72,22 +101,30 @@ impl Ladder {
         self.chosen
     }
 
-    /// Notes what a frame of `bytes` cost.
-    pub(super) fn measured(&mut self, method: SendMethod, bytes: usize, cpu_ns: u64) {
+    /// Notes a frame that left at `now`, and the CPU time of its calls.
+    pub(super) fn left(&mut self, method: SendMethod, bytes: usize, cpu: Duration, now: Instant) {
         let Some(rung) = self.rungs.iter_mut().find(|rung| rung.method == method) else {
             return;
         };
         rung.frames += 1;
-        let cost = cpu_ns as f64 / (bytes as f64 / 1024.0);
-        rung.least_ns_per_kib = rung.least_ns_per_kib.min(cost);
+        if rung.frames < FRAMES_BEFORE {
+            return;
+        }
+        if let Some(began) = rung.began {
+            rung.time = now.duration_since(began);
+            rung.bytes += bytes;
+            rung.cpu += cpu;
+        } else {
+            rung.began = Some(now);
+        }
         self.choose();
     }
 
     /// Notes that the kernel does not do it.
     pub(super) fn refused(&mut self, method: SendMethod, error: &io::Error) {
         tracing::info!(method = method.name(), %error, "pages cannot be sent this way here");
-        if let Some(rung) = self.rungs.iter_mut().find(|rung| rung.method == method) {
-            rung.refused = Some(error.to_string());
+        for rung in &mut self.rungs {
+            rung.refused |= rung.method == method;
         }
         if self.chosen == Some(method) {
             self.chosen = Some(SendMethod::Write);
@@ -96,11 +133,16 @@ impl Ladder {
     }
 
     fn choose(&mut self) {
-        let open = || self.rungs.iter().filter(|rung| rung.refused.is_none());
-        if self.chosen.is_some() || open().any(|rung| rung.frames < FRAMES_EACH) {
+        if self.chosen.is_some() || self.rungs.iter().any(Rung::is_open) {
             return;
         }
-        let best = open().min_by(|a, b| a.least_ns_per_kib.total_cmp(&b.least_ns_per_kib));
+        let tried = || self.rungs.iter().filter(|rung| !rung.refused);
+        let fastest = tried()
+            .map(Rung::time_per_byte)
+            .fold(f64::INFINITY, f64::min);
+        let best = tried()
+            .filter(|rung| rung.time_per_byte() <= fastest * (1.0 + SPEED_MARGIN))
+            .min_by(|a, b| a.cpu_per_byte().total_cmp(&b.cpu_per_byte()));
         self.chosen = Some(best.map_or(SendMethod::Write, |rung| rung.method));
         tracing::info!(
             chosen = self.chosen.map(SendMethod::name),
@@ -114,30 +156,52 @@ impl Ladder {
 mod tests {
     use super::*;
 
-    fn carry(ladder: &mut Ladder, cost_ns: impl Fn(SendMethod) -> u64) {
-        for _ in 0..100 {
+    /// Lets frames leave until a method is chosen; `cost` gives a frame's time and CPU time in
+    /// microseconds.
+    fn carry(ladder: &mut Ladder, cost: impl Fn(SendMethod) -> (u64, u64)) {
+        let mut now = Instant::now();
+        for _ in 0..1000 {
             let method = ladder.method();
-            ladder.measured(method, 1024, cost_ns(method));
+            let (time, cpu) = cost(method);
+            now += Duration::from_micros(time);
+            if ladder.is_probing() {
+                ladder.left(method, 1000, Duration::from_micros(cpu), now);
+            }
         }
     }
 
     #[test]
-    fn the_cheapest_method_is_chosen_whichever_it_is() {
+    fn the_fastest_method_is_chosen_whichever_it_is() {
+        for fast in SendMethod::ALL {
+            let mut ladder = Ladder::new(SendChoice::Auto);
+            carry(&mut ladder, |method| match method == fast {
+                true => (50, 90),
+                false => (60, 10),
+            });
+            assert_eq!(ladder.chosen(), Some(fast));
+            assert_eq!(ladder.method(), fast);
+        }
+    }
+
+    #[test]
+    fn where_all_are_as_fast_the_cheapest_is_chosen() {
         for cheap in SendMethod::ALL {
             let mut ladder = Ladder::new(SendChoice::Auto);
-            carry(&mut ladder, |method| if method == cheap { 5 } else { 9 });
+            carry(&mut ladder, |method| match method == cheap {
+                true => (102, 5),
+                false => (100, 9),
+            });
             assert_eq!(ladder.chosen(), Some(cheap));
-            assert_eq!(ladder.method(), cheap);
         }
     }
 
     #[test]
-    fn every_method_carries_some_frames_before_the_choice() {
+    fn every_method_carries_its_stretch_before_the_choice() {
         let mut ladder = Ladder::new(SendChoice::Auto);
-        for _ in 0..FRAMES_EACH as usize * SendMethod::ALL.len() {
+        let now = Instant::now();
+        for _ in 0..(FRAMES_BEFORE + FRAMES_MEASURED) as usize * SendMethod::ALL.len() {
             assert!(ladder.is_probing());
-            let method = ladder.method();
-            ladder.measured(method, 1024, 7);
+            ladder.left(ladder.method(), 1024, Duration::ZERO, now);
         }
         assert!(!ladder.is_probing());
     }
@@ -149,8 +213,8 @@ mod tests {
         ladder.refused(SendMethod::Vmsplice, &error);
         carry(&mut ladder, |method| match method {
             SendMethod::Vmsplice => panic!("it was refused"),
-            SendMethod::Sendfile => 5,
-            SendMethod::Write => 9,
+            SendMethod::Sendfile => (50, 5),
+            SendMethod::Write => (90, 5),
         });
         assert_eq!(ladder.chosen(), Some(SendMethod::Sendfile));
     }

@@ -91,6 +91,34 @@ pub enum Completion {
     Rung,
 }
 
+/// What to send.
+#[derive(Clone, Debug)]
+pub struct SendFrame<'a> {
+    /// Buffer of the head.
+    pub buffer: BufferId,
+    /// The head in it.
+    pub head: Range<usize>,
+    /// Guest pages that follow. They are read when they leave, and perhaps again until they are
+    /// acknowledged.
+    pub pages: &'a [PageRange],
+    /// Whether another frame will follow on this stream: then the end of this one may wait for it,
+    /// to fill a segment.
+    pub more: bool,
+}
+
+impl SendFrame<'_> {
+    /// Bytes of a buffer, to leave at once.
+    #[must_use]
+    pub const fn alone(buffer: BufferId, head: Range<usize>) -> Self {
+        Self {
+            buffer,
+            head,
+            pages: &[],
+            more: false,
+        }
+    }
+}
+
 /// How long to wait for completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
@@ -115,9 +143,8 @@ pub trait Transport: std::fmt::Debug {
     /// comes back in a completion.
     fn buffers(&mut self) -> &mut Buffers;
 
-    /// Queues a send of `head` in the buffer and of guest pages behind it; sends of one stream leave
-    /// in order. The pages are read when they leave, and perhaps again until they are acknowledged.
-    fn send(&mut self, slot: Slot, buffer: BufferId, head: Range<usize>, pages: &[PageRange]);
+    /// Queues a frame; frames of one stream leave in order.
+    fn send(&mut self, slot: Slot, frame: SendFrame<'_>);
 
     /// Asks for bytes, any number of them: first into guest pages, of whose bytes `skip` are there,
     /// then into a range of the buffer. One request per stream at a time.

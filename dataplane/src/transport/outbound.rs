@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use dwcp_simd::PAGE_BYTES;
 use dwcp_wire::PageRange;
@@ -19,7 +20,7 @@ use dwcp_wire::limits::FRAME_DATA_PAGES_MAX;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 
 use super::ladder::Ladder;
-use super::{BufferId, Buffers, SendMethod};
+use super::{BufferId, Buffers, SendFrame, SendMethod};
 use crate::engine::thread_cpu_ns;
 use crate::ram::RamLayout;
 
@@ -29,6 +30,7 @@ struct Frame {
     buffer: BufferId,
     head: Range<usize>,
     runs: Vec<PageRange>,
+    more: bool,
     /// Bytes of the runs that the socket, or the pipe, has taken.
     taken_bytes: usize,
     /// Set when its first page leaves.
@@ -94,17 +96,18 @@ impl Outbound {
     }
 
     /// Queues a frame.
-    pub(super) fn push(&mut self, buffer: BufferId, head: Range<usize>, runs: &[PageRange]) {
+    pub(super) fn push(&mut self, frame: &SendFrame<'_>) {
         let mut kept = self
             .spare_runs
             .pop()
             .unwrap_or_else(|| Vec::with_capacity(FRAME_DATA_PAGES_MAX));
         kept.clear();
-        kept.extend_from_slice(runs);
+        kept.extend_from_slice(frame.pages);
         self.frames.push_back(Frame {
-            buffer,
-            head,
+            buffer: frame.buffer,
+            head: frame.head.clone(),
             runs: kept,
+            more: frame.more,
             taken_bytes: 0,
             method: None,
             cpu_ns: 0,
@@ -148,7 +151,7 @@ impl Outbound {
             return Ok(Progress::Idle);
         };
         while !frame.head.is_empty() {
-            let more = !frame.runs.is_empty();
+            let more = frame.more || !frame.runs.is_empty();
             let bytes = &buffers.bytes_mut(frame.buffer)[frame.head.clone()];
             match send_head(socket, bytes, more)? {
                 None => return Ok(Progress::Blocked),
@@ -167,7 +170,8 @@ impl Outbound {
         match outcome {
             Ok(true) => {
                 if measured {
-                    self.ladder.measured(method, total, frame.cpu_ns);
+                    let cpu = Duration::from_nanos(frame.cpu_ns);
+                    self.ladder.left(method, total, cpu, Instant::now());
                 }
                 Ok(self.pop().map_or(Progress::Idle, Progress::Sent))
             }
@@ -207,7 +211,7 @@ fn send_pages(
             while frame.taken_bytes < total {
                 let mut spans = Spans::new();
                 spans.fill(ram, &frame.runs, frame.taken_bytes);
-                match write_spans(socket, &spans)? {
+                match write_spans(socket, &spans, frame.more)? {
                     None => return Ok(false),
                     Some(bytes) => frame.taken_bytes += bytes,
                 }
@@ -256,8 +260,9 @@ fn send_by_pipe(
             pipe.bytes = bytes;
         }
         let mut flags = SpliceFFlags::SPLICE_F_NONBLOCK;
-        // More of this frame follows: no short segment yet.
-        flags.set(SpliceFFlags::SPLICE_F_MORE, frame.taken_bytes < total);
+        // More follows: no short segment yet.
+        let more = frame.more || frame.taken_bytes < total;
+        flags.set(SpliceFFlags::SPLICE_F_MORE, more);
         match splice(&pipe.read, None, socket, None, pipe.bytes, flags) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(bytes) => pipe.bytes -= bytes,
@@ -348,9 +353,12 @@ fn outcome(result: isize) -> io::Result<Option<usize>> {
     }
 }
 
+const fn more_flag(more: bool) -> libc::c_int {
+    if more { libc::MSG_MORE } else { 0 }
+}
+
 fn send_head(socket: BorrowedFd<'_>, bytes: &[u8], more: bool) -> io::Result<Option<usize>> {
-    let more = if more { libc::MSG_MORE } else { 0 };
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | more;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | more_flag(more);
     // SAFETY: `bytes` is readable for the call, which is all the time that the kernel looks at it.
     outcome(unsafe {
         libc::send(
@@ -362,13 +370,13 @@ fn send_head(socket: BorrowedFd<'_>, bytes: &[u8], more: bool) -> io::Result<Opt
     })
 }
 
-fn write_spans(socket: BorrowedFd<'_>, spans: &Spans) -> io::Result<Option<usize>> {
+fn write_spans(socket: BorrowedFd<'_>, spans: &Spans, more: bool) -> io::Result<Option<usize>> {
     let pieces = spans.pieces();
     // SAFETY: `msghdr` is plain data, all zeros is a message of nothing.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = pieces.as_ptr().cast_mut();
     message.msg_iovlen = pieces.len();
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | more_flag(more);
     // SAFETY: the pieces lie in the mappings of a `RamLayout` that the caller borrows, so they stay
     // mapped during the call; the kernel copies them before it returns.
     outcome(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })

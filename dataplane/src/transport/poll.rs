@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::inbound::{Inbound, read_spans};
 use super::ladder::Ladder;
 use super::outbound::{Outbound, Progress, Spans};
-use super::{BufferId, Buffers, Completion, SendMethod, Slot, Transport, Wait};
+use super::{BufferId, Buffers, Completion, SendFrame, SendMethod, Slot, Transport, Wait};
 use crate::ram::RamLayout;
 
 /// Non-blocking sockets and poll(2).
@@ -160,8 +160,8 @@ impl Transport for PollTransport {
         &mut self.buffers
     }
 
-    fn send(&mut self, slot: Slot, buffer: BufferId, head: Range<usize>, pages: &[PageRange]) {
-        self.streams[slot].sends.push(buffer, head, pages);
+    fn send(&mut self, slot: Slot, frame: SendFrame<'_>) {
+        self.streams[slot].sends.push(&frame);
     }
 
     fn receive(

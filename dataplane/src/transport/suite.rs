@@ -13,7 +13,7 @@ use dwcp_wire::PageRange;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::{BufferId, Completion, SendMethod, Transport, TransportOptions, Wait, open};
+use super::{BufferId, Completion, SendFrame, SendMethod, Transport, TransportOptions, Wait, open};
 use crate::ram::{RamBlock, RamLayout};
 
 fn bell() -> (EventFd, OwnedFd) {
@@ -113,7 +113,7 @@ fn bytes_arrive_in_order_on_every_stream() {
                 let data = &mut sender.buffers().bytes_mut(buffer)[100..100 + bytes];
                 data.fill(round * 3 + slot as u8);
                 expected.extend_from_slice(data);
-                sender.send(slot, buffer, 100..100 + bytes, &[]);
+                sender.send(slot, SendFrame::alone(buffer, 100..100 + bytes));
             }
         }
         let buffers: Vec<_> = (0..3).map(|_| receiver.buffers().take().unwrap()).collect();
@@ -157,7 +157,7 @@ fn an_end_of_stream_is_said_once() {
             matches!(closed[..], [Completion::Closed { slot: 0, .. }]),
             "{closed:?}"
         );
-        transport.send(slot, buffer, 0..100, &[]);
+        transport.send(slot, SendFrame::alone(buffer, 0..100));
         let mut more = vec![];
         transport
             .wait(Wait::Upto(Duration::from_millis(20)), &mut more)
@@ -194,11 +194,11 @@ fn a_stream_that_nobody_reads_does_not_hold_up_another() {
         transport.add(fine).unwrap();
         for _ in 0..64 {
             let buffer = transport.buffers().take().unwrap();
-            transport.send(0, buffer, 0..super::BUFFER_BYTES, &[]);
+            transport.send(0, SendFrame::alone(buffer, 0..super::BUFFER_BYTES));
         }
         let buffer = transport.buffers().take().unwrap();
         transport.buffers().bytes_mut(buffer)[..5].copy_from_slice(b"alive");
-        transport.send(1, buffer, 0..5, &[]);
+        transport.send(1, SendFrame::alone(buffer, 0..5));
         until(&mut *transport, |all| {
             all.iter()
                 .any(|done| matches!(done, Completion::Sent { slot: 1, .. }))
@@ -243,7 +243,7 @@ impl Ends {
             let options = TransportOptions {
                 send,
                 ram: Some(Arc::clone(ram)),
-                ..options(path, 40)
+                ..options(path, 300)
             };
             open(options).unwrap().transport
         };
@@ -303,7 +303,11 @@ fn pages_by(path: IoPath, send: SendChoice, frames: usize) -> Option<SendMethod>
     for _ in 0..frames {
         let buffer = ends.sender.buffers().take().unwrap();
         ends.sender.buffers().bytes_mut(buffer)[..9].copy_from_slice(b"some head");
-        ends.sender.send(0, buffer, 0..9, &runs);
+        let frame = SendFrame {
+            pages: &runs,
+            ..SendFrame::alone(buffer, 0..9)
+        };
+        ends.sender.send(0, frame);
     }
     for _ in 0..frames {
         ends.receive(&[], 9);
@@ -348,7 +352,7 @@ fn guest_pages_arrive_in_guest_pages_by_every_method() {
 #[test]
 fn a_method_is_chosen_after_the_first_frames() {
     on_each(|path| {
-        assert!(pages_by(path, SendChoice::Auto, 40).is_some(), "{path:?}");
+        assert!(pages_by(path, SendChoice::Auto, 250).is_some(), "{path:?}");
         assert!(pages_by(path, SendChoice::Auto, 3).is_none(), "{path:?}");
     });
 }

@@ -22,7 +22,7 @@ use super::inbound::Inbound;
 use super::ladder::Ladder;
 use super::outbound::{Outbound, Progress, Spans};
 use super::poll::drain_bell;
-use super::{BufferId, Buffers, Completion, SendMethod, Slot, Transport, Wait};
+use super::{BufferId, Buffers, Completion, SendFrame, SendMethod, Slot, Transport, Wait};
 use crate::ram::RamLayout;
 
 /// Two operations per stream, the bell, and room.
@@ -376,8 +376,8 @@ impl Transport for UringTransport {
         &mut self.buffers
     }
 
-    fn send(&mut self, slot: Slot, buffer: BufferId, head: Range<usize>, pages: &[PageRange]) {
-        self.streams[slot].sends.push(buffer, head, pages);
+    fn send(&mut self, slot: Slot, frame: SendFrame<'_>) {
+        self.streams[slot].sends.push(&frame);
     }
 
     fn receive(

@@ -9,6 +9,7 @@ use dwcp_testbed::Kind;
 use dwcp_testbed::guests::{GuestKind, GuestOptions, QemuGuest};
 use dwcp_testbed::peers::cpu_seconds;
 use dwcp_testbed::synthetic::SyntheticClient;
+use dwcp_testbed::wire::Backing;
 
 use super::{Binaries, LabError};
 
@@ -42,12 +43,12 @@ pub struct GuestSpec {
     pub fill_mib: u64,
     /// RAM that it rewrites.
     pub hot_mib: u64,
-    /// Pages rewritten per second.
+    /// Backing rewritten per second.
     pub dirty_pages_per_s: u64,
     /// What its pages look like.
     pub kind: Kind,
-    /// Whether the RAM of its empty place is allocated beforehand. Only of a synthetic guest.
-    pub prealloc: bool,
+    /// What its RAM is made of. Only of a synthetic guest.
+    pub backing: Backing,
 }
 
 /// Both ends of a guest: one runs, the other waits. Dropping it ends both.
@@ -239,7 +240,10 @@ impl SyntheticProcess {
         if incoming {
             command.arg("--incoming");
         }
-        if incoming && spec.prealloc {
+        if spec.backing == Backing::Huge {
+            command.arg("--hugetlb");
+        }
+        if incoming && spec.backing != Backing::Fresh {
             command.arg("--prealloc");
         }
         let child = command.spawn().map_err(LabError::system("dwcp-load"))?;

@@ -6,8 +6,9 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use memmap2::{MmapOptions, MmapRaw};
-use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::Backing;
 
 #[derive(Debug)]
 pub(super) struct Memory {
@@ -17,8 +18,12 @@ pub(super) struct Memory {
 
 impl Memory {
     /// Memory of incompressible content.
-    pub(super) fn filled(mib: u64) -> io::Result<Self> {
-        let memory = Self::empty(mib, true)?;
+    pub(super) fn filled(mib: u64, backing: Backing) -> io::Result<Self> {
+        let backing = match backing {
+            Backing::Fresh => Backing::Allocated,
+            other => other,
+        };
+        let memory = Self::empty(mib, backing)?;
         let mut state = 0x5EED_0042_u64;
         let first = memory.map.as_mut_ptr().cast::<u64>();
         for word in 0..memory.bytes() / 8 {
@@ -30,17 +35,19 @@ impl Memory {
     }
 
     /// Memory of zeros.
-    pub(super) fn empty(mib: u64, prealloc: bool) -> io::Result<Self> {
-        let file = File::from(memfd_create("dwcp-wire", MFdFlags::MFD_CLOEXEC)?);
+    pub(super) fn empty(mib: u64, backing: Backing) -> io::Result<Self> {
+        let mut flags = MFdFlags::MFD_CLOEXEC;
+        if backing == Backing::Huge {
+            flags |= MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+        }
+        let file = File::from(memfd_create("dwcp-wire", flags)?);
         file.set_len(mib << 20)?;
+        let bytes = usize::try_from(mib << 20).map_err(io::Error::other)?;
         let mut options = MmapOptions::new();
-        if prealloc {
-            let length = i64::try_from(mib << 20).map_err(io::Error::other)?;
-            fallocate(&file, FallocateFlags::empty(), 0, length)?;
-            // Page tables too: a guest's mover has them from the rounds before.
+        if backing != Backing::Fresh {
             options.populate();
         }
-        let map = options.map_raw(&file)?;
+        let map = options.len(bytes).map_raw(&file)?;
         Ok(Self { file, map })
     }
 

@@ -8,7 +8,7 @@ mod memory;
 mod methods;
 
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Barrier;
 use std::thread;
 use std::time::Instant;
@@ -31,8 +31,19 @@ pub struct WireOptions {
     pub mib: u64,
     /// Streams, a thread each at both ends.
     pub streams: u64,
-    /// Whether the destination's memory is allocated beforehand.
-    pub prealloc: bool,
+    /// What the memory is made of.
+    pub backing: Backing,
+}
+
+/// What memory is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Backing of 4 KiB; at the destination none is allocated.
+    Fresh,
+    /// Backing of 4 KiB, allocated at both ends.
+    Allocated,
+    /// Huge pages of 2 MiB, allocated at both ends.
+    Huge,
 }
 
 /// What it took.
@@ -51,8 +62,8 @@ pub struct WireRun {
 /// # Errors
 /// From the system: the method is not to be had here, or there is no memory.
 pub fn run_mover(options: WireOptions) -> io::Result<WireRun> {
-    let source = Memory::filled(options.mib)?;
-    let destination = Memory::empty(options.mib, options.prealloc)?;
+    let source = Memory::filled(options.mib, options.backing)?;
+    let destination = Memory::empty(options.mib, options.backing)?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let mut pairs = vec![];
     for _ in 0..options.streams {
@@ -75,7 +86,12 @@ pub fn run_mover(options: WireOptions) -> io::Result<WireRun> {
             let (source, destination, start) = (&source, &destination, &start);
             let method = options.method;
             threads.push(scope.spawn(move || {
-                measured(start, || methods::send(method, source, first..end, sender))
+                let sent = measured(start, || methods::send(method, source, first..end, sender));
+                if sent.is_err() {
+                    // The other side would wait for ever.
+                    let _ = sender.shutdown(Shutdown::Both);
+                }
+                sent
             }));
             threads.push(scope.spawn(move || {
                 measured(start, || {

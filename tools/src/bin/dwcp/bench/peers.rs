@@ -7,6 +7,7 @@ use dwcp_controlplane::profile;
 use dwcp_testbed::Kind;
 use dwcp_testbed::guests::{GuestKind, GuestOptions};
 use dwcp_testbed::peers::{PeerOptions, PeerSystem, run_peer};
+use dwcp_testbed::wire::Backing;
 use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, RunSpec};
 use serde::Serialize;
 
@@ -120,7 +121,7 @@ fn by_dwcp(args: &Args, settings: &TransferSettings, case: &str) -> Result<Run, 
         hot_mib: 50.min(args.fill_mib),
         dirty_pages_per_s: args.dirty_rate,
         kind: Kind::Text,
-        prealloc: false,
+        backing: Backing::Fresh,
     };
     let folder = tempfile::tempdir().map_err(Failure::other)?;
     let spec = RunSpec {

@@ -7,6 +7,7 @@ use dwcp_controlplane::config::Dimension;
 use dwcp_controlplane::profile;
 use dwcp_testbed::Kind;
 use dwcp_testbed::guests::qemu_binary;
+use dwcp_testbed::wire::Backing;
 use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, RunSpec};
 
 use crate::context::Context;
@@ -150,7 +151,7 @@ fn spec(args: &Args) -> Result<RunSpec, Failure> {
         hot_mib,
         dirty_pages_per_s,
         kind,
-        prealloc: false,
+        backing: Backing::Fresh,
     };
     Ok(RunSpec { guest, settings })
 }
