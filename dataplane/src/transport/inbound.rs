@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use dwcp_simd::PAGE_BYTES;
 use dwcp_wire::PageRange;
+use dwcp_wire::limits::FRAME_DATA_PAGES_MAX;
 
 use super::outbound::Spans;
 use super::{BufferId, Buffers};
@@ -28,7 +29,7 @@ impl Inbound {
         Self {
             buffer: BufferId(0),
             range: 0..0,
-            runs: vec![],
+            runs: Vec::with_capacity(FRAME_DATA_PAGES_MAX),
             skip: 0,
         }
     }
