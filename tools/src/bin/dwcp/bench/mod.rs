@@ -4,6 +4,7 @@
 mod faults;
 mod machine;
 mod peers;
+mod report;
 mod stat;
 mod wire;
 
@@ -23,6 +24,8 @@ enum Which {
     Peers(peers::Args),
     /// Move memory by raw movers, the limit of the machine, and by a whole migration beside them.
     Wire(wire::Args),
+    /// Show a record as a table and a page with plots, or compare two.
+    Report(report::Args),
     /// Kill daemons and VMMs at seeded moments; the guest must run on exactly one side.
     Faults(faults::Args),
 }
@@ -31,6 +34,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     match &args.which {
         Which::Peers(args) => peers::run(args, context),
         Which::Wire(args) => wire::run(args, context),
+        Which::Report(args) => report::run(args, context),
         Which::Faults(args) => faults::run(args, context),
     }
 }
