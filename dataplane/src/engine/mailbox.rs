@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicIsize, Ordering};
 use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
@@ -29,6 +30,9 @@ pub struct Mailbox<T> {
 #[derive(Debug)]
 struct Inner<T> {
     queue: ArrayQueue<T>,
+    /// Messages pushed and not popped, as far as both have said so. Whoever takes it away from 0 rings:
+    /// an owner that reads until nothing is left needs no bell for the rest.
+    waiting: AtomicIsize,
     bell: EventFd,
 }
 
@@ -50,12 +54,13 @@ impl<T> Mailbox<T> {
         Ok(Self {
             inner: Arc::new(Inner {
                 queue: ArrayQueue::new(CAPACITY),
+                waiting: AtomicIsize::new(0),
                 bell,
             }),
         })
     }
 
-    /// Leaves a message and rings.
+    /// Leaves a message, and rings if nothing was there.
     ///
     /// # Errors
     /// [`MailboxError::Full`].
@@ -64,15 +69,20 @@ impl<T> Mailbox<T> {
             .queue
             .push(message)
             .map_err(|_| MailboxError::Full)?;
-        // A counter that is full is a bell that rings already.
-        let _ = self.inner.bell.write(1);
+        // Below 0 another push has yet to say so, and will ring then.
+        if self.inner.waiting.fetch_add(1, Ordering::AcqRel) == 0 {
+            // A counter that is full is a bell that rings already.
+            let _ = self.inner.bell.write(1);
+        }
         Ok(())
     }
 
-    /// The oldest message.
+    /// The oldest message. The owner of a bell that rang pops until there is none.
     #[must_use]
     pub fn pop(&self) -> Option<T> {
-        self.inner.queue.pop()
+        let message = self.inner.queue.pop()?;
+        self.inner.waiting.fetch_sub(1, Ordering::AcqRel);
+        Some(message)
     }
 
     /// The oldest message, waiting for one up to `time`.
@@ -96,5 +106,55 @@ impl<T> Mailbox<T> {
     /// When no descriptor is left.
     pub fn bell(&self) -> std::io::Result<OwnedFd> {
         self.inner.bell.as_fd().try_clone_to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An owner that sleeps while a message waits sleeps until the time limit.
+    #[test]
+    fn no_message_is_left_behind_a_sleeping_owner() {
+        const EACH: u64 = 30_000;
+        let mailbox = Mailbox::new().unwrap();
+        std::thread::scope(|scope| {
+            for pusher in 0..3 {
+                let mailbox = mailbox.clone();
+                scope.spawn(move || {
+                    for message in 0..EACH {
+                        while mailbox.push(pusher * EACH + message).is_err() {
+                            std::thread::yield_now();
+                        }
+                    }
+                });
+            }
+            const LIMIT: Duration = Duration::from_secs(20);
+            let mut sum: u64 = 0;
+            for taken in 0..3 * EACH {
+                // A bell may still ring for what was popped before; a wait is then short.
+                sum += loop {
+                    let began = std::time::Instant::now();
+                    if let Some(message) = mailbox.wait(LIMIT) {
+                        break message;
+                    }
+                    assert!(
+                        began.elapsed() < LIMIT,
+                        "{taken} came, no bell for the next"
+                    );
+                };
+            }
+            assert_eq!(sum, (0..3 * EACH).sum::<u64>());
+        });
+        assert!(mailbox.pop().is_none());
+    }
+
+    #[test]
+    fn a_full_mailbox_says_so() {
+        let mailbox = Mailbox::new().unwrap();
+        let pushed = (0..).take_while(|&message| mailbox.push(message).is_ok());
+        assert_eq!(pushed.count(), CAPACITY);
+        assert_eq!(mailbox.pop(), Some(0));
+        mailbox.push(7).unwrap();
     }
 }

@@ -7,13 +7,16 @@
 //! | `node.rs` | one node: two daemons, started, killed, started again |
 //! | `guest.rs` | the guest at both ends: a process, or QEMU with our kernel or Debian's |
 //! | `run.rs` | one migration from the boot to the guest's own verdict |
+//! | `fleet.rs` | many synthetic guests moved at once |
 
 mod binaries;
+mod fleet;
 mod guest;
 mod node;
 mod run;
 
 pub use binaries::{Binaries, BinariesError};
+pub use fleet::{Fleet, MovedFleet};
 pub use guest::{GuestChoice, GuestPair, GuestSpec};
 pub use node::{LabNode, Plane};
 pub use run::{Lab, MovedGuest, RunSpec};

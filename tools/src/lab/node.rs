@@ -142,6 +142,20 @@ impl LabNode {
         self.wait_for_planes().map(drop)
     }
 
+    /// Memory of the data plane's own, without guest RAM that it maps.
+    #[must_use]
+    pub fn dataplane_bytes(&self) -> u64 {
+        let Some(child) = &self.data else { return 0 };
+        let text = std::fs::read_to_string(format!("/proc/{}/status", child.id()));
+        let kib = text.ok().and_then(|text| {
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix("RssAnon:"))?;
+            line.trim().trim_end_matches(" kB").parse::<u64>().ok()
+        });
+        kib.unwrap_or(0) * 1024
+    }
+
     /// CPU seconds that the data plane has used.
     #[must_use]
     pub fn dataplane_cpu_s(&self) -> f64 {

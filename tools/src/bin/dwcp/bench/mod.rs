@@ -3,8 +3,10 @@
 
 mod faults;
 mod machine;
+mod parts;
 mod peers;
 mod report;
+mod scale;
 mod stat;
 mod wire;
 
@@ -24,6 +26,10 @@ enum Which {
     Peers(peers::Args),
     /// Move memory by raw movers, the limit of the machine, and by a whole migration beside them.
     Wire(wire::Args),
+    /// Measure the parts of the hot path, each beside what it replaces.
+    Parts(parts::Args),
+    /// Let RAM, streams, the dirty rate or the number of migrations grow.
+    Scale(scale::Args),
     /// Show a record as a table and a page with plots, or compare two.
     Report(report::Args),
     /// Kill daemons and VMMs at seeded moments; the guest must run on exactly one side.
@@ -34,6 +40,8 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     match &args.which {
         Which::Peers(args) => peers::run(args, context),
         Which::Wire(args) => wire::run(args, context),
+        Which::Parts(args) => parts::run(args, context),
+        Which::Scale(args) => scale::run(args, context),
         Which::Report(args) => report::run(args, context),
         Which::Faults(args) => faults::run(args, context),
     }
