@@ -30,6 +30,8 @@ pub struct LabNode {
     folder: PathBuf,
     binaries: Binaries,
     io: IoPath,
+    /// Network namespace of its daemons, if not ours.
+    namespace: Option<String>,
     /// Fixed after the first start: a restarted data plane must be found again.
     listen: String,
     data: Option<Child>,
@@ -48,6 +50,20 @@ impl LabNode {
         binaries: &Binaries,
         io: IoPath,
     ) -> Result<Self, LabError> {
+        Self::start_within(name, folder, binaries, io, None)
+    }
+
+    /// As [`Self::start`], in a network namespace and with an address there.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_within(
+        name: &str,
+        folder: &Path,
+        binaries: &Binaries,
+        io: IoPath,
+        network: Option<(&str, &str)>,
+    ) -> Result<Self, LabError> {
         let folder = folder.join(name);
         std::fs::create_dir_all(&folder).map_err(LabError::system("node folder"))?;
         let client = NodeClient::new(&folder.join("node.sock"));
@@ -56,7 +72,8 @@ impl LabNode {
             folder,
             binaries: binaries.clone(),
             io,
-            listen: "127.0.0.1:0".into(),
+            namespace: network.map(|(namespace, _)| namespace.to_owned()),
+            listen: format!("{}:0", network.map_or("127.0.0.1", |(_, address)| address)),
             data: None,
             control: None,
             client,
@@ -94,7 +111,14 @@ impl LabNode {
             .append(true)
             .open(self.folder.join(log))
             .map_err(LabError::system("log"))?;
-        let mut command = Command::new(program);
+        let mut command = match &self.namespace {
+            None => Command::new(program),
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(program);
+                command
+            }
+        };
         command
             .args(["--name", &self.name])
             .stdin(Stdio::null())

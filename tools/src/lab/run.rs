@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use dwcp_api::node::{Reply, Request};
 use dwcp_api::{MigrationId, MigrationReport, MigrationStatus, RunResult, TransferSettings};
 
+use dwcp_testbed::link::{Side, VethLink};
+
 use super::{Binaries, GuestPair, GuestSpec, LabError, LabNode};
 
 /// A migration of the lab takes seconds; one that takes longer hangs.
@@ -58,11 +60,25 @@ impl Lab {
         folder: &Path,
         say: &mut dyn FnMut(&str),
     ) -> Result<Self, LabError> {
+        Self::start_over(spec, folder, None, say)
+    }
+
+    /// As [`Self::start`], with a link between the nodes instead of loopback.
+    ///
+    /// # Errors
+    /// [`LabError`]: whatever did not start.
+    pub fn start_over(
+        spec: &RunSpec,
+        folder: &Path,
+        link: Option<&VethLink>,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Self, LabError> {
         let binaries = Binaries::find()?;
         say("starting two nodes, a data plane and a control plane each");
         let io = spec.settings.io;
-        let a = LabNode::start("node-a", folder, &binaries, io)?;
-        let b = LabNode::start("node-b", folder, &binaries, io)?;
+        let at = |side| link.map(|link| (link.namespace(side), link.address(side)));
+        let a = LabNode::start_within("node-a", folder, &binaries, io, at(Side::A))?;
+        let b = LabNode::start_within("node-b", folder, &binaries, io, at(Side::B))?;
         say("starting the guest at node-a, and its empty place at node-b");
         let guest = GuestPair::start(&spec.guest, folder, &binaries)?;
         let mut lab = Self { a, b, guest };

@@ -16,6 +16,7 @@ use std::time::Instant;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
+use crate::link::{Side, VethLink};
 use memory::Memory;
 pub use methods::Method;
 
@@ -57,22 +58,14 @@ pub struct WireRun {
     pub cpu_s: f64,
 }
 
-/// Moves memory once over loopback and checks that all of it arrived.
+/// Moves memory once, over the link or over loopback, and checks that all of it arrived.
 ///
 /// # Errors
 /// From the system: the method is not to be had here, or there is no memory.
-pub fn run_mover(options: WireOptions) -> io::Result<WireRun> {
+pub fn run_mover(options: WireOptions, link: Option<&VethLink>) -> io::Result<WireRun> {
     let source = Memory::filled(options.mib, options.backing)?;
     let destination = Memory::empty(options.mib, options.backing)?;
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let mut pairs = vec![];
-    for _ in 0..options.streams {
-        let sender = TcpStream::connect(listener.local_addr()?)?;
-        let receiver = listener.accept()?.0;
-        use_cubic(&sender)?;
-        sender.set_nodelay(true)?;
-        pairs.push((sender, receiver));
-    }
+    let pairs = connect(options.streams, link)?;
     let start = Barrier::new(2 * pairs.len() + 1);
     let share = source.bytes() / options.streams as usize / UNIT_BYTES * UNIT_BYTES;
     let (seconds, cpu_s) = thread::scope(|scope| {
@@ -116,6 +109,26 @@ pub fn run_mover(options: WireOptions) -> io::Result<WireRun> {
         seconds,
         cpu_s,
     })
+}
+
+/// Sending and receiving ends of the streams.
+fn connect(streams: u64, link: Option<&VethLink>) -> io::Result<Vec<(TcpStream, TcpStream)>> {
+    let listener = match link {
+        None => TcpListener::bind("127.0.0.1:0")?,
+        Some(link) => link.within(Side::B, || TcpListener::bind((link.address(Side::B), 0)))?,
+    };
+    let address = listener.local_addr()?;
+    let mut pairs = vec![];
+    for _ in 0..streams {
+        let sender = match link {
+            None => TcpStream::connect(address)?,
+            Some(link) => link.within(Side::A, || TcpStream::connect(address))?,
+        };
+        use_cubic(&sender)?;
+        sender.set_nodelay(true)?;
+        pairs.push((sender, listener.accept()?.0));
+    }
+    Ok(pairs)
 }
 
 /// On a local link the cheapest; the same as the datacenter profile's.

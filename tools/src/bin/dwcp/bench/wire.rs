@@ -5,6 +5,7 @@ use std::fmt::Write;
 use dwcp_api::{RunResult, TransferSettings};
 use dwcp_controlplane::profile;
 use dwcp_testbed::Kind;
+use dwcp_testbed::link::VethLink;
 use dwcp_testbed::wire::{Backing, Method, WireOptions, run_mover};
 use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, RunSpec};
 use serde::Serialize;
@@ -40,9 +41,21 @@ pub(crate) struct Args {
     /// What the memory is made of.
     #[arg(long, value_enum, default_value_t = Memory::Allocated)]
     memory: Memory,
+    /// What is between the ends.
+    #[arg(long, value_enum, default_value_t = Link::Loopback)]
+    link: Link,
     /// Change a key of the datacenter profile for the migration; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     changes: Vec<String>,
+}
+
+/// What is between the ends.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Link {
+    /// The loopback interface.
+    Loopback,
+    /// Two network namespaces and a veth pair; needs root.
+    Veth,
 }
 
 /// What the memory is made of.
@@ -54,6 +67,15 @@ enum Memory {
     Allocated,
     /// 2 MiB pages (hugetlb), allocated at both ends; see vm.nr_hugepages.
     Huge,
+}
+
+impl Link {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Loopback => "loopback",
+            Self::Veth => "veth",
+        }
+    }
 }
 
 impl Memory {
@@ -100,22 +122,27 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     let changes = std::iter::once(streams.as_str()).chain(args.changes.iter().map(String::as_str));
     let settings = profile::with_changes(&profile::load("datacenter")?, changes)?;
     let case = format!(
-        "{} MiB, {} streams, loopback, {}",
+        "{} MiB, {} streams, {}, {}",
         args.size_mib,
         args.streams,
+        args.link.name(),
         args.memory.name()
     );
+    let link = match args.link {
+        Link::Loopback => None,
+        Link::Veth => Some(VethLink::up().map_err(Failure::other)?),
+    };
     let mut runs = vec![];
     for turn in 1..=args.rounds {
         for method in Method::ALL {
             eprintln!("round {turn} of {}: {}", args.rounds, method.name());
-            match by_mover(args, method, &case) {
+            match by_mover(args, method, link.as_ref(), &case) {
                 Ok(run) => runs.push(run),
                 Err(error) => eprintln!("skipped: {}: {error}", method.name()),
             }
         }
         eprintln!("round {turn} of {}: dwcp", args.rounds);
-        runs.push(by_dwcp(args, &settings, &case)?);
+        runs.push(by_dwcp(args, &settings, link.as_ref(), &case)?);
     }
     let record = Record {
         schema: "dwcp.bench.wire/1",
@@ -125,13 +152,19 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     context.print(&record, || table(&record))
 }
 
-fn by_mover(args: &Args, method: Method, case: &str) -> std::io::Result<Run> {
-    let run = run_mover(WireOptions {
+fn by_mover(
+    args: &Args,
+    method: Method,
+    link: Option<&VethLink>,
+    case: &str,
+) -> std::io::Result<Run> {
+    let options = WireOptions {
         method,
         mib: args.size_mib,
         streams: args.streams.into(),
         backing: args.memory.backing(),
-    })?;
+    };
+    let run = run_mover(options, link)?;
     Ok(Run {
         system: method.name().into(),
         case: case.to_owned(),
@@ -145,7 +178,12 @@ fn by_mover(args: &Args, method: Method, case: &str) -> std::io::Result<Run> {
     })
 }
 
-fn by_dwcp(args: &Args, settings: &TransferSettings, case: &str) -> Result<Run, Failure> {
+fn by_dwcp(
+    args: &Args,
+    settings: &TransferSettings,
+    link: Option<&VethLink>,
+    case: &str,
+) -> Result<Run, Failure> {
     let guest = GuestSpec {
         choice: GuestChoice::Synthetic,
         ram_mib: args.size_mib,
@@ -160,7 +198,8 @@ fn by_dwcp(args: &Args, settings: &TransferSettings, case: &str) -> Result<Run, 
         guest,
         settings: settings.clone(),
     };
-    let mut lab = Lab::start(&spec, folder.path(), &mut |_| {}).map_err(Failure::other)?;
+    let mut lab =
+        Lab::start_over(&spec, folder.path(), link, &mut |_| {}).map_err(Failure::other)?;
     let moved = lab
         .run(settings, &mut |_| {}, &mut |_| {})
         .map_err(Failure::other)?;

@@ -1,0 +1,113 @@
+//! A link of this machine's own: two network namespaces joined by a veth pair.
+
+use std::fs::File;
+use std::io;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::sched::{CloneFlags, setns};
+
+/// Two namespaces and the pair between them; dropping it takes them down.
+#[derive(Debug)]
+pub struct VethLink {
+    namespaces: [String; 2],
+}
+
+/// One side of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The first.
+    A,
+    /// The second.
+    B,
+}
+
+static LINKS: AtomicU32 = AtomicU32::new(0);
+
+impl VethLink {
+    /// Sets one up. Needs root, and `ip` of iproute2.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn up() -> io::Result<Self> {
+        let number = LINKS.fetch_add(1, Ordering::Relaxed);
+        let name = |side: char| format!("dwcp-{}-{number}{side}", std::process::id());
+        let link = Self {
+            namespaces: [name('a'), name('b')],
+        };
+        let [a, b] = &link.namespaces;
+        for namespace in [a, b] {
+            ip(&["netns", "add", namespace])?;
+            ip(&["-n", namespace, "link", "set", "lo", "up"])?;
+        }
+        ip(&[
+            "-n", a, "link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", b,
+        ])?;
+        for side in [Side::A, Side::B] {
+            let (namespace, address) = (link.namespace(side), format!("{}/30", link.address(side)));
+            ip(&["-n", namespace, "addr", "add", &address, "dev", "veth0"])?;
+            ip(&["-n", namespace, "link", "set", "veth0", "up"])?;
+        }
+        Ok(link)
+    }
+
+    /// Name of a side's namespace.
+    #[must_use]
+    pub fn namespace(&self, side: Side) -> &str {
+        match side {
+            Side::A => &self.namespaces[0],
+            Side::B => &self.namespaces[1],
+        }
+    }
+
+    /// A side's address. The namespaces are the link's own, so every link may use the same.
+    #[must_use]
+    pub const fn address(&self, side: Side) -> &'static str {
+        match side {
+            Side::A => "10.213.7.1",
+            Side::B => "10.213.7.2",
+        }
+    }
+
+    /// Runs `work` on a thread of that side: sockets made there belong there.
+    ///
+    /// # Errors
+    /// From the system, or `work`'s own.
+    pub fn within<T: Send>(
+        &self,
+        side: Side,
+        work: impl FnOnce() -> io::Result<T> + Send,
+    ) -> io::Result<T> {
+        let path = format!("/run/netns/{}", self.namespace(side));
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+                work()
+            });
+            let outcome = thread.join();
+            outcome.map_err(|_| io::Error::other("a thread of the link panicked"))?
+        })
+    }
+}
+
+impl Drop for VethLink {
+    fn drop(&mut self) {
+        for namespace in &self.namespaces {
+            // One that was never added is no loss.
+            let _ = ip(&["netns", "del", namespace]);
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) -> io::Result<()> {
+    let output = Command::new("ip").args(arguments).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!(
+        "ip {}: {}",
+        arguments.join(" "),
+        said.trim()
+    )))
+}
