@@ -276,7 +276,11 @@ impl SyntheticProcess {
         }
     }
 
-    fn is_running(&self) -> bool {
+    /// A process that has ended is not asked: its socket would be tried until the time is over.
+    fn is_running(&mut self) -> bool {
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            return false;
+        }
         SyntheticClient::connect(&self.socket, ANSWER_TIME)
             .and_then(|mut client| client.status())
             .is_ok_and(|status| status.running)
