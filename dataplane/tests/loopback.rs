@@ -51,6 +51,17 @@ fn a_busy_guest_is_moved_and_finds_its_memory_whole() {
     println!("{}", serde_json::to_string_pretty(&report).unwrap());
 }
 
+/// Each stream ends a round with a mark of its own, however few buffers a worker has.
+#[test]
+fn many_streams_of_one_worker() {
+    let report = moves(&TransferSettings {
+        streams: 16,
+        workers: 1,
+        ..settings()
+    });
+    assert_eq!(report.streams, 16);
+}
+
 #[test]
 fn by_fingerprints() {
     let report = moves(&TransferSettings {

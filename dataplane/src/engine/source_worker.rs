@@ -97,6 +97,7 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
                 streams: vec![],
                 work: None,
                 drained: false,
+                marked: 0,
                 in_flight_bytes: 0,
             };
             worker.run(inbox, events)
@@ -111,8 +112,10 @@ struct SourceWorker<'a> {
     line: Outgoing<'a>,
     streams: Vec<SendStream>,
     work: Option<Arc<RoundWork>>,
-    /// No more pages in the round; marks are queued.
+    /// No more pages in the round; what follows are marks.
     drained: bool,
+    /// Streams that have their mark of the round, from the first on.
+    marked: usize,
     in_flight_bytes: u64,
 }
 
@@ -193,6 +196,7 @@ impl SourceWorker<'_> {
         self.line.begin(&work);
         self.work = Some(work);
         self.drained = false;
+        self.marked = 0;
     }
 
     /// Builds a frame and queues it on the stream with the most room. Returns whether there may be
@@ -200,7 +204,7 @@ impl SourceWorker<'_> {
     fn send_one_frame(&mut self) -> bool {
         let Some(work) = &self.work else { return false };
         if self.drained {
-            return false;
+            return self.send_one_mark();
         }
         let ready = self.streams.iter_mut().enumerate().filter(|(_, stream)| {
             stream.credit.has_credit() && stream.queued.len() < QUEUED_FRAMES_MAX
@@ -220,7 +224,7 @@ impl SourceWorker<'_> {
         let Some(frame) = frame else {
             self.session.count(0, pages);
             self.transport.buffers().give(buffer);
-            self.queue_marks();
+            self.drained = true;
             return true;
         };
         self.session.count(frame.bytes(), pages);
@@ -238,35 +242,34 @@ impl SourceWorker<'_> {
         true
     }
 
-    fn queue_marks(&mut self) {
-        let Some(work) = &self.work else { return };
-        if self.transport.buffers().free() < self.streams.len().min(SEND_BUFFERS) {
-            return;
-        }
-        self.drained = true;
-        for (slot, stream) in self.streams.iter_mut().enumerate() {
-            let mut header = FrameHeader::empty(
-                FrameKind::RoundMark,
-                stream.index,
-                stream.credit.next_sequence(),
-            );
-            header.round = work.round;
-            let Some(buffer) = self.transport.buffers().take() else {
-                continue;
-            };
-            let bytes = self.transport.buffers().bytes_mut(buffer);
-            bytes[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
-            stream.credit.sent(HEADER_BYTES as u64);
-            stream.queued.push_back(buffer);
-            self.transport
-                .send(slot, SendFrame::alone(buffer, 0..HEADER_BYTES));
-            self.session.count(HEADER_BYTES as u64, 0);
-        }
+    /// Queues the mark of the next stream that has none. Returns whether there may be more to do at
+    /// once; a worker with more streams than buffers goes on when a buffer comes back.
+    fn send_one_mark(&mut self) -> bool {
+        let slot = self.marked;
+        let (Some(work), Some(stream)) = (&self.work, self.streams.get_mut(slot)) else {
+            return false;
+        };
+        let Some(buffer) = self.transport.buffers().take() else {
+            return false;
+        };
+        let sequence = stream.credit.next_sequence();
+        let mut header = FrameHeader::empty(FrameKind::RoundMark, stream.index, sequence);
+        header.round = work.round;
+        let bytes = self.transport.buffers().bytes_mut(buffer);
+        bytes[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
+        stream.credit.sent(HEADER_BYTES as u64);
+        stream.queued.push_back(buffer);
+        self.marked += 1;
+        self.transport
+            .send(slot, SendFrame::alone(buffer, 0..HEADER_BYTES));
+        self.session.count(HEADER_BYTES as u64, 0);
+        true
     }
 
     /// A round is sent when its last mark is in the kernel's hands.
     fn finish_round<E: From<WorkerEvent>>(&mut self, events: &Mailbox<E>) {
-        if !self.drained || self.streams.iter().any(|stream| !stream.queued.is_empty()) {
+        let is_marked = self.drained && self.marked == self.streams.len();
+        if !is_marked || self.streams.iter().any(|stream| !stream.queued.is_empty()) {
             return;
         }
         if let Some(work) = self.work.take() {
