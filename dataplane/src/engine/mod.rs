@@ -12,7 +12,7 @@ mod worker;
 pub use destination_worker::{DestinationCommand, StreamRound, spawn_destination_worker};
 pub use mailbox::{Mailbox, MailboxError};
 pub use prove::{Reread, read_again, read_everything};
-pub use recycle::{keep_allocated, wipe_unknown};
+pub use recycle::{NotWiped, keep_allocated, wipe_unknown};
 pub use session::{Sealed, Session};
 pub use source_worker::{SourceCommand, WorkerRound, spawn_source_worker};
 pub(crate) use worker::thread_cpu_ns;

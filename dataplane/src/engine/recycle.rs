@@ -11,6 +11,11 @@ use dwcp_simd::{PAGE_BYTES, Page, RamRoot, kernels};
 use super::Session;
 use crate::ram::RamError;
 
+/// RAM that was in use before could not be cleared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("destination RAM could not be cleared of what it held before")]
+pub struct NotWiped;
+
 const ZERO: Page = [0; PAGE_BYTES];
 
 /// Marks allocated pages as unknown. A block of which the file system cannot tell what is allocated is
@@ -37,16 +42,20 @@ pub fn keep_allocated(session: &Session) -> Result<(), RamError> {
 
 /// Clears every page that is still unknown, on all cores that this process may use. Returns how many
 /// there were. Nothing else may write RAM meanwhile.
-#[must_use]
-pub fn wipe_unknown(session: &Session) -> u64 {
+///
+/// # Errors
+/// [`NotWiped`]: some may still hold what was there before.
+pub fn wipe_unknown(session: &Session) -> Result<u64, NotWiped> {
     let threads = thread::available_parallelism().map_or(1, usize::from) as u64;
     let share = session.layout.pages().div_ceil(threads);
     thread::scope(|scope| {
         let parts: Vec<_> = (0..threads)
             .map(|n| scope.spawn(move || wipe(session, n * share, (n + 1) * share)))
             .collect();
-        let wiped = |part: thread::ScopedJoinHandle<'_, u64>| part.join().unwrap_or(0);
-        parts.into_iter().map(wiped).sum()
+        // All are waited for, whatever one of them says.
+        let parts: Vec<_> = parts.into_iter().map(|part| part.join()).collect();
+        let wiped = parts.into_iter().map(|part| part.map_err(|_| NotWiped));
+        wiped.sum()
     })
 }
 
@@ -105,7 +114,11 @@ mod tests {
         blocks[0].write_page(5, &[7; PAGE_BYTES]);
         session.digests.set(5, Some(new), &mut root);
         assert_eq!(session.digests.root(), root, "unknown pages have no term");
-        assert_eq!(wipe_unknown(&session), 100, "99 of block 0, one of block 2");
+        assert_eq!(
+            wipe_unknown(&session),
+            Ok(100),
+            "99 of block 0, one of block 2"
+        );
         for (index, block) in blocks.iter().enumerate() {
             for page in 0..block.pages() {
                 let mut copy = ZERO;
@@ -117,6 +130,6 @@ mod tests {
                 assert_eq!(session.digests.get(global).is_some(), came);
             }
         }
-        assert_eq!(wipe_unknown(&session), 0);
+        assert_eq!(wipe_unknown(&session), Ok(0));
     }
 }

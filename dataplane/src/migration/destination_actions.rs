@@ -217,14 +217,14 @@ impl DestinationDriver {
         let mut root = RamRoot(self.recorder.ram_root.unwrap_or(0));
         let (mut applied, mut suspects) = (RoundSummary::default(), vec![]);
         let round = self.round[0].round;
-        if round == 0
+        // Whatever number the source gives its first round: memory of a guest before must not outlive it.
+        if self.recorder.rounds.is_empty()
             && let Some(session) = &self.session
         {
-            let pages = wipe_unknown(session);
-            tracing::debug!(
-                pages,
-                "allocated pages that the source never named are clear"
-            );
+            match wipe_unknown(session) {
+                Ok(pages) => tracing::debug!(pages, "pages that the source never named are clear"),
+                Err(error) => return self.failed(AbortCode::Other, error.to_string()),
+            }
         }
         for part in self.round.drain(..) {
             applied.frames += part.applied.summary.frames;
