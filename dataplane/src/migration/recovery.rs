@@ -219,6 +219,8 @@ fn recover_as_destination(node: &Node, scope: &JournalScope, unfinished: &Unfini
             }
         }
         DestinationRecovery::Refuse => {
+            // A VMM serves one client: what asked it must be gone before what ends it.
+            drop(vm);
             if let Err(error) = refuse(node, unfinished) {
                 tracing::error!(
                     vm = scope.vm,

@@ -108,6 +108,17 @@ impl VmmError {
         }
     }
 
+    /// A socket that cannot be connected to: its VMM has gone when there is no socket, or nobody
+    /// listens on it. Anything else (a full backlog, no permission) says nothing of the VMM.
+    fn connecting(what: impl std::fmt::Display, source: &std::io::Error) -> Self {
+        use std::io::ErrorKind::{ConnectionRefused, NotFound};
+        let text = format!("{what}: {source}");
+        match source.kind() {
+            NotFound | ConnectionRefused => Self::Gone(text),
+            _ => Self::Failed(text),
+        }
+    }
+
     fn system(what: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
         Self::System {
             what: what.into(),

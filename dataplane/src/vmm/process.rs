@@ -52,7 +52,8 @@ pub(super) struct ProcessVm {
 impl ProcessVm {
     pub(super) fn connect(path: &str) -> Result<Self, VmmError> {
         let gone = |error: std::io::Error| VmmError::Gone(format!("{path}: {error}"));
-        let stream = UnixStream::connect(path).map_err(gone)?;
+        let stream =
+            UnixStream::connect(path).map_err(|error| VmmError::connecting(path, &error))?;
         stream.set_read_timeout(Some(ANSWER_TIME)).map_err(gone)?;
         stream.set_write_timeout(Some(ANSWER_TIME)).map_err(gone)?;
         let (line, mut descriptors) = receive_greeting(&stream).map_err(gone)?;

@@ -55,7 +55,11 @@ impl QemuVm {
             QmpError::Timeout { .. } => VmmError::Failed(format!(
                 "QMP {path}: {error}; end the other client of this monitor, or give DWCP its own"
             )),
-            error => VmmError::Gone(format!("QMP {path}: {error}")),
+            QmpError::Connect { source, .. } => {
+                VmmError::connecting(format_args!("QMP {path}"), &source)
+            }
+            error if error.is_closed() => VmmError::Gone(format!("QMP {path}: {error}")),
+            error => VmmError::Failed(format!("QMP {path}: {error}")),
         })?;
         qmp.set_timeout(ANSWER_TIME);
         Ok(Self {
