@@ -122,3 +122,64 @@ fn a_guest_that_was_taken_over_stays_paused() {
 fn a_guest_that_was_not_taken_over_runs_again() {
     settles(false);
 }
+
+/// Somebody else holds the VMM when the data plane comes back: it is there, and says nothing of its
+/// guest.
+fn busy_vmm(socket: &std::path::Path) -> std::sync::mpsc::Sender<()> {
+    let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let (end, ended) = channel();
+    std::thread::spawn(move || {
+        while ended.try_recv().is_err() {
+            if let Ok((mut stream, _)) = listener.accept() {
+                let _ = stream.write_all(b"busy\n");
+            }
+            std::thread::yield_now();
+        }
+    });
+    end
+}
+
+#[test]
+fn a_vmm_that_does_not_answer_after_a_restart_has_not_gone() {
+    for role in [Role::Source, Role::Destination] {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("vm.sock");
+        let busy = busy_vmm(&socket);
+        let a = node(folder.path(), "a", &settings());
+        let id = MigrationId(7);
+        let attachment = dwcp_api::Attachment::Process {
+            socket: socket.to_string_lossy().into_owned(),
+        };
+        let record = Record {
+            sequence: 0,
+            migration: id,
+            vm: "vm".into(),
+            role,
+            peer_node: "b".into(),
+            peer_address: "127.0.0.1:9".into(),
+            epoch: 0,
+            wall_ms: 0,
+            kind: RecordKind::Begin {
+                attachment: attachment.clone(),
+            },
+        };
+        a.node.journal().append(&record).unwrap();
+        recover(&a.node);
+        let stage = || a.node.journal().state().stage(id, role);
+        assert_eq!(stage(), Some(Stage::Begun), "{role:?}");
+        let refused = a.node.attach("vm", attachment).unwrap_err();
+        assert!(refused.message.contains("in doubt"), "{refused}");
+
+        // At no moment is there nobody on the socket.
+        let guest = TestGuest::start(folder.path(), "guest", &small(1, false));
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(folder.path().join("guest.sock"), &link).unwrap();
+        std::fs::rename(&link, &socket).unwrap();
+        busy.send(()).unwrap();
+        until("the migration is closed", || {
+            stage() == Some(Stage::Aborted)
+        });
+        assert!(guest.is_running(), "{role:?}");
+    }
+}

@@ -14,11 +14,11 @@ use super::meter::Meter;
 use super::node::{JournalScope, MigrationHandle, Node};
 use super::peer;
 use super::recorder::{End, Recorder, Subject};
-use super::recovery::{Reached, fail, note, reach, resume_here};
+use super::recovery::{Reached, fail, note, reach_at_last, resume_here};
 use super::vms::Doubt;
 
-/// Between questions to a destination that does not answer.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// Between questions to a node, or a VMM, that does not answer.
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 const ASK_TIME: Duration = Duration::from_secs(5);
 
@@ -44,7 +44,7 @@ impl Question {
         let id: MigrationId = scope.migration;
         let doubt = Doubt {
             migration: id,
-            peer: unfinished.last.peer(),
+            peer: Some(unfinished.last.peer()),
             attachment: unfinished.attachment.clone(),
         };
         node.hold_in_doubt(&scope.vm, doubt);
@@ -85,7 +85,7 @@ impl Question {
     fn take_back(&self) -> (Ending, String) {
         let why = "destination did not commit the handover";
         let (node, scope) = (&self.node, &self.scope);
-        let Reached { vm, state, pid } = reach(&self.unfinished);
+        let Reached { vm, state, pid } = reach_at_last(&self.unfinished);
         if self.pid.is_some() && pid != self.pid {
             return fail(
                 node,

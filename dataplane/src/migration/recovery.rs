@@ -9,8 +9,9 @@ use dwcp_proto::{
     recover_source,
 };
 
-use super::doubt::{Question, ask};
+use super::doubt::{ASK_AGAIN, Question, ask};
 use super::node::{JournalScope, Node};
+use super::vms::Doubt;
 use crate::vmm::{self, RunState, Vm, VmmError};
 
 /// Finishes what the journal says is unfinished. Questions to other nodes that are not answered at
@@ -27,11 +28,44 @@ pub fn recover(node: &Arc<Node>) {
             close_superseded(node, scope, unfinished.stage);
             continue;
         }
-        match scope.role {
-            Role::Source => recover_as_source(node, scope, &unfinished),
-            Role::Destination => recover_as_destination(node, &scope, &unfinished),
+        match reach(&unfinished) {
+            Ok(reached) => recover_one(node, &unfinished, reached),
+            Err(error) => recover_later(node, unfinished, &error),
         }
     }
+}
+
+fn recover_one(node: &Arc<Node>, unfinished: &Unfinished, reached: Reached) {
+    let scope = scope_of(unfinished);
+    match scope.role {
+        Role::Source => recover_as_source(node, scope, unfinished, reached),
+        Role::Destination => recover_as_destination(node, &scope, unfinished, reached),
+    }
+}
+
+/// A VMM that is there and does not answer (its monitor may be somebody else's for the moment) says
+/// nothing of its guest. It is asked until it does; until then nobody gets the VM's name, and the
+/// journal stays open.
+fn recover_later(node: &Arc<Node>, unfinished: Unfinished, error: &VmmError) {
+    let vm = unfinished.last.vm.clone();
+    tracing::error!(vm, %error, "its VMM does not say what its guest does; it is asked again");
+    let doubt = Doubt {
+        migration: unfinished.last.migration,
+        peer: None,
+        attachment: unfinished.attachment.clone(),
+    };
+    node.hold_in_doubt(&vm, doubt);
+    let node = Arc::clone(node);
+    spawn_question(move || {
+        let reached = reach_at_last(&unfinished);
+        node.end_doubt(&vm);
+        // The other node may have been answered meanwhile.
+        let id = unfinished.last.migration;
+        let open = node.journal().state().unfinished();
+        if let Some(now) = open.iter().find(|other| other.last.migration == id) {
+            recover_one(&node, now, reached);
+        }
+    });
 }
 
 fn scope_of(unfinished: &Unfinished) -> JournalScope {
@@ -64,29 +98,47 @@ pub(super) struct Reached {
     pub(super) pid: Option<i32>,
 }
 
-pub(super) fn reach(unfinished: &Unfinished) -> Reached {
-    let vm = unfinished
-        .attachment
-        .as_ref()
-        .and_then(|attachment| vmm::open(attachment).ok());
-    let Some(mut vm) = vm else {
-        return Reached {
-            vm: None,
-            state: VmState::Gone,
-            pid: None,
-        };
+/// What the VMM of an unfinished migration says.
+///
+/// # Errors
+/// When it is there and does not say it: that is not the same as gone.
+pub(super) fn reach(unfinished: &Unfinished) -> Result<Reached, VmmError> {
+    let gone = Reached {
+        vm: None,
+        state: VmState::Gone,
+        pid: None,
     };
-    let facts = vm.facts().ok();
-    let state = match facts.as_ref().map(|facts| &facts.state) {
-        Some(RunState::Running) => VmState::Running,
-        Some(RunState::Incoming) => VmState::Incoming,
-        Some(_) => VmState::Paused,
-        None => VmState::Gone,
+    let Some(attachment) = &unfinished.attachment else {
+        return Ok(gone);
     };
-    Reached {
+    let asked = vmm::open(attachment).and_then(|mut vm| vm.facts().map(|facts| (vm, facts)));
+    let (vm, facts) = match asked {
+        Ok(asked) => asked,
+        Err(VmmError::Gone(_)) => return Ok(gone),
+        Err(error) => return Err(error),
+    };
+    let state = match facts.state {
+        RunState::Running => VmState::Running,
+        RunState::Incoming => VmState::Incoming,
+        _ => VmState::Paused,
+    };
+    Ok(Reached {
         vm: Some(vm),
         state,
-        pid: facts.map(|facts| facts.pid),
+        pid: Some(facts.pid),
+    })
+}
+
+/// Asks the VMM until it says something, or is gone.
+pub(super) fn reach_at_last(unfinished: &Unfinished) -> Reached {
+    loop {
+        match reach(unfinished) {
+            Ok(reached) => return reached,
+            Err(error) => {
+                tracing::warn!(vm = unfinished.last.vm, %error, "its VMM does not answer yet");
+                std::thread::sleep(ASK_AGAIN);
+            }
+        }
     }
 }
 
@@ -120,8 +172,13 @@ fn close_superseded(node: &Arc<Node>, scope: JournalScope, stage: Stage) {
     }
 }
 
-fn recover_as_source(node: &Arc<Node>, scope: JournalScope, unfinished: &Unfinished) {
-    let Reached { vm, state, pid } = reach(unfinished);
+fn recover_as_source(
+    node: &Arc<Node>,
+    scope: JournalScope,
+    unfinished: &Unfinished,
+    reached: Reached,
+) {
+    let Reached { vm, state, pid } = reached;
     match recover_source(last_record(unfinished.stage), state) {
         SourceRecovery::GivenAway => note(node, &scope, RecordKind::Committed),
         SourceRecovery::RunsHere => {
@@ -198,8 +255,13 @@ fn spawn_question(run: impl FnOnce() + Send + 'static) {
     }
 }
 
-fn recover_as_destination(node: &Node, scope: &JournalScope, unfinished: &Unfinished) {
-    let Reached { vm, state, .. } = reach(unfinished);
+fn recover_as_destination(
+    node: &Node,
+    scope: &JournalScope,
+    unfinished: &Unfinished,
+    reached: Reached,
+) {
+    let Reached { vm, state, .. } = reached;
     match recover_destination(last_record(unfinished.stage), state) {
         DestinationRecovery::RunsHere => note(node, scope, RecordKind::Resumed),
         DestinationRecovery::Resume => {

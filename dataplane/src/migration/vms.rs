@@ -38,8 +38,8 @@ enum Held {
 #[derive(Clone, Debug)]
 pub(super) struct Doubt {
     pub(super) migration: MigrationId,
-    /// Who is asked, for people.
-    pub(super) peer: String,
+    /// The node that is asked, for people; `None` when it is the VM's own VMM.
+    pub(super) peer: Option<String>,
     pub(super) attachment: Option<Attachment>,
 }
 
@@ -47,7 +47,10 @@ impl VmTable {
     /// Refuses a VM that somebody has to himself.
     fn check_free(&self, node: &Node, name: &str) -> Result<(), ApiError> {
         if let Some(doubt) = self.in_doubt.get(name) {
-            return Err(is_in_doubt(name, doubt.migration, &doubt.peer));
+            return Err(match &doubt.peer {
+                Some(peer) => is_in_doubt(name, doubt.migration, peer),
+                None => is_silent(name, doubt.migration),
+            });
         }
         match self.attached.get(name).map(|entry| entry.held) {
             None | Some(Held::Free) => Ok(()),
@@ -211,6 +214,17 @@ fn no_such_vm(name: &str) -> ApiError {
 fn is_moving(name: &str) -> ApiError {
     ApiError::new(ErrorCode::Busy, format!("VM {name} is being moved"))
         .with_hint("`dwcp status` shows the migration, `dwcp cancel` ends it")
+}
+
+/// What only the VM's own VMM can say.
+fn is_silent(name: &str, migration: MigrationId) -> ApiError {
+    let text = format!(
+        "VM {name} is in doubt: the data plane was restarted during migration {migration}, and its \
+         VMM does not say what the guest does"
+    );
+    ApiError::new(ErrorCode::Busy, text).with_hint(
+        "it is asked each second: end the other client of its monitor, or the VMM if it hangs",
+    )
 }
 
 /// What only another node's journal can decide.

@@ -56,7 +56,14 @@ impl ProcessVm {
             UnixStream::connect(path).map_err(|error| VmmError::connecting(path, &error))?;
         stream.set_read_timeout(Some(ANSWER_TIME)).map_err(gone)?;
         stream.set_write_timeout(Some(ANSWER_TIME)).map_err(gone)?;
-        let (line, mut descriptors) = receive_greeting(&stream).map_err(gone)?;
+        let (line, mut descriptors) =
+            receive_greeting(&stream).map_err(|error| match error.kind() {
+                ErrorKind::WouldBlock | ErrorKind::TimedOut => VmmError::Failed(format!(
+                    "{path}: no greeting within {} s",
+                    ANSWER_TIME.as_secs()
+                )),
+                _ => gone(error),
+            })?;
         let greeting: Greeting = serde_json::from_slice(&line)
             .map_err(|error| VmmError::Failed(format!("{path}: greeting: {error}")))?;
         let expected = greeting.ram.len() + usize::from(greeting.userfaultfd);
