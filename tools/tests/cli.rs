@@ -391,6 +391,22 @@ fn qemu_is_run_attached_and_its_exit_code_passed_on() {
     assert!(plane.seen(|request| matches!(request, Request::DetachVm { name } if name == "web")));
 }
 
+/// The first QEMU would be out of reach without its monitor's socket.
+#[test]
+fn a_second_qemu_of_a_name_is_refused_and_the_first_keeps_its_monitor() {
+    let node = TestNode::start(Some(fake::obedient()));
+    let folder = node.dir.path();
+    let socket = folder.join("web.qmp");
+    let _first = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let mut command = node.dwcp(&["vm", "run-qemu", "web", "--mem-path"]);
+    command.arg(folder).args(["--", "-m", "64"]);
+    let (_, err) = run(command.env("DWCP_QEMU", "/bin/true"), 1);
+    assert!(err.contains("a QEMU named web runs on this node"), "{err}");
+    assert!(socket.exists());
+    let plane = node.plane.as_ref().unwrap();
+    assert!(!plane.seen(|request| matches!(request, Request::DetachVm { .. })));
+}
+
 /// kill -9 of everything must leave no RAM behind: the file has no name, and QEMU has it open.
 #[test]
 fn guest_ram_has_no_name_and_goes_with_qemu() {

@@ -1,5 +1,6 @@
 //! QEMU as a child: attached once its monitor is there, signals passed on, its exit code ours.
 
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use dwcp_api::node::Request;
-use dwcp_api::{Attachment, ErrorCode};
+use dwcp_api::{ApiError, Attachment, ErrorCode};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
@@ -36,8 +37,7 @@ pub(super) fn run(
         return Err(Failure::Usage("run-qemu attaches by QMP".to_owned()));
     };
     let qmp_socket = qmp_socket.clone();
-    // Left from a QEMU that was killed; its path must not be taken for the new one's.
-    let _ = std::fs::remove_file(&qmp_socket);
+    clear_socket(name, &qmp_socket)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -66,6 +66,27 @@ pub(super) fn run(
         name: name.to_owned(),
     });
     Ok(exit_code(status?))
+}
+
+/// Removes a socket that was left by a QEMU that is gone, so that its path is not taken for the new
+/// one's. A QEMU that still has it would be out of reach without it.
+fn clear_socket(name: &str, qmp_socket: &str) -> Result<(), Failure> {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    let answered = UnixStream::connect(qmp_socket);
+    let left = match &answered {
+        Err(error) if error.kind() == NotFound => return Ok(()),
+        Err(error) => error.kind() == ConnectionRefused,
+        Ok(_) => false,
+    };
+    if left {
+        return Ok(std::fs::remove_file(qmp_socket).context(qmp_socket.to_owned())?);
+    }
+    let text = format!("a QEMU named {name} runs on this node: {qmp_socket} is in use");
+    Err(ApiError::new(ErrorCode::Busy, text)
+        .with_hint(format!(
+            "take another name, or end it: `dwcp vm list` shows {name}"
+        ))
+        .into())
 }
 
 fn spawn(plan: &Plan) -> Result<Child, Failure> {
