@@ -380,7 +380,9 @@ fn check_room(layout: &RamLayout) -> Result<(), Refusal> {
         let room = block
             .room()
             .map_err(|error| (RefuseCode::Other, error.to_string()))?;
-        wanted_bytes += block.bytes().saturating_sub(room.held_bytes);
+        if !room.is_reserved {
+            wanted_bytes += block.bytes().saturating_sub(room.held_bytes);
+        }
         if let Some(free_bytes) = room.file_system_bytes
             && block.bytes() > free_bytes + room.held_bytes
         {
@@ -392,9 +394,6 @@ fn check_room(layout: &RamLayout) -> Result<(), Refusal> {
                 free_bytes >> 20
             );
             return Err((RefuseCode::TooSmall, text));
-        }
-        if room.is_reserved {
-            wanted_bytes = wanted_bytes.saturating_sub(block.bytes());
         }
     }
     let Some(available_bytes) = available_bytes() else {

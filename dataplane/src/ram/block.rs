@@ -189,13 +189,17 @@ impl RamBlock {
     /// # Errors
     /// [`RamError::System`].
     pub fn mark_data(&self, bitmap: &mut DirtyBitmap) -> Result<bool, RamError> {
+        // hugetlbfs has no notion of it, and says that all is data.
+        if self.is_in_hugetlbfs()? {
+            bitmap.set_range(0, self.pages());
+            return Ok(false);
+        }
         let page = PAGE_BYTES as i64;
         let mut offset = 0;
         while offset < self.bytes as i64 {
             let data = match lseek(&self.file, offset, Whence::SeekData) {
                 Ok(data) => data,
                 Err(Errno::ENXIO) => return Ok(true),
-                // hugetlbfs has no notion of it.
                 Err(Errno::EINVAL | Errno::ESPIPE) => {
                     bitmap.set_range(0, self.pages());
                     return Ok(false);
@@ -222,7 +226,7 @@ impl RamBlock {
         let held_bytes = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
         let system =
             nix::sys::statfs::fstatfs(&self.file).map_err(|errno| self.system("fstatfs", errno))?;
-        let is_reserved = system.filesystem_type() == nix::sys::statfs::HUGETLBFS_MAGIC;
+        let is_reserved = self.is_in_hugetlbfs()?;
         // The kernel's own tmpfs, behind a memfd, has no size; hugetlbfs reserves at mmap.
         let sized = system.blocks() > 0 && !is_reserved;
         let free = system.blocks_available() * system.block_size() as u64;
@@ -231,6 +235,12 @@ impl RamBlock {
             file_system_bytes: sized.then_some(free),
             is_reserved,
         })
+    }
+
+    fn is_in_hugetlbfs(&self) -> Result<bool, RamError> {
+        let system =
+            nix::sys::statfs::fstatfs(&self.file).map_err(|errno| self.system("fstatfs", errno))?;
+        Ok(system.filesystem_type() == nix::sys::statfs::HUGETLBFS_MAGIC)
     }
 
     fn system(&self, what: &'static str, errno: Errno) -> RamError {

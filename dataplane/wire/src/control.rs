@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{
-    CONTROL_BYTES_MAX, NAME_BYTES_MAX, PAGE_BYTES, RAM_BLOCK_BYTES_MAX, RAM_BLOCKS_MAX,
-    REASON_BYTES_MAX, STREAMS_MAX, SUSPECT_RANGES_MAX,
+    CONTROL_BYTES_MAX, NAME_BYTES_MAX, PAGE_BYTES, PEER_SILENCE_MS_MAX, RAM_BLOCK_BYTES_MAX,
+    RAM_BLOCKS_MAX, REASON_BYTES_MAX, STREAMS_MAX, SUSPECT_RANGES_MAX,
 };
 
 /// One RAM block, as both ends must have it.
@@ -294,10 +294,10 @@ fn check_offer(offer: &Offer) -> Result<(), ControlError> {
     }
     // The new owner's epoch is one more.
     limit("epoch", offer.epoch, u64::MAX - 1)?;
-    if offer.peer_silence_ms == 0 {
+    if !(1..=PEER_SILENCE_MS_MAX).contains(&offer.peer_silence_ms) {
         return Err(ControlError::Field {
             field: "peer_silence_ms",
-            value: 0,
+            value: offer.peer_silence_ms.into(),
         });
     }
     if offer.ack_bytes < 64 * 1024 {

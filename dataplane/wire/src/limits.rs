@@ -44,6 +44,10 @@ pub const NAME_BYTES_MAX: usize = 255;
 /// Bytes of a reason given in words.
 pub const REASON_BYTES_MAX: usize = 1024;
 
+/// Silence after which a peer may count as lost, in milliseconds: an hour. A peer that asks for more
+/// would hold a VM for ever.
+pub const PEER_SILENCE_MS_MAX: u32 = 3_600_000;
+
 /// Page ranges in one suspect report; a peer with more suspects reports ranges that cover them.
 pub const SUSPECT_RANGES_MAX: usize = 8192;
 

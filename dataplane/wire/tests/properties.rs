@@ -334,7 +334,7 @@ fn a_header_beyond_a_limit_is_refused() {
 }
 
 fn offers_beyond_a_limit() -> Vec<Control> {
-    let changes: [fn(&mut Offer); 11] = [
+    let changes: [fn(&mut Offer); 12] = [
         |offer| offer.vm.clear(),
         |offer| offer.vm = "x".repeat(NAME_BYTES_MAX + 1),
         |offer| offer.epoch = u64::MAX,
@@ -346,6 +346,7 @@ fn offers_beyond_a_limit() -> Vec<Control> {
         |offer| offer.streams = 0,
         |offer| offer.streams = STREAMS_MAX as u16 + 1,
         |offer| offer.peer_silence_ms = 0,
+        |offer| offer.peer_silence_ms = u32::MAX,
     ];
     let changed = |change: fn(&mut Offer)| {
         let mut offer = offer();
