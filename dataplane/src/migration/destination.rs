@@ -21,7 +21,9 @@ use super::node::{JournalScope, MigrationHandle, Node};
 use super::peer::{self, ControlWriter};
 use super::recorder::{End, Recorder, Subject, no_outcome};
 use super::relay::Relay;
-use crate::engine::{DestinationCommand, Mailbox, Session, StreamRound, WorkerEvent, WorkerHandle};
+use crate::engine::{
+    DestinationCommand, Mailbox, Reread, Session, StreamRound, WorkerEvent, WorkerHandle,
+};
 use crate::vmm::Vm;
 
 const TICK: Duration = Duration::from_millis(50);
@@ -48,6 +50,8 @@ pub(super) enum DestinationInput {
     Join(StreamJoin),
     /// The source asks on another connection who owns the VM.
     OwnerQuery(SyncSender<bool>),
+    /// RAM was read again.
+    Reread(Reread),
 }
 
 impl From<WorkerEvent> for DestinationInput {
@@ -206,6 +210,7 @@ impl DestinationDriver {
         match input {
             DestinationInput::Event(event) => self.feed(event),
             DestinationInput::Worker(event) => self.worker_event(event),
+            DestinationInput::Reread(read) => self.was_reread(read),
             DestinationInput::Join(join) => {
                 // Its hello was read before it was known to be ours.
                 let hello_bytes = HEADER_BYTES + StreamHello::BYTES;

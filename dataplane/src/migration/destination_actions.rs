@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use dwcp_api::{ErrorCode, RoundReport};
+use dwcp_api::{ErrorCode, RoundReport, Verify};
 use dwcp_journal::RecordKind;
 use dwcp_proto::DestinationEvent;
 use dwcp_simd::RamRoot;
@@ -14,10 +14,11 @@ use dwcp_wire::{AbortCode, RefuseCode, RoundSummary, StreamRole, cover};
 use super::destination::{DestinationDriver, DestinationInput, StreamJoin};
 use super::node::{lock, plan_workers};
 use super::relay::Relay;
+use super::reread::reread;
 use super::source::random;
 use crate::engine::{
-    DestinationCommand, Session, StreamRound, WorkerSettings, keep_allocated, read_again,
-    read_everything, spawn_destination_worker, wipe_unknown,
+    DestinationCommand, Reread, Session, StreamRound, WorkerSettings, keep_allocated,
+    spawn_destination_worker, wipe_unknown,
 };
 use crate::ram::RamLayout;
 use crate::vmm::{self, VmmError};
@@ -262,11 +263,26 @@ impl DestinationDriver {
         if let Err(error) = session.seal() {
             return self.failed(AbortCode::Protocol, error.to_string());
         }
-        let read = if self.offer.verify_full {
-            read_everything(session)
+        let verify = if self.offer.verify_full {
+            Verify::Full
         } else {
-            read_again(session, self.offer.sample_pages, self.offer.epoch)
+            Verify::Sample
         };
+        let mailbox = self.mailbox.clone();
+        let read = reread(
+            session,
+            verify,
+            self.offer.sample_pages,
+            self.offer.epoch,
+            &self.recorder.meter,
+            move |read| drop(mailbox.push(DestinationInput::Reread(read))),
+        );
+        if let Some(read) = read {
+            self.was_reread(read);
+        }
+    }
+
+    pub(super) fn was_reread(&mut self, read: Reread) {
         if read.differing > 0 {
             let reason = format!(
                 "{} of {} pages read again at the destination are not what was applied",

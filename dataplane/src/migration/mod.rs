@@ -7,6 +7,7 @@
 //! | `node.rs`, `vms.rs` | what all migrations of a node share; who has which VM to himself |
 //! | `peer.rs` | the control connection |
 //! | `relay.rs` | device state between the VMM and the other node |
+//! | `reread.rs` | reading RAM again for the proof |
 //! | `listener.rs` | who connects, and to which migration |
 //! | `recorder.rs`, `meter.rs` | rounds, the parts of the pause, bytes and CPU time, the report |
 //! | `recovery.rs`, `doubt.rs` | what a restarted daemon finishes; a handover without an answer |
@@ -21,6 +22,7 @@ mod peer;
 mod recorder;
 mod recovery;
 mod relay;
+mod reread;
 mod source;
 mod source_actions;
 mod vms;

@@ -22,7 +22,9 @@ use super::peer::ControlWriter;
 use super::recorder::{End, Recorder, Subject, no_outcome};
 use super::relay::Relay;
 use super::vms::api_error;
-use crate::engine::{Mailbox, Session, SourceCommand, WorkerEvent, WorkerHandle, WorkerRound};
+use crate::engine::{
+    Mailbox, Reread, Session, SourceCommand, WorkerEvent, WorkerHandle, WorkerRound,
+};
 use crate::path::RoundWork;
 use crate::vmm::tracker::{self, DirtyTracker};
 use crate::vmm::{self, Vm};
@@ -49,6 +51,8 @@ pub(super) enum SourceInput {
     Worker(WorkerEvent),
     /// The device connection is over.
     DeviceLost(String),
+    /// RAM was read again.
+    Reread(Reread),
 }
 
 impl From<WorkerEvent> for SourceInput {
@@ -274,6 +278,7 @@ impl SourceDriver {
                 Some(SourceInput::Event(event)) => self.feed(event),
                 Some(SourceInput::Worker(event)) => self.worker_event(event),
                 Some(SourceInput::DeviceLost(reason)) => self.stream_lost(reason),
+                Some(SourceInput::Reread(read)) => self.sample_was_read(read),
                 None => self.feed(SourceEvent::Tick),
             }
             if self.handle.take_cancel() {

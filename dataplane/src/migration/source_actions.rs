@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use dwcp_api::{PageCounts, RoundReport, Verify};
+use dwcp_api::{PageCounts, RoundReport};
 use dwcp_proto::{JournalEntry, RoundMeasure, SourceEvent};
 use dwcp_simd::RamRoot;
 use dwcp_wire::{AbortCode, Control, PageRange, RoundSummary, StreamHello, StreamRole};
@@ -13,10 +13,9 @@ use dwcp_wire::{AbortCode, Control, PageRange, RoundSummary, StreamHello, Stream
 use super::node::lock;
 use super::peer::{self, ControlWriter};
 use super::relay::Relay;
+use super::reread::reread;
 use super::source::{RoundUnderWay, SourceDriver, SourceInput, tune};
-use crate::engine::{
-    SourceCommand, WorkerRound, WorkerSettings, read_again, read_everything, spawn_source_worker,
-};
+use crate::engine::{Reread, SourceCommand, WorkerRound, WorkerSettings, spawn_source_worker};
 use crate::path::RoundWork;
 use crate::ram::RamBitmap;
 use crate::vmm::tracker::Collected;
@@ -335,14 +334,21 @@ impl SourceDriver {
 
     pub(super) fn read_sample(&mut self) {
         let settings = &self.request.settings;
-        let read = match settings.verify {
-            Verify::Full => read_everything(&self.session),
-            Verify::Sample => read_again(
-                &self.session,
-                settings.sample_pages,
-                u64::from(self.recorder.round),
-            ),
-        };
+        let mailbox = self.mailbox.clone();
+        let read = reread(
+            &self.session,
+            settings.verify,
+            settings.sample_pages,
+            u64::from(self.recorder.round),
+            &self.recorder.meter,
+            move |read| drop(mailbox.push(SourceInput::Reread(read))),
+        );
+        if let Some(read) = read {
+            self.sample_was_read(read);
+        }
+    }
+
+    pub(super) fn sample_was_read(&mut self, read: Reread) {
         if read.differing > 0 {
             self.recorder.note(format!(
                 "the {} tracker missed writes: {} of {} pages read again had changed; all of RAM \
