@@ -181,5 +181,9 @@ fn a_vmm_that_does_not_answer_after_a_restart_has_not_gone() {
             stage() == Some(Stage::Aborted)
         });
         assert!(guest.is_running(), "{role:?}");
+        until("the VM is not attached again", || {
+            let list = a.node.list();
+            list.len() == 1 && list[0].state == "running"
+        });
     }
 }

@@ -58,13 +58,15 @@ fn recover_later(node: &Arc<Node>, unfinished: Unfinished, error: &VmmError) {
     let node = Arc::clone(node);
     spawn_question(move || {
         let reached = reach_at_last(&unfinished);
-        node.end_doubt(&vm);
         // The other node may have been answered meanwhile.
         let id = unfinished.last.migration;
         let open = node.journal().state().unfinished();
-        if let Some(now) = open.iter().find(|other| other.last.migration == id) {
-            recover_one(&node, now, reached);
+        match open.iter().find(|other| other.last.migration == id) {
+            Some(now) => recover_one(&node, now, reached),
+            None => drop(reached),
         }
+        // Attaching asks the VMM again, which serves one client: ours is gone by now.
+        node.end_silence(&vm);
     });
 }
 

@@ -192,6 +192,15 @@ impl Node {
         vms.in_doubt.insert(name.to_owned(), doubt);
     }
 
+    /// The VMM has answered and that was acted on, unless it raised a question to another node: that
+    /// question has the name now, and ends the doubt.
+    pub(super) fn end_silence(&self, name: &str) {
+        let doubt = lock(&self.vms).in_doubt.get(name).cloned();
+        if doubt.is_some_and(|doubt| doubt.peer.is_none()) {
+            self.end_doubt(name);
+        }
+    }
+
     /// The question is answered and acted on: the VM is attached again, if it is still there.
     pub(super) fn end_doubt(&self, name: &str) {
         let doubt = lock(&self.vms).in_doubt.remove(name);
