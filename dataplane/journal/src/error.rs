@@ -28,7 +28,8 @@ pub enum JournalError {
     },
     /// Bytes before the end of the file are damaged. Nothing is guessed.
     #[error(
-        "{path}: line {line} is damaged (at byte {offset}: {why}); records after it cannot be trusted. Keep a copy, \
+        "{path}: line {line} is damaged (at byte {offset}: {why}); records after it \
+         cannot be trusted. Keep a copy, \
          find out which node runs each VM, then remove the damaged lines"
     )]
     Corrupt {

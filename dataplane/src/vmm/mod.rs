@@ -108,14 +108,12 @@ impl VmmError {
         }
     }
 
-    /// A socket that cannot be connected to: its VMM has gone when there is no socket, or nobody
-    /// listens on it. Anything else (a full backlog, no permission) says nothing of the VMM.
     fn connecting(what: impl std::fmt::Display, source: &std::io::Error) -> Self {
-        use std::io::ErrorKind::{ConnectionRefused, NotFound};
         let text = format!("{what}: {source}");
-        match source.kind() {
-            NotFound | ConnectionRefused => Self::Gone(text),
-            _ => Self::Failed(text),
+        if nobody_listens(source) {
+            Self::Gone(text)
+        } else {
+            Self::Failed(text)
         }
     }
 
@@ -125,6 +123,14 @@ impl VmmError {
             source: source.into(),
         }
     }
+}
+
+/// Whether connecting to a VMM's socket failed because there is no socket, or nobody behind it: then
+/// the VMM has gone. Anything else (a full backlog, no permission) says nothing of the VMM.
+#[must_use]
+pub fn nobody_listens(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    matches!(error.kind(), NotFound | ConnectionRefused)
 }
 
 /// A VM, held for one migration or one question.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use dwcp_api::node::Request;
 use dwcp_api::{ApiError, Attachment, ErrorCode};
+use dwcp_dataplane::vmm::nobody_listens;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
@@ -71,15 +72,15 @@ pub(super) fn run(
 /// Removes a socket that was left by a QEMU that is gone, so that its path is not taken for the new
 /// one's. A QEMU that still has it would be out of reach without it.
 fn clear_socket(name: &str, qmp_socket: &str) -> Result<(), Failure> {
-    use std::io::ErrorKind::{ConnectionRefused, NotFound};
-    let answered = UnixStream::connect(qmp_socket);
-    let left = match &answered {
-        Err(error) if error.kind() == NotFound => return Ok(()),
-        Err(error) => error.kind() == ConnectionRefused,
-        Ok(_) => false,
-    };
-    if left {
-        return Ok(std::fs::remove_file(qmp_socket).context(qmp_socket.to_owned())?);
+    if UnixStream::connect(qmp_socket).is_err_and(|error| nobody_listens(&error)) {
+        return match std::fs::remove_file(qmp_socket) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(anyhow::Error::new(error)
+                    .context(qmp_socket.to_owned())
+                    .into())
+            }
+            _ => Ok(()),
+        };
     }
     let text = format!("a QEMU named {name} runs on this node: {qmp_socket} is in use");
     Err(ApiError::new(ErrorCode::Busy, text)
