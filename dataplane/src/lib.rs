@@ -14,6 +14,7 @@
 //! Follow one page through [`path`], one migration through [`migration`].
 
 pub mod control;
+mod cpu_time;
 pub mod doctor;
 pub mod engine;
 pub mod migration;

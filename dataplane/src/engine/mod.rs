@@ -15,5 +15,4 @@ pub use prove::{Reread, read_again, read_everything};
 pub use recycle::{NotWiped, keep_allocated, wipe_unknown};
 pub use session::{Sealed, Session};
 pub use source_worker::{SourceCommand, WorkerRound, spawn_source_worker};
-pub(crate) use worker::thread_cpu_ns;
 pub use worker::{WorkerEvent, WorkerHandle, WorkerSettings};

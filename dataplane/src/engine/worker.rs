@@ -4,9 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
 
 use dwcp_api::{IoPath, SendChoice};
-use nix::time::{ClockId, clock_gettime};
 
 use super::{Mailbox, StreamRound, WorkerRound};
+use crate::cpu_time::thread_cpu_ns;
 
 /// How a worker is to run.
 #[derive(Clone, Debug)]
@@ -146,11 +146,4 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
-}
-
-/// CPU time of the calling thread.
-pub(crate) fn thread_cpu_ns() -> u64 {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(0, |time| {
-        time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
-    })
 }

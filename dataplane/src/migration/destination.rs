@@ -346,7 +346,7 @@ impl DestinationDriver {
             owner,
             epoch,
             wire_bytes: self.recorder.wire_bytes(session),
-            cpu_ns: workers + crate::engine::thread_cpu_ns(),
+            cpu_ns: workers + crate::cpu_time::thread_cpu_ns(),
         });
         tracing::info!(vm = self.offer.vm, result = ?report.result, reason = report.reason, "ended");
         let status = self.recorder.status(self.machine.phase(), false, session);

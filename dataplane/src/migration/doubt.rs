@@ -117,7 +117,7 @@ impl Question {
             owner,
             epoch,
             wire_bytes: self.recorder.wire_bytes(None),
-            cpu_ns: crate::engine::thread_cpu_ns(),
+            cpu_ns: crate::cpu_time::thread_cpu_ns(),
         });
         let status = self.recorder.status(phase, false, None);
         self.handle.finish(status, report);

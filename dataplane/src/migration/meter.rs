@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::engine::thread_cpu_ns;
+use crate::cpu_time::thread_cpu_ns;
 
 /// Counts of one end of a migration.
 #[derive(Debug, Default)]

@@ -408,7 +408,7 @@ impl SourceDriver {
             owner,
             epoch,
             wire_bytes: self.recorder.wire_bytes(Some(&self.session)),
-            cpu_ns: workers + crate::engine::thread_cpu_ns(),
+            cpu_ns: workers + crate::cpu_time::thread_cpu_ns(),
         });
         tracing::info!(migration = %self.request.id, result = ?report.result, reason = report.reason, "ended");
         let status = self

@@ -220,8 +220,7 @@ impl FrameBuilder {
         round: u32,
     ) -> ReadyFrame {
         self.close_run(encoder, buffer);
-        let referred: usize = self.referred.iter().map(|run| run.count as usize).sum();
-        let referred_bytes = referred * PAGE_BYTES;
+        let referred_bytes: usize = self.referred.iter().map(PageRange::bytes).sum();
         let table = table_bytes(self.entries.len(), self.fingerprints.len());
         let table_start = DATA_OFFSET - table;
         let mut at = table_start;

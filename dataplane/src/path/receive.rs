@@ -12,7 +12,6 @@
 
 use std::ops::Range;
 
-use dwcp_simd::PAGE_BYTES;
 use dwcp_wire::limits::FRAME_BYTES_MAX;
 use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES, HeaderError, PageRange};
 
@@ -183,9 +182,9 @@ impl Receiver {
     /// none, into the buffer.
     pub fn place(&mut self, pages: &[PageRange]) {
         if let Stage::Table(header) = self.stage {
-            let count: usize = pages.iter().map(|run| run.count as usize).sum();
-            debug_assert!(count == 0 || count * PAGE_BYTES == data_bytes(&header));
-            self.stage = data_of(header, count * PAGE_BYTES);
+            let placed_bytes: usize = pages.iter().map(PageRange::bytes).sum();
+            debug_assert!(placed_bytes == 0 || placed_bytes == data_bytes(&header));
+            self.stage = data_of(header, placed_bytes);
         }
     }
 

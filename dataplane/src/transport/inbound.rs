@@ -5,7 +5,6 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use dwcp_simd::PAGE_BYTES;
 use dwcp_wire::PageRange;
 use dwcp_wire::limits::FRAME_DATA_PAGES_MAX;
 
@@ -50,19 +49,15 @@ impl Inbound {
 
     /// The range alone, when no guest pages come before it: for the ring's own read.
     pub(super) fn plain(&self) -> Option<(BufferId, Range<usize>)> {
-        let pages = self
-            .runs
-            .iter()
-            .map(|run| run.count as usize)
-            .sum::<usize>()
-            * PAGE_BYTES;
-        (self.skip >= pages).then(|| (self.buffer, self.range.clone()))
+        let pages_bytes: usize = self.runs.iter().map(PageRange::bytes).sum();
+        (self.skip >= pages_bytes).then(|| (self.buffer, self.range.clone()))
     }
 
-    /// The memory to fill. Valid while `ram` is mapped and `buffers` live.
+    /// Sets `spans` to the memory to fill. Valid while `ram` is mapped and `buffers` live.
     pub(super) fn spans(&self, buffers: &mut Buffers, ram: Option<&RamLayout>, spans: &mut Spans) {
+        spans.clear();
         if let Some(ram) = ram {
-            spans.fill(ram, &self.runs, self.skip);
+            spans.add(ram, &self.runs, self.skip);
         }
         if !self.range.is_empty() {
             let base = buffers.address(self.buffer).wrapping_add(self.range.start);
@@ -73,11 +68,7 @@ impl Inbound {
 
 /// Reads what is there. `Ok(None)` when nothing is.
 pub(super) fn read_spans(socket: BorrowedFd<'_>, spans: &Spans) -> io::Result<Option<usize>> {
-    let pieces = spans.pieces();
-    // SAFETY: `msghdr` is plain data, all zeros is a message of nothing.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = pieces.as_ptr().cast_mut();
-    message.msg_iovlen = pieces.len();
+    let mut message = spans.message();
     // SAFETY: the pieces are guest RAM, mapped while the caller holds its layout, and one buffer of
     // the caller's arena that nobody else uses while it is asked to be filled; the kernel writes
     // them only during the call.

@@ -21,7 +21,7 @@ use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 
 use super::ladder::Ladder;
 use super::{BufferId, Buffers, SendFrame, SendMethod};
-use crate::engine::thread_cpu_ns;
+use crate::cpu_time::thread_cpu_ns;
 use crate::ram::RamLayout;
 
 /// A frame on its way.
@@ -37,6 +37,12 @@ struct Frame {
     method: Option<SendMethod>,
     /// CPU time spent on the pages so far, while the ladder still measures.
     cpu_ns: u64,
+}
+
+impl Frame {
+    fn page_bytes(&self) -> usize {
+        self.runs.iter().map(PageRange::bytes).sum()
+    }
 }
 
 /// What an attempt to send came to.
@@ -158,7 +164,7 @@ impl Outbound {
                 Some(sent) => frame.head.start += sent,
             }
         }
-        let total = frame_bytes(&frame.runs);
+        let total = frame.page_bytes();
         let measured = self.ladder.is_probing() && total > 0;
         let began = if measured { thread_cpu_ns() } else { 0 };
         let method = frame.method.unwrap_or_else(|| self.ladder.method());
@@ -190,10 +196,6 @@ impl Outbound {
     }
 }
 
-fn frame_bytes(runs: &[PageRange]) -> usize {
-    runs.iter().map(|run| run.count as usize * PAGE_BYTES).sum()
-}
-
 /// Sends a frame's pages. Returns whether all of them are out.
 fn send_pages(
     frame: &mut Frame,
@@ -202,7 +204,7 @@ fn send_pages(
     socket: BorrowedFd<'_>,
     ram: Option<&RamLayout>,
 ) -> io::Result<bool> {
-    let total = frame_bytes(&frame.runs);
+    let total = frame.page_bytes();
     let Some(ram) = ram.filter(|_| total > 0) else {
         return Ok(true);
     };
@@ -210,7 +212,7 @@ fn send_pages(
         SendMethod::Write => {
             while frame.taken_bytes < total {
                 let mut spans = Spans::new();
-                spans.fill(ram, &frame.runs, frame.taken_bytes);
+                spans.add(ram, &frame.runs, frame.taken_bytes);
                 match write_spans(socket, &spans, frame.more)? {
                     None => return Ok(false),
                     Some(bytes) => frame.taken_bytes += bytes,
@@ -254,7 +256,7 @@ fn send_by_pipe(
                 return Ok(true);
             }
             let mut spans = Spans::new();
-            spans.fill(ram, &frame.runs, frame.taken_bytes);
+            spans.add(ram, &frame.runs, frame.taken_bytes);
             let bytes = vmsplice_spans(&pipe.write, &spans)?;
             frame.taken_bytes += bytes;
             pipe.bytes = bytes;
@@ -276,7 +278,7 @@ fn send_by_pipe(
 /// The run that byte `offset` of `runs` lies in, and the bytes before it in that run.
 fn at(runs: &[PageRange], mut offset: usize) -> Option<(PageRange, usize)> {
     for run in runs {
-        let bytes = run.count as usize * PAGE_BYTES;
+        let bytes = run.bytes();
         if offset < bytes {
             return Some((*run, offset));
         }
@@ -304,9 +306,8 @@ impl Spans {
         }
     }
 
-    /// Names `runs` from byte `skip` on. The addresses are valid while `ram` is mapped.
-    pub(super) fn fill(&mut self, ram: &RamLayout, runs: &[PageRange], mut skip: usize) {
-        self.count = 0;
+    /// Adds `runs` from byte `skip` on. The addresses are valid while `ram` is mapped.
+    pub(super) fn add(&mut self, ram: &RamLayout, runs: &[PageRange], mut skip: usize) {
         for run in runs {
             let (base, bytes) = ram.blocks()[run.ram_block as usize].span(run.page, run.count);
             if skip >= bytes {
@@ -334,6 +335,16 @@ impl Spans {
 
     pub(super) fn pieces(&self) -> &[libc::iovec] {
         &self.pieces[..self.count]
+    }
+
+    /// The pieces as a message; it points to them.
+    pub(super) fn message(&self) -> libc::msghdr {
+        let pieces = self.pieces();
+        // SAFETY: `msghdr` is plain data, all zeros is a message of nothing.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = pieces.as_ptr().cast_mut();
+        message.msg_iovlen = pieces.len();
+        message
     }
 }
 
@@ -371,11 +382,7 @@ fn send_head(socket: BorrowedFd<'_>, bytes: &[u8], more: bool) -> io::Result<Opt
 }
 
 fn write_spans(socket: BorrowedFd<'_>, spans: &Spans, more: bool) -> io::Result<Option<usize>> {
-    let pieces = spans.pieces();
-    // SAFETY: `msghdr` is plain data, all zeros is a message of nothing.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = pieces.as_ptr().cast_mut();
-    message.msg_iovlen = pieces.len();
+    let message = spans.message();
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | more_flag(more);
     // SAFETY: the pieces lie in the mappings of a `RamLayout` that the caller borrows, so they stay
     // mapped during the call; the kernel copies them before it returns.
@@ -406,7 +413,7 @@ fn send_file(
 ) -> io::Result<Option<usize>> {
     let file: RawFd = ram.blocks()[run.ram_block as usize].as_raw_fd();
     let mut offset = (run.page as usize * PAGE_BYTES + skip) as libc::off_t;
-    let bytes = run.count as usize * PAGE_BYTES - skip;
+    let bytes = run.bytes() - skip;
     // SAFETY: both descriptors are open, borrowed for the call; `offset` is ours.
     outcome(unsafe { libc::sendfile(socket.as_raw_fd(), file, &raw mut offset, bytes) })
 }

@@ -247,7 +247,6 @@ impl UringTransport {
             }
         } else {
             let ram = self.ram.as_deref();
-            stream.spans.clear();
             stream
                 .receive
                 .spans(&mut self.buffers, ram, &mut stream.spans);

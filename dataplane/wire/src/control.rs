@@ -61,6 +61,14 @@ pub struct PageRange {
     pub count: u32,
 }
 
+impl PageRange {
+    /// Bytes of its pages.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.count as usize * PAGE_BYTES
+    }
+}
+
 /// What one end counted in a round. Both ends must come to the same numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoundSummary {
