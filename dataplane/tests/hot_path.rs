@@ -17,11 +17,12 @@ use dwcp_api::{Codec, IoPath, SendChoice};
 use dwcp_dataplane::path::{
     Applied, Encoder, Incoming, Outgoing, PageTable, Received, Receiver, RoundWork,
 };
-use dwcp_dataplane::ram::{Digests, RamBlock, RamLayout};
-use dwcp_dataplane::transport::{self, BufferId, Completion, SendFrame, TransportOptions, Wait};
+use dwcp_dataplane::ram::{Digests, RamLayout};
+use dwcp_dataplane::transport::{
+    self, BufferId, Completion, ReceiveInto, SendFrame, TransportOptions, Wait,
+};
 use dwcp_simd::{FingerprintKey, PAGE_BYTES, Page};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 
 const PAGES: u32 = 4096;
 
@@ -62,11 +63,7 @@ fn allocations(work: impl FnOnce()) -> u64 {
 }
 
 fn ram() -> Arc<RamLayout> {
-    let file = memfd_create("ram", MFdFlags::MFD_CLOEXEC).unwrap();
-    let bytes = u64::from(PAGES) * PAGE_BYTES as u64;
-    nix::unistd::ftruncate(&file, bytes as i64).unwrap();
-    let block = RamBlock::map("ram".into(), file, bytes, 0).unwrap();
-    Arc::new(RamLayout::new(vec![block]).unwrap())
+    Arc::new(common::line::ram(&[PAGES]))
 }
 
 /// Rewrites pages: random, zero, in runs and alone.
@@ -166,9 +163,13 @@ impl Pair<'_> {
                 0 => &[],
                 _ => self.table.in_place(),
             };
-            self.destination
-                .transport
-                .receive(0, self.buffer, wanted.range, pages, wanted.placed);
+            let wanted = ReceiveInto {
+                pages,
+                placed: wanted.placed,
+                buffer: self.buffer,
+                range: wanted.range,
+            };
+            self.destination.transport.receive(0, wanted);
             let bytes = self.wait();
             self.receiver.received(bytes);
             if self.take() {

@@ -10,7 +10,7 @@ use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
 use crate::path::{Applied, Incoming, PageTable, Received, Receiver};
 use crate::transport::{
-    self, BufferId, Completion, SendFrame, Slot, Transport, TransportOptions, Wait,
+    self, BufferId, Completion, ReceiveInto, SendFrame, Slot, Transport, TransportOptions, Wait,
 };
 
 /// What a destination worker is told.
@@ -243,8 +243,13 @@ impl DestinationWorker<'_> {
             0 => &[],
             _ => stream.table.in_place(),
         };
-        self.transport
-            .receive(slot, stream.buffer, wanted.range, pages, wanted.placed);
+        let wanted = ReceiveInto {
+            pages,
+            placed: wanted.placed,
+            buffer: stream.buffer,
+            range: wanted.range,
+        };
+        self.transport.receive(slot, wanted);
     }
 
     /// Acknowledges by the running total once `least_bytes` are new.

@@ -84,19 +84,12 @@ fn wipe(session: &Session, first: u64, end: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use dwcp_api::Codec;
-    use nix::sys::memfd::{MFdFlags, memfd_create};
 
     use super::*;
-    use crate::ram::{RamBlock, RamLayout};
+    use crate::ram::testing::ram;
 
     fn session(block_pages: &[u32]) -> Session {
-        let blocks = block_pages.iter().map(|&pages| {
-            let file = memfd_create("ram", MFdFlags::MFD_CLOEXEC).unwrap();
-            let bytes = u64::from(pages) * PAGE_BYTES as u64;
-            nix::unistd::ftruncate(&file, bytes as i64).unwrap();
-            RamBlock::map("ram".into(), file, bytes, 0).unwrap()
-        });
-        Session::new(RamLayout::new(blocks.collect()).unwrap(), 7, Codec::Raw)
+        Session::new(ram(block_pages), 7, Codec::Raw)
     }
 
     #[test]

@@ -120,11 +120,7 @@ mod tests {
     use super::*;
 
     fn session() -> Session {
-        let file =
-            nix::sys::memfd::memfd_create("ram", nix::sys::memfd::MFdFlags::empty()).unwrap();
-        nix::unistd::ftruncate(&file, 4096).unwrap();
-        let block = crate::ram::RamBlock::map("ram".into(), file, 4096, 0).unwrap();
-        Session::new(RamLayout::new(vec![block]).unwrap(), 1, Codec::Raw)
+        Session::new(crate::ram::testing::ram(&[1]), 1, Codec::Raw)
     }
 
     #[test]

@@ -13,7 +13,8 @@ use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
 use crate::path::{Encoder, Outgoing, OutgoingCounts, RoundWork, StreamCredit};
 use crate::transport::{
-    self, BufferId, Completion, SendFrame, SendMethod, Slot, Transport, TransportOptions, Wait,
+    self, BufferId, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport,
+    TransportOptions, Wait,
 };
 
 /// Frame buffers of a worker, beside one per stream for acknowledgements.
@@ -188,7 +189,7 @@ impl SourceWorker<'_> {
             ack_filled: 0,
         });
         self.transport
-            .receive(slot, ack_buffer, 0..HEADER_BYTES, &[], 0);
+            .receive(slot, ReceiveInto::buffer(ack_buffer, 0..HEADER_BYTES));
         Ok(())
     }
 
@@ -321,7 +322,7 @@ impl SourceWorker<'_> {
         }
         let (buffer, filled) = (stream.ack_buffer, stream.ack_filled);
         self.transport
-            .receive(slot, buffer, filled..HEADER_BYTES, &[], 0);
+            .receive(slot, ReceiveInto::buffer(buffer, filled..HEADER_BYTES));
         self.publish_in_flight();
     }
 

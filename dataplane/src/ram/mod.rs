@@ -4,6 +4,8 @@ mod access;
 mod bitmap;
 mod block;
 mod digest;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use bitmap::{DirtyBitmap, PAGES_PER_WORD, RamBitmap};
 pub use block::{RamBlock, RamError, RamLayout, Room};

@@ -9,7 +9,7 @@ use dwcp_wire::PageRange;
 use dwcp_wire::limits::FRAME_DATA_PAGES_MAX;
 
 use super::outbound::Spans;
-use super::{BufferId, Buffers};
+use super::{BufferId, Buffers, ReceiveInto};
 use crate::ram::RamLayout;
 
 /// A request under way: filled front to back, any number of bytes at a time.
@@ -33,18 +33,12 @@ impl Inbound {
         }
     }
 
-    pub(super) fn set(
-        &mut self,
-        buffer: BufferId,
-        range: Range<usize>,
-        runs: &[PageRange],
-        skip: usize,
-    ) {
-        self.buffer = buffer;
-        self.range = range;
-        self.skip = skip;
+    pub(super) fn set(&mut self, wanted: &ReceiveInto<'_>) {
+        self.buffer = wanted.buffer;
+        self.range = wanted.range.clone();
+        self.skip = wanted.placed;
         self.runs.clear();
-        self.runs.extend_from_slice(runs);
+        self.runs.extend_from_slice(wanted.pages);
     }
 
     /// The range alone, when no guest pages come before it: for the ring's own read.

@@ -106,6 +106,32 @@ pub struct SendFrame<'a> {
     pub more: bool,
 }
 
+/// Where received bytes go: first to guest pages, then to a buffer.
+#[derive(Clone, Debug)]
+pub struct ReceiveInto<'a> {
+    /// Guest pages, filled front to back.
+    pub pages: &'a [PageRange],
+    /// Bytes of them that are there already.
+    pub placed: usize,
+    /// The buffer.
+    pub buffer: BufferId,
+    /// Where in it.
+    pub range: Range<usize>,
+}
+
+impl ReceiveInto<'_> {
+    /// A range of a buffer alone.
+    #[must_use]
+    pub const fn buffer(buffer: BufferId, range: Range<usize>) -> Self {
+        Self {
+            pages: &[],
+            placed: 0,
+            buffer,
+            range,
+        }
+    }
+}
+
 impl SendFrame<'_> {
     /// Bytes of a buffer, to leave at once.
     #[must_use]
@@ -146,16 +172,8 @@ pub trait Transport: std::fmt::Debug {
     /// Queues a frame; frames of one stream leave in order.
     fn send(&mut self, slot: Slot, frame: SendFrame<'_>);
 
-    /// Asks for bytes, any number of them: first into guest pages, of whose bytes `skip` are there,
-    /// then into a range of the buffer. One request per stream at a time.
-    fn receive(
-        &mut self,
-        slot: Slot,
-        buffer: BufferId,
-        range: Range<usize>,
-        pages: &[PageRange],
-        skip: usize,
-    );
+    /// Asks for bytes, any number of them. One request per stream at a time.
+    fn receive(&mut self, slot: Slot, wanted: ReceiveInto<'_>);
 
     /// How guest pages leave on a stream, once that is chosen.
     fn send_method(&self, slot: Slot) -> Option<SendMethod>;

@@ -2,19 +2,17 @@
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
-use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
 use dwcp_api::SendChoice;
-use dwcp_wire::PageRange;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::inbound::{Inbound, read_spans};
 use super::ladder::Ladder;
 use super::outbound::{Outbound, Progress, Spans};
-use super::{BufferId, Buffers, Completion, SendFrame, SendMethod, Slot, Transport, Wait};
+use super::{Buffers, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport, Wait};
 use crate::ram::RamLayout;
 
 /// Non-blocking sockets and poll(2).
@@ -164,17 +162,10 @@ impl Transport for PollTransport {
         self.streams[slot].sends.push(&frame);
     }
 
-    fn receive(
-        &mut self,
-        slot: Slot,
-        buffer: BufferId,
-        range: Range<usize>,
-        pages: &[PageRange],
-        skip: usize,
-    ) {
+    fn receive(&mut self, slot: Slot, wanted: ReceiveInto<'_>) {
         let stream = &mut self.streams[slot];
         debug_assert!(!stream.receiving);
-        stream.receive.set(buffer, range, pages, skip);
+        stream.receive.set(&wanted);
         stream.receiving = true;
     }
 

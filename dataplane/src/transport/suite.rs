@@ -11,10 +11,12 @@ use dwcp_api::{IoPath, SendChoice};
 use dwcp_simd::PAGE_BYTES;
 use dwcp_wire::PageRange;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::{BufferId, Completion, SendFrame, SendMethod, Transport, TransportOptions, Wait, open};
-use crate::ram::{RamBlock, RamLayout};
+use super::{
+    BufferId, Completion, ReceiveInto, SendFrame, SendMethod, Transport, TransportOptions, Wait,
+    open,
+};
+use crate::ram::{RamLayout, testing};
 
 fn bell() -> (EventFd, OwnedFd) {
     let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).unwrap();
@@ -57,17 +59,13 @@ fn transport(path: IoPath, buffers: usize) -> Box<dyn Transport> {
 
 /// Guest RAM of two blocks; page `p` of block `b` is full of `fill(b, p)`.
 fn ram(fill: impl Fn(u32, u32) -> u8) -> Arc<RamLayout> {
-    let blocks = [300, 40].into_iter().enumerate().map(|(index, pages)| {
-        let file = memfd_create("ram", MFdFlags::MFD_CLOEXEC).unwrap();
-        nix::unistd::ftruncate(&file, pages as i64 * PAGE_BYTES as i64).unwrap();
-        let bytes = u64::from(pages) * PAGE_BYTES as u64;
-        let block = RamBlock::map(format!("block{index}"), file, bytes, 0).unwrap();
-        for page in 0..pages {
-            block.write_page(page, &[fill(index as u32, page); PAGE_BYTES]);
+    let layout = testing::ram(&[300, 40]);
+    for (index, block) in (0..).zip(layout.blocks()) {
+        for page in 0..block.pages() {
+            block.write_page(page, &[fill(index, page); PAGE_BYTES]);
         }
-        block
-    });
-    Arc::new(RamLayout::new(blocks.collect()).unwrap())
+    }
+    Arc::new(layout)
 }
 
 const fn run(ram_block: u32, page: u32, count: u32) -> PageRange {
@@ -118,7 +116,7 @@ fn bytes_arrive_in_order_on_every_stream() {
         }
         let buffers: Vec<_> = (0..3).map(|_| receiver.buffers().take().unwrap()).collect();
         for (slot, &buffer) in buffers.iter().enumerate() {
-            receiver.receive(slot, buffer, 0..65_536, &[], 0);
+            receiver.receive(slot, ReceiveInto::buffer(buffer, 0..65_536));
         }
         let mut sent = 0;
         for _ in 0..100_000 {
@@ -132,7 +130,7 @@ fn bytes_arrive_in_order_on_every_stream() {
                     panic!("{completion:?}")
                 };
                 left[slot].extend_from_slice(&receiver.buffers().bytes_mut(buffers[slot])[..bytes]);
-                receiver.receive(slot, buffers[slot], 0..65_536, &[], 0);
+                receiver.receive(slot, ReceiveInto::buffer(buffers[slot], 0..65_536));
             }
             if left.iter().map(Vec::len).eq(expected.iter().map(Vec::len)) && sent == 24 {
                 break;
@@ -150,7 +148,7 @@ fn an_end_of_stream_is_said_once() {
         let (one, other) = pair();
         let slot = transport.add(one).unwrap();
         let buffer = transport.buffers().take().unwrap();
-        transport.receive(slot, buffer, 0..100, &[], 0);
+        transport.receive(slot, ReceiveInto::buffer(buffer, 0..100));
         drop(other);
         let closed = until(&mut *transport, |all| !all.is_empty());
         assert!(
@@ -216,7 +214,7 @@ fn a_transport_may_be_dropped_with_operations_under_way() {
         let (one, mut other) = pair();
         let slot = transport.add(one).unwrap();
         let buffer = transport.buffers().take().unwrap();
-        transport.receive(slot, buffer, 0..1000, &[], 0);
+        transport.receive(slot, ReceiveInto::buffer(buffer, 0..1000));
         let mut none = vec![];
         transport.wait(Wait::No, &mut none).unwrap();
         drop(transport);
@@ -270,7 +268,12 @@ impl Ends {
             } else {
                 0..0
             };
-            self.receiver.receive(0, self.buffer, range, pages, filled);
+            let wanted = ReceiveInto {
+                pages,
+                placed: filled,
+                ..ReceiveInto::buffer(self.buffer, range)
+            };
+            self.receiver.receive(0, wanted);
             while completions.is_empty() {
                 self.sender.wait(Wait::No, &mut completions).unwrap();
                 self.sent += completions.drain(..).count();

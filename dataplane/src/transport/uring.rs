@@ -10,19 +10,17 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Shutdown, TcpStream};
-use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use dwcp_api::SendChoice;
-use dwcp_wire::PageRange;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::inbound::Inbound;
 use super::ladder::Ladder;
 use super::outbound::{Outbound, Progress, Spans};
 use super::poll::drain_bell;
-use super::{BufferId, Buffers, Completion, SendFrame, SendMethod, Slot, Transport, Wait};
+use super::{Buffers, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport, Wait};
 use crate::ram::RamLayout;
 
 /// Two operations per stream, the bell, and room.
@@ -379,21 +377,14 @@ impl Transport for UringTransport {
         self.streams[slot].sends.push(&frame);
     }
 
-    fn receive(
-        &mut self,
-        slot: Slot,
-        buffer: BufferId,
-        range: Range<usize>,
-        pages: &[PageRange],
-        skip: usize,
-    ) {
+    fn receive(&mut self, slot: Slot, wanted: ReceiveInto<'_>) {
         let stream = &mut self.streams[slot];
         if stream.closed {
             return;
         }
         debug_assert!(!stream.receiving);
         stream.receiving = true;
-        stream.receive.set(buffer, range, pages, skip);
+        stream.receive.set(&wanted);
         self.start_receive(slot);
     }
 

@@ -19,15 +19,20 @@ pub(crate) struct End {
     pub(crate) root: RamRoot,
 }
 
+/// RAM of zeros.
+pub(crate) fn ram(block_pages: &[u32]) -> RamLayout {
+    let block = |(index, &pages): (usize, &u32)| {
+        let bytes = u64::from(pages) * PAGE_BYTES as u64;
+        let file = memfd_create("dwcp-test-ram", MFdFlags::MFD_CLOEXEC).unwrap();
+        nix::unistd::ftruncate(&file, bytes as i64).unwrap();
+        RamBlock::map(format!("block{index}"), file, bytes, 0).unwrap()
+    };
+    RamLayout::new(block_pages.iter().enumerate().map(block).collect()).unwrap()
+}
+
 impl End {
     pub(crate) fn new(block_pages: &[u32]) -> Self {
-        let block = |(index, &pages): (usize, &u32)| {
-            let bytes = u64::from(pages) * PAGE_BYTES as u64;
-            let file = memfd_create("dwcp-test-ram", MFdFlags::MFD_CLOEXEC).unwrap();
-            nix::unistd::ftruncate(&file, bytes as i64).unwrap();
-            RamBlock::map(format!("block{index}"), file, bytes, 0).unwrap()
-        };
-        let layout = RamLayout::new(block_pages.iter().enumerate().map(block).collect()).unwrap();
+        let layout = ram(block_pages);
         Self {
             digests: Digests::new(&layout),
             layout,
