@@ -14,6 +14,7 @@ use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, LabNode, Plane, RunSpec};
 use serde::Serialize;
 
 use super::machine::Machine;
+use super::run::move_once;
 use crate::context::Context;
 use crate::failure::Failure;
 
@@ -165,11 +166,7 @@ fn spec(args: &Args) -> Result<RunSpec, Failure> {
 }
 
 fn usual_ms(spec: &RunSpec) -> Result<f64, Failure> {
-    let folder = tempfile::tempdir().map_err(Failure::other)?;
-    let mut lab = Lab::start(spec, folder.path(), &mut |_| {}).map_err(Failure::other)?;
-    let moved = lab
-        .run(&spec.settings, &mut |_| {}, &mut |_| {})
-        .map_err(Failure::other)?;
+    let moved = move_once(spec.guest, &spec.settings, None)?;
     Ok(moved.report.total_ms)
 }
 

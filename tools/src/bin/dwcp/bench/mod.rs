@@ -6,6 +6,7 @@ mod machine;
 mod parts;
 mod peers;
 mod report;
+mod run;
 mod scale;
 mod stat;
 mod wire;

@@ -13,7 +13,6 @@ use dwcp_simd::{FingerprintKey, Kernels, LivePage, PAGE_BYTES, Page};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::Serialize;
 
-use super::machine::Machine;
 use super::stat::median;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -43,12 +42,7 @@ struct Run {
     value: f64,
 }
 
-#[derive(Debug, Serialize)]
-struct Record {
-    schema: &'static str,
-    machine: Machine,
-    runs: Vec<Run>,
-}
+type Record = super::run::Record<Run>;
 
 /// A part and what it replaces.
 struct Part {
@@ -99,11 +93,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
             }
         }
     }
-    let record = Record {
-        schema: "dwcp.bench.parts/1",
-        machine: Machine::here(),
-        runs,
-    };
+    let record = Record::here("dwcp.bench.parts/1", runs);
     context.print(&record, || table(&record))
 }
 

@@ -8,10 +8,10 @@ use dwcp_testbed::Kind;
 use dwcp_testbed::guests::{GuestKind, GuestOptions};
 use dwcp_testbed::peers::{PeerOptions, PeerSystem, run_peer};
 use dwcp_testbed::wire::Backing;
-use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, RunSpec};
+use dwcp_tools::lab::{GuestChoice, GuestSpec};
 use serde::Serialize;
 
-use super::machine::Machine;
+use super::run::move_once;
 use crate::context::Context;
 use crate::failure::Failure;
 
@@ -66,12 +66,7 @@ struct Run {
     guest_verified: bool,
 }
 
-#[derive(Debug, Serialize)]
-struct Record {
-    schema: &'static str,
-    machine: Machine,
-    runs: Vec<Run>,
-}
+type Record = super::run::Record<Run>;
 
 const SYSTEMS: [PeerSystem; 3] = [
     PeerSystem::Plain,
@@ -95,11 +90,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
             runs.push(by_qemu(args, system, &case)?);
         }
     }
-    let record = Record {
-        schema: "dwcp.bench.peers/1",
-        machine: Machine::here(),
-        runs,
-    };
+    let record = Record::here("dwcp.bench.peers/1", runs);
     context.print(&record, || table(&record))?;
     if record.runs.iter().all(|run| run.guest_verified) {
         return Ok(());
@@ -123,15 +114,7 @@ fn by_dwcp(args: &Args, settings: &TransferSettings, case: &str) -> Result<Run, 
         kind: Kind::Text,
         backing: Backing::Fresh,
     };
-    let folder = tempfile::tempdir().map_err(Failure::other)?;
-    let spec = RunSpec {
-        guest,
-        settings: settings.clone(),
-    };
-    let mut lab = Lab::start(&spec, folder.path(), &mut |_| {}).map_err(Failure::other)?;
-    let moved = lab
-        .run(settings, &mut |_| {}, &mut |_| {})
-        .map_err(Failure::other)?;
+    let moved = move_once(guest, settings, None)?;
     let report = moved.report;
     if report.result != RunResult::Completed {
         return Err(Failure::other(anyhow::anyhow!("dwcp: {}", report.reason)));

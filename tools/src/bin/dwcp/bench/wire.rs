@@ -7,10 +7,10 @@ use dwcp_controlplane::profile;
 use dwcp_testbed::Kind;
 use dwcp_testbed::link::VethLink;
 use dwcp_testbed::wire::{Backing, Method, WireOptions, run_mover};
-use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, RunSpec};
+use dwcp_tools::lab::{GuestChoice, GuestSpec};
 use serde::Serialize;
 
-use super::machine::Machine;
+use super::run::move_once;
 use super::stat::median;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -110,12 +110,7 @@ struct Run {
     rounds_ms: Vec<f64>,
 }
 
-#[derive(Debug, Serialize)]
-struct Record {
-    schema: &'static str,
-    machine: Machine,
-    runs: Vec<Run>,
-}
+type Record = super::run::Record<Run>;
 
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     let streams = format!("transfer.streams={}", args.streams);
@@ -144,11 +139,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         eprintln!("round {turn} of {}: dwcp", args.rounds);
         runs.push(by_dwcp(args, &settings, link.as_ref(), &case)?);
     }
-    let record = Record {
-        schema: "dwcp.bench.wire/1",
-        machine: Machine::here(),
-        runs,
-    };
+    let record = Record::here("dwcp.bench.wire/1", runs);
     context.print(&record, || table(&record))
 }
 
@@ -193,16 +184,7 @@ fn by_dwcp(
         kind: Kind::Random,
         backing: args.memory.backing(),
     };
-    let folder = tempfile::tempdir().map_err(Failure::other)?;
-    let spec = RunSpec {
-        guest,
-        settings: settings.clone(),
-    };
-    let mut lab =
-        Lab::start_over(&spec, folder.path(), link, &mut |_| {}).map_err(Failure::other)?;
-    let moved = lab
-        .run(settings, &mut |_| {}, &mut |_| {})
-        .map_err(Failure::other)?;
+    let moved = move_once(guest, settings, link)?;
     let report = moved.report;
     if report.result != RunResult::Completed || report.guest_verified != Some(true) {
         let reason = format!("the migration: {}", report.reason);
