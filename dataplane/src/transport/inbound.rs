@@ -68,7 +68,7 @@ pub(super) fn read_spans(socket: BorrowedFd<'_>, spans: &Spans) -> io::Result<Op
     // them only during the call.
     let result = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
     match result {
-        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        0 => Err(super::closed_by_peer()),
         bytes if bytes > 0 => Ok(Some(bytes as usize)),
         _ => {
             let error = io::Error::last_os_error();

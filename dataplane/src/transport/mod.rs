@@ -145,6 +145,14 @@ impl SendFrame<'_> {
     }
 }
 
+/// An orderly end by the peer.
+fn closed_by_peer() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        "the other side closed the connection",
+    )
+}
+
 /// How long to wait for completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {

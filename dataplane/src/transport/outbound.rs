@@ -139,6 +139,9 @@ impl Outbound {
 
     fn pop(&mut self) -> Option<BufferId> {
         let frame = self.frames.pop_front()?;
+        if !frame.more {
+            self.ladder.paused();
+        }
         self.spare_runs.push(frame.runs);
         Some(frame.buffer)
     }
@@ -182,11 +185,10 @@ impl Outbound {
                 Ok(self.pop().map_or(Progress::Idle, Progress::Sent))
             }
             Ok(false) => Ok(Progress::Blocked),
-            Err(error) if is_unsupported(&error) && frame.taken_bytes == 0 => {
-                // The kernel does not do it on this socket or this memory: the next rung.
-                if method == SendMethod::Write {
-                    return Err(error);
-                }
+            // The kernel does not do it on this socket or this memory: the next rung goes on.
+            Err(error) if is_unsupported(&error) && method != SendMethod::Write => {
+                // References that the socket did not take are given back.
+                frame.taken_bytes -= self.pipe.take().map_or(0, |pipe| pipe.bytes);
                 self.ladder.refused(method, &error);
                 frame.method = None;
                 self.progress(socket, buffers, ram)

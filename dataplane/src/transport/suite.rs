@@ -10,6 +10,7 @@ use std::sync::Arc;
 use dwcp_api::{IoPath, SendChoice};
 use dwcp_simd::PAGE_BYTES;
 use dwcp_wire::PageRange;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
@@ -228,6 +229,8 @@ struct Ends {
     receiver: Box<dyn Transport>,
     buffer: BufferId,
     sent: usize,
+    /// The sender's, to change it.
+    socket: TcpStream,
 }
 
 impl Ends {
@@ -247,6 +250,7 @@ impl Ends {
         };
         let (mut sender, mut receiver) = (end(source), end(target));
         let (one, other) = pair();
+        let socket = one.try_clone().unwrap();
         sender.add(one).unwrap();
         receiver.add(other).unwrap();
         let buffer = receiver.buffers().take().unwrap();
@@ -255,7 +259,14 @@ impl Ends {
             receiver,
             buffer,
             sent: 0,
+            socket,
         }
+    }
+
+    /// The kernel refuses splice(2) and sendfile(2) on what is open for appending.
+    fn refuse_splices(&self) {
+        let flags = FcntlArg::F_SETFL(OFlag::O_NONBLOCK | OFlag::O_APPEND);
+        fcntl(&self.socket, flags).unwrap();
     }
 
     /// Receives `bytes` into the pages, or into the start of the buffer where there are none.
@@ -293,6 +304,15 @@ impl Ends {
 /// Sends runs of pages behind a head of 9 bytes, `frames` times, by one method; the other side takes
 /// them straight into its own RAM, in whatever pieces come.
 fn pages_by(path: IoPath, send: SendChoice, frames: usize) -> Option<SendMethod> {
+    pages_between(path, send, frames, |_| {})
+}
+
+fn pages_between(
+    path: IoPath,
+    send: SendChoice,
+    frames: usize,
+    prepare: fn(&Ends),
+) -> Option<SendMethod> {
     let fill = |block: u32, page: u32| (block * 100 + page % 97 + 1) as u8;
     let (source, target) = (ram(fill), ram(|_, _| 0));
     let runs = [
@@ -303,6 +323,7 @@ fn pages_by(path: IoPath, send: SendChoice, frames: usize) -> Option<SendMethod>
         run(0, 299, 1),
     ];
     let mut ends = Ends::new(path, send, &source, &target);
+    prepare(&ends);
     for _ in 0..frames {
         let buffer = ends.sender.buffers().take().unwrap();
         ends.sender.buffers().bytes_mut(buffer)[..9].copy_from_slice(b"some head");
@@ -357,5 +378,15 @@ fn a_method_is_chosen_after_the_first_frames() {
     on_each(|path| {
         assert!(pages_by(path, SendChoice::Auto, 250).is_some(), "{path:?}");
         assert!(pages_by(path, SendChoice::Auto, 3).is_none(), "{path:?}");
+    });
+}
+
+#[test]
+fn pages_arrive_where_the_kernel_takes_references_and_the_socket_refuses_them() {
+    on_each(|path| {
+        for send in [SendChoice::Vmsplice, SendChoice::Sendfile] {
+            let method = pages_between(path, send, 3, Ends::refuse_splices);
+            assert_eq!(method, Some(SendMethod::Write), "{path:?} {send:?}");
+        }
     });
 }

@@ -344,7 +344,7 @@ impl UringTransport {
 /// What a result that is not a number of bytes says.
 fn error_of(result: i32) -> io::Error {
     match result {
-        0 => io::ErrorKind::UnexpectedEof.into(),
+        0 => super::closed_by_peer(),
         errno => io::Error::from_raw_os_error(-errno),
     }
 }
