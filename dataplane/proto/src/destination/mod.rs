@@ -62,6 +62,8 @@ enum Owner {
 #[derive(Debug)]
 struct Receiving {
     offer: Offer,
+    /// Round that is being received. The first is 0: what was in RAM before goes with it.
+    round: u32,
     ended: Option<RoundEnd>,
     applied: Option<Applied>,
     proven: bool,
@@ -226,6 +228,7 @@ impl Receiving {
     const fn new(offer: Offer) -> Self {
         Self {
             offer,
+            round: 0,
             ended: None,
             applied: None,
             proven: false,

@@ -69,6 +69,10 @@ pub(super) fn receiving(
     let (Some(ended), Some(applied)) = (at.ended, at.applied.as_ref()) else {
         return (phase(at), vec![]);
     };
+    if ended.round != at.round {
+        let reason = format!("round {} where {} was expected", ended.round, at.round);
+        return give_up(&phase(at), AbortCode::Protocol, reason);
+    }
     if ended.round != applied.round || ended.sent != applied.applied {
         let reason = format!(
             "round {}: source sent {:?}, applied were {:?} of round {}",
@@ -93,6 +97,7 @@ pub(super) fn receiving(
 /// Closes the round: what was applied is reported, and the next may begin.
 pub(super) fn report(at: &mut Receiving, pages_proven: Option<u64>) -> Actions {
     at.ended = None;
+    at.round = at.round.saturating_add(1);
     at.applied.take().map_or_else(Vec::new, |applied| {
         let most = dwcp_wire::limits::SUSPECT_RANGES_MAX;
         let suspects = dwcp_wire::cover(applied.suspects, most);
