@@ -102,8 +102,11 @@ fn first_words() -> Vec<(Vec<u8>, &'static str)> {
             unchecked(&Control::Offer(offer("vm"))),
             "Control frame before a hello",
         ),
-        (hello()[..70].to_vec(), "connection lost"),
-        (vec![], "connection lost"),
+        (
+            hello()[..70].to_vec(),
+            "the other side closed the connection",
+        ),
+        (vec![], "the other side closed the connection"),
     ]
 }
 

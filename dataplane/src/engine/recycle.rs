@@ -4,6 +4,7 @@
 //! At the beginning the allocated pages are *unknown*. The first round overwrites most of them. When it
 //! is over, those that the source never named are zero at the source: they are looked at, and cleared.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use dwcp_simd::{PAGE_BYTES, Page, RamRoot, kernels};
@@ -41,25 +42,25 @@ pub fn keep_allocated(session: &Session) -> Result<(), RamError> {
 }
 
 /// Clears every page that is still unknown, on all cores that this process may use. Returns how many
-/// there were. Nothing else may write RAM meanwhile.
+/// there were. Nothing else may write RAM meanwhile. Ends early when `stop` is set.
 ///
 /// # Errors
 /// [`NotWiped`]: some may still hold what was there before.
-pub fn wipe_unknown(session: &Session) -> Result<u64, NotWiped> {
+pub fn wipe_unknown(session: &Session, stop: &AtomicBool) -> Result<u64, NotWiped> {
     let threads = thread::available_parallelism().map_or(1, usize::from) as u64;
     let share = session.layout.pages().div_ceil(threads);
     thread::scope(|scope| {
         let parts: Vec<_> = (0..threads)
-            .map(|n| scope.spawn(move || wipe(session, n * share, (n + 1) * share)))
+            .map(|n| scope.spawn(move || wipe(session, n * share, (n + 1) * share, stop)))
             .collect();
         // All are waited for, whatever one of them says.
         let parts: Vec<_> = parts.into_iter().map(|part| part.join()).collect();
-        let wiped = parts.into_iter().map(|part| part.map_err(|_| NotWiped));
+        let wiped = parts.into_iter().map(|part| part.unwrap_or(Err(NotWiped)));
         wiped.sum()
     })
 }
 
-fn wipe(session: &Session, first: u64, end: u64) -> u64 {
+fn wipe(session: &Session, first: u64, end: u64, stop: &AtomicBool) -> Result<u64, NotWiped> {
     let mut found = 0;
     for (index, block) in session.layout.blocks().iter().enumerate() {
         let start = session.layout.global_page(index, 0);
@@ -70,6 +71,9 @@ fn wipe(session: &Session, first: u64, end: u64) -> u64 {
             if !session.digests.is_unknown(global) {
                 continue;
             }
+            if stop.load(Ordering::Relaxed) {
+                return Err(NotWiped);
+            }
             found += 1;
             let live = kernels().fingerprint_live(&session.key, block.live_page(page));
             if !session.key.is_zero(live) {
@@ -78,7 +82,7 @@ fn wipe(session: &Session, first: u64, end: u64) -> u64 {
             session.digests.set(global, None, &mut RamRoot::default());
         }
     }
-    found
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -108,7 +112,7 @@ mod tests {
         session.digests.set(5, Some(new), &mut root);
         assert_eq!(session.digests.root(), root, "unknown pages have no term");
         assert_eq!(
-            wipe_unknown(&session),
+            wipe_unknown(&session, &AtomicBool::new(false)),
             Ok(100),
             "99 of block 0, one of block 2"
         );
@@ -123,6 +127,17 @@ mod tests {
                 assert_eq!(session.digests.get(global).is_some(), came);
             }
         }
-        assert_eq!(wipe_unknown(&session), Ok(0));
+        assert_eq!(wipe_unknown(&session, &AtomicBool::new(false)), Ok(0));
+    }
+
+    #[test]
+    fn a_wipe_that_was_stopped_does_not_say_that_all_is_clear() {
+        let session = session(&[10]);
+        session.layout.blocks()[0].write_page(3, &[0xAA; PAGE_BYTES]);
+        keep_allocated(&session).unwrap();
+        assert_eq!(
+            wipe_unknown(&session, &AtomicBool::new(true)),
+            Err(NotWiped)
+        );
     }
 }

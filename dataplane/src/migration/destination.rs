@@ -22,7 +22,7 @@ use super::peer::{self, ControlWriter};
 use super::recorder::{End, Recorder, Subject, no_outcome};
 use super::relay::Relay;
 use crate::engine::{
-    DestinationCommand, Mailbox, Reread, Session, StreamRound, WorkerEvent, WorkerHandle,
+    DestinationCommand, Mailbox, NotWiped, Reread, Session, StreamRound, WorkerEvent, WorkerHandle,
 };
 use crate::vmm::Vm;
 
@@ -52,6 +52,8 @@ pub(super) enum DestinationInput {
     OwnerQuery(SyncSender<bool>),
     /// RAM was read again.
     Reread(Reread),
+    /// RAM holds nothing any more of what it held before; the pages that had to be looked at.
+    Wiped(Result<u64, NotWiped>),
 }
 
 impl From<WorkerEvent> for DestinationInput {
@@ -86,6 +88,8 @@ pub(super) struct DestinationDriver {
     pub(super) copy_stays: bool,
     pub(super) vm_stop: Arc<AtomicBool>,
     pub(super) device_thread: Option<JoinHandle<()>>,
+    /// Writes RAM: it must have ended before the VM is given to anybody else.
+    pub(super) wipe_thread: Option<JoinHandle<()>>,
     pub(super) round: Vec<StreamRound>,
     pub(super) round_began: Instant,
     pub(super) questions: Vec<SyncSender<bool>>,
@@ -160,6 +164,7 @@ pub(super) fn run(
         copy_stays: false,
         vm_stop: Arc::default(),
         device_thread: None,
+        wipe_thread: None,
         round: vec![],
         round_began: Instant::now(),
         questions: vec![],
@@ -211,6 +216,7 @@ impl DestinationDriver {
             DestinationInput::Event(event) => self.feed(event),
             DestinationInput::Worker(event) => self.worker_event(event),
             DestinationInput::Reread(read) => self.was_reread(read),
+            DestinationInput::Wiped(wiped) => self.was_wiped(wiped),
             DestinationInput::Join(join) => {
                 // Its hello was read before it was known to be ours.
                 let hello_bytes = HEADER_BYTES + StreamHello::BYTES;
@@ -318,6 +324,14 @@ impl DestinationDriver {
         self.node.publish_counters(&self.handle, counters);
     }
 
+    /// Waits for the threads that use the VM or its RAM; `vm_stop` is set, so they end soon.
+    pub(super) fn join_helpers(&mut self) {
+        let threads = [self.device_thread.take(), self.wipe_thread.take()];
+        for thread in threads.into_iter().flatten() {
+            let _ = thread.join();
+        }
+    }
+
     fn finish(mut self) {
         self.vm_stop.store(true, Ordering::Release);
         if let Some((token, _)) = self.expected {
@@ -327,9 +341,7 @@ impl DestinationDriver {
         self.node.incoming_ended(self.handle.id);
         let workers = self.workers.iter_mut().map(WorkerHandle::stop).sum::<u64>();
         self.relay = None;
-        if let Some(thread) = self.device_thread.take() {
-            let _ = thread.join();
-        }
+        self.join_helpers();
         self.control.shut();
         let outcome = self.outcome.take().unwrap_or_else(no_outcome);
         let (owner, epoch) = match outcome.result {

@@ -4,26 +4,22 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use dwcp_api::{ErrorCode, RoundReport, Verify};
+use dwcp_api::ErrorCode;
 use dwcp_journal::RecordKind;
 use dwcp_proto::DestinationEvent;
-use dwcp_simd::RamRoot;
-use dwcp_wire::limits::SUSPECT_RANGES_MAX;
-use dwcp_wire::{AbortCode, RefuseCode, RoundSummary, StreamRole, cover};
+use dwcp_wire::{AbortCode, RefuseCode, StreamRole};
 
 use super::destination::{DestinationDriver, DestinationInput, StreamJoin};
 use super::node::{lock, plan_workers};
 use super::relay::Relay;
-use super::reread::reread;
+use super::room::check_room;
 use super::source::random;
 use crate::engine::{
-    DestinationCommand, Reread, Session, StreamRound, WorkerSettings, keep_allocated,
-    spawn_destination_worker, wipe_unknown,
+    DestinationCommand, Session, WorkerSettings, keep_allocated, spawn_destination_worker,
 };
-use crate::ram::RamLayout;
 use crate::vmm::{self, VmmError};
 
-type Refusal = (RefuseCode, String);
+pub(super) type Refusal = (RefuseCode, String);
 
 impl DestinationDriver {
     pub(super) fn prepare_vm(&mut self) {
@@ -197,104 +193,6 @@ impl DestinationDriver {
         Ok(())
     }
 
-    /// A stream's mark has come; with the last stream's the round is applied.
-    pub(super) fn round_part(&mut self, part: StreamRound) {
-        if self
-            .round
-            .first()
-            .is_some_and(|first| first.round != part.round)
-        {
-            let reason = format!("mark of round {} within another round", part.round);
-            return self.failed(AbortCode::Protocol, reason);
-        }
-        if self.round.iter().any(|other| other.stream == part.stream) {
-            let reason = format!("stream {} marks round {} twice", part.stream, part.round);
-            return self.failed(AbortCode::Protocol, reason);
-        }
-        self.round.push(part);
-        if self.round.len() < usize::from(self.recorder.streams) {
-            return;
-        }
-        let mut root = RamRoot(self.recorder.ram_root.unwrap_or(0));
-        let (mut applied, mut suspects) = (RoundSummary::default(), vec![]);
-        let round = self.round[0].round;
-        // Whatever number the source gives its first round: memory of a guest before must not outlive it.
-        if self.recorder.rounds.is_empty()
-            && let Some(session) = &self.session
-        {
-            match wipe_unknown(session) {
-                Ok(pages) => tracing::debug!(pages, "pages that the source never named are clear"),
-                Err(error) => return self.failed(AbortCode::Other, error.to_string()),
-            }
-        }
-        for part in self.round.drain(..) {
-            applied.frames += part.applied.summary.frames;
-            applied.wire_bytes += part.applied.summary.wire_bytes;
-            applied.pages += part.applied.summary.pages;
-            root.merge(part.applied.root);
-            suspects.extend(part.applied.suspects);
-        }
-        let suspects = cover(suspects, SUSPECT_RANGES_MAX);
-        self.recorder.ram_root = Some(root.0);
-        self.recorder.round = round;
-        self.recorder.round_sent(RoundReport {
-            round,
-            pages: applied.pages,
-            wire_bytes: applied.wire_bytes,
-            ms: self.round_began.elapsed().as_secs_f64() * 1000.0,
-            suspect_pages: suspects.iter().map(|range| u64::from(range.count)).sum(),
-            ..RoundReport::default()
-        });
-        self.round_began = Instant::now();
-        let root = root.0;
-        let event = DestinationEvent::RoundApplied {
-            round,
-            applied,
-            suspects,
-            root,
-        };
-        self.pending.push_back(event);
-    }
-
-    /// Reads RAM again. Pages that are not what was applied end the migration: something here is
-    /// broken, and sending again would not mend it.
-    pub(super) fn prove(&mut self) {
-        let Some(session) = &self.session else { return };
-        if let Err(error) = session.seal() {
-            return self.failed(AbortCode::Protocol, error.to_string());
-        }
-        let verify = if self.offer.verify_full {
-            Verify::Full
-        } else {
-            Verify::Sample
-        };
-        let mailbox = self.mailbox.clone();
-        let read = reread(
-            session,
-            verify,
-            self.offer.sample_pages,
-            self.offer.epoch,
-            &self.recorder.meter,
-            move |read| drop(mailbox.push(DestinationInput::Reread(read))),
-        );
-        if let Some(read) = read {
-            self.was_reread(read);
-        }
-    }
-
-    pub(super) fn was_reread(&mut self, read: Reread) {
-        if read.differing > 0 {
-            let reason = format!(
-                "{} of {} pages read again at the destination are not what was applied",
-                read.differing, read.pages
-            );
-            return self.failed(AbortCode::ProofFailed, reason);
-        }
-        self.recorder.verified = true;
-        self.pending
-            .push_back(DestinationEvent::Proven { pages: read.pages });
-    }
-
     pub(super) fn load_device_state(&mut self) {
         let (Some(vm), Some(relay)) = (&self.vm, &self.relay) else {
             return;
@@ -351,9 +249,7 @@ impl DestinationDriver {
             self.recorder.meter.count_cpu(worker.stop());
         }
         self.relay = None;
-        if let Some(thread) = self.device_thread.take() {
-            let _ = thread.join();
-        }
+        self.join_helpers();
         let Some(vm) = &self.vm else { return };
         match lock(vm).discard() {
             Ok(true) => {
@@ -386,58 +282,4 @@ impl DestinationDriver {
         self.pending
             .push_back(DestinationEvent::Failed(code, reason));
     }
-}
-
-/// Whether there is room for a guest that is not held yet: in the files' file system, and in memory.
-/// A page that finds none later would end this process, and every migration in it, with SIGBUS.
-fn check_room(layout: &RamLayout) -> Result<(), Refusal> {
-    let mut wanted_bytes = 0;
-    for block in layout.blocks() {
-        let room = block
-            .room()
-            .map_err(|error| (RefuseCode::Other, error.to_string()))?;
-        if !room.is_reserved {
-            wanted_bytes += block.bytes().saturating_sub(room.held_bytes);
-        }
-        if let Some(free_bytes) = room.file_system_bytes
-            && block.bytes() > free_bytes + room.held_bytes
-        {
-            let text = format!(
-                "destination is too small: RAM block {} has {} MiB, the file system of its \
-                 mem-path has {} MiB free",
-                block.name(),
-                block.bytes() >> 20,
-                free_bytes >> 20
-            );
-            return Err((RefuseCode::TooSmall, text));
-        }
-    }
-    let Some(available_bytes) = available_bytes() else {
-        return Ok(());
-    };
-    if wanted_bytes <= available_bytes {
-        return Ok(());
-    }
-    let text = format!(
-        "destination is too small: the guest needs {} MiB of RAM, {} MiB are available",
-        wanted_bytes >> 20,
-        available_bytes >> 20
-    );
-    Err((RefuseCode::TooSmall, text))
-}
-
-/// `MemAvailable`, see proc_meminfo(5).
-fn available_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(
-        line.trim()
-            .trim_end_matches(" kB")
-            .trim()
-            .parse::<u64>()
-            .ok()?
-            * 1024,
-    )
 }

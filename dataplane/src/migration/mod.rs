@@ -14,6 +14,7 @@
 
 mod destination;
 mod destination_actions;
+mod destination_rounds;
 mod doubt;
 mod listener;
 mod meter;
@@ -23,6 +24,7 @@ mod recorder;
 mod recovery;
 mod relay;
 mod reread;
+mod room;
 mod source;
 mod source_actions;
 mod vms;

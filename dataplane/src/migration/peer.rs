@@ -25,7 +25,10 @@ pub(super) enum PeerError {
         /// The failure.
         source: io::Error,
     },
-    /// It broke, or ended.
+    /// The peer ended it, or its process ended.
+    #[error("the other side closed the connection")]
+    Closed,
+    /// It broke.
     #[error("connection lost: {0}")]
     Lost(#[from] io::Error),
     /// The peer speaks something else.
@@ -79,18 +82,40 @@ pub(super) fn read_frame(
     stream: &mut TcpStream,
     meter: &Meter,
 ) -> Result<(FrameHeader, Vec<u8>), PeerError> {
-    let mut header = [0; HEADER_BYTES];
-    stream.read_exact(&mut header)?;
-    let header = FrameHeader::from_bytes(&header)?;
+    let mut bytes = [0; HEADER_BYTES];
+    if !fill(stream, &mut bytes)? {
+        // What says a few words of its own and hangs up is something else than a node that ended.
+        return Err(match FrameHeader::from_bytes(&bytes) {
+            Err(error @ HeaderError::Magic(start)) if start != [0; 4] => error.into(),
+            _ => PeerError::Closed,
+        });
+    }
+    let header = FrameHeader::from_bytes(&bytes)?;
     debug_assert!(header.payload_len() <= PAYLOAD_BYTES_MAX);
     let mut payload = vec![0; header.payload_len()];
-    stream.read_exact(&mut payload)?;
+    if !fill(stream, &mut payload)? {
+        return Err(PeerError::Closed);
+    }
     meter.count_bytes(HEADER_BYTES + payload.len());
     if header.covers(&payload) {
         Ok((header, payload))
     } else {
         Err(PeerError::Checksum(header.kind))
     }
+}
+
+/// Reads until `bytes` are full. Returns whether they are: the stream may end before.
+fn fill(stream: &mut TcpStream, bytes: &mut [u8]) -> io::Result<bool> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match stream.read(&mut bytes[filled..]) {
+            Ok(0) => return Ok(false),
+            Ok(more) => filled += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
 }
 
 fn expect_kind(header: &FrameHeader, expected: FrameKind) -> Result<(), PeerError> {
@@ -266,5 +291,33 @@ pub(super) fn query_owner(
         if let Control::OwnerAnswer { committed } = read_control(&mut stream, meter)? {
             return Ok(committed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said to who hears these bytes, and then the end.
+    fn words_for(bytes: &[u8]) -> String {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        peer.write_all(bytes).unwrap();
+        drop(peer);
+        let (mut stream, _) = listener.accept().unwrap();
+        read_frame(&mut stream, &Meter::default())
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn an_early_end_says_what_ended() {
+        let frame = FrameHeader::covering(FrameKind::HelloReply, 0, 1, &Hello::own().to_bytes());
+        for whole in [&b""[..], &frame.to_bytes()[..30], &frame.to_bytes()] {
+            let words = words_for(whole);
+            assert_eq!(words, "the other side closed the connection");
+        }
+        let words = words_for(b"SSH-2.0-OpenSSH_9.2\r\n");
+        assert!(words.contains("does not speak DWCP"), "{words}");
     }
 }

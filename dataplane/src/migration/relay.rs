@@ -16,9 +16,13 @@ use dwcp_wire::limits::DEVICE_BYTES_MAX;
 use super::meter::{Helper, Meter};
 use super::peer::{PeerError, read_frame, write_frame};
 
-/// Device state that a destination holds before the gate opens. QEMU's own is 0.3 MiB; video RAM
-/// and the like may add tens.
+/// Memory that a destination spends on device state before the gate opens. QEMU's own is 0.3 MiB;
+/// video RAM and the like may add tens.
 const HELD_BYTES_MAX: usize = 512 << 20;
+
+/// What holding a frame costs beside its payload: the list's entry, and what the allocator adds. A
+/// peer may send frames of one byte.
+const CHUNK_COST_BYTES: usize = size_of::<Vec<u8>>() + 32;
 
 /// Told once when the relay breaks before it is over.
 type OnBreak = Arc<dyn Fn(String) + Send + Sync>;
@@ -48,7 +52,8 @@ struct Held {
 #[derive(Debug, Default)]
 struct HeldState {
     chunks: VecDeque<Vec<u8>>,
-    bytes: usize,
+    /// What the chunks cost.
+    cost_bytes: usize,
     ended: bool,
 }
 
@@ -114,9 +119,41 @@ fn spawn(
         .map(drop)
 }
 
+fn cost_bytes(chunk: &Vec<u8>) -> usize {
+    chunk.capacity() + CHUNK_COST_BYTES
+}
+
 impl Held {
     fn lock(&self) -> std::sync::MutexGuard<'_, HeldState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, chunk: Vec<u8>) -> std::io::Result<()> {
+        let mut state = self.lock();
+        state.cost_bytes += cost_bytes(&chunk);
+        if state.cost_bytes > HELD_BYTES_MAX {
+            return Err(std::io::Error::other("more device state than can be held"));
+        }
+        state.chunks.push_back(chunk);
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Waits for a chunk; `None` is the end.
+    fn pop(&self) -> Option<Vec<u8>> {
+        let mut state = self.lock();
+        loop {
+            if let Some(chunk) = state.chunks.pop_front() {
+                state.cost_bytes -= cost_bytes(&chunk);
+                return Some(chunk);
+            }
+            if state.ended {
+                return None;
+            }
+            let woken = self.changed.wait(state);
+            state = woken.unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     fn end(&self) {
@@ -145,38 +182,17 @@ fn receive(
             held.end();
             return Ok(());
         }
-        let mut state = held.lock();
-        state.bytes += payload.len();
-        if state.bytes > HELD_BYTES_MAX {
-            return Err(std::io::Error::other("more device state than can be held").into());
-        }
-        state.chunks.push_back(payload);
-        drop(state);
-        held.changed.notify_all();
+        held.push(payload)?;
     }
 }
 
 /// Held -> VMM.
 fn deliver(held: &Held, mut vmm: UnixStream, helper: &mut Helper) -> std::io::Result<()> {
-    loop {
-        helper.lap();
-        let mut state = held.lock();
-        let chunk = loop {
-            if let Some(chunk) = state.chunks.pop_front() {
-                state.bytes -= chunk.len();
-                break chunk;
-            }
-            if state.ended {
-                return vmm.shutdown(Shutdown::Write);
-            }
-            state = held
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        };
-        drop(state);
+    while let Some(chunk) = held.pop() {
         vmm.write_all(&chunk)?;
+        helper.lap();
     }
+    vmm.shutdown(Shutdown::Write)
 }
 
 /// VMM -> other node.
@@ -198,4 +214,30 @@ fn send(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_frames_cannot_take_more_memory_than_large_ones() {
+        let held = Held::default();
+        let taken = (0..=HELD_BYTES_MAX).find(|_| held.push(vec![7]).is_err());
+        let chunks = taken.expect("there is an end to what is held");
+        // A chunk of one byte is an entry of the list and a block of the allocator's smallest size.
+        let least_cost = size_of::<Vec<u8>>() + 16;
+        assert!(chunks * least_cost <= HELD_BYTES_MAX, "{chunks} chunks");
+    }
+
+    #[test]
+    fn what_is_delivered_makes_room() {
+        let held = Held::default();
+        for _ in 0..4 {
+            held.push(vec![0; HELD_BYTES_MAX / 2]).unwrap();
+            assert!(held.pop().is_some());
+        }
+        held.end();
+        assert_eq!(held.pop(), None);
+    }
 }
