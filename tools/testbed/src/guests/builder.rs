@@ -40,6 +40,9 @@ pub enum Backend {
     Shared,
     /// A shared file of the caller's.
     SharedFile(PathBuf),
+    /// As many NUMA nodes with equal shares of RAM as paths: files, or folders in which QEMU makes its
+    /// own.
+    Nodes(Vec<PathBuf>),
 }
 
 /// Describes a QEMU that is not started yet.
@@ -167,7 +170,7 @@ impl QemuBuilder {
             let _ = fs::remove_file(old);
         }
         let ram = match &self.backend {
-            Backend::Private => None,
+            Backend::Private | Backend::Nodes(_) => None,
             Backend::SharedFile(path) => Some(path.clone()),
             Backend::Shared => Some(own_ram_path(&self.name)),
         };
@@ -224,6 +227,11 @@ impl QemuBuilder {
             add(&["-object".as_ref(), &object]);
             machine.push_str(",memory-backend=ram0");
         }
+        if let Backend::Nodes(paths) = &self.backend {
+            for words in self.nodes(paths) {
+                add(&[&words[0], &words[1]]);
+            }
+        }
         let mut monitor = OsString::from("unix:");
         monitor.push(qmp);
         monitor.push(",server=on,wait=off");
@@ -263,6 +271,22 @@ impl QemuBuilder {
         }
         out.extend(self.extra.iter().cloned());
         Ok(out)
+    }
+
+    /// A backend and a node for each path.
+    fn nodes(&self, paths: &[PathBuf]) -> Vec<[OsString; 2]> {
+        let share_mib = self.memory_mib / paths.len().max(1) as u64;
+        let mut out = vec![];
+        for (index, path) in paths.iter().enumerate() {
+            let mut object = OsString::from(format!(
+                "memory-backend-file,id=ram{index},size={share_mib}M,share=on,mem-path="
+            ));
+            object.push(path);
+            let node = format!("node,nodeid={index},memdev=ram{index}");
+            out.push(["-object".into(), object]);
+            out.push(["-numa".into(), node.into()]);
+        }
+        out
     }
 
     fn command_line(&self) -> String {
