@@ -10,7 +10,8 @@ use dwcp_proto::DestinationEvent;
 use dwcp_wire::{AbortCode, RefuseCode, StreamRole};
 
 use super::destination::{DestinationDriver, DestinationInput, StreamJoin};
-use super::node::{lock, plan_workers};
+use super::node::lock;
+use super::placement::plan_workers;
 use super::relay::Relay;
 use super::room::check_room;
 use super::source::random;

@@ -20,6 +20,7 @@ mod listener;
 mod meter;
 mod node;
 mod peer;
+mod placement;
 mod recorder;
 mod recovery;
 mod relay;

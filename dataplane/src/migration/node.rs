@@ -13,6 +13,7 @@ use dwcp_journal::{Journal, Record, RecordKind, wall_ms};
 use dwcp_proto::JournalEntry;
 
 use super::destination::DestinationInput;
+use super::placement;
 use super::vms::{self, VmTable};
 use crate::engine::Mailbox;
 use crate::vmm::RunState;
@@ -136,6 +137,8 @@ impl Node {
     /// # Errors
     /// [`NodeError::Journal`] when another data plane runs on the folder.
     pub fn new(options: NodeOptions) -> Result<Self, NodeError> {
+        // Now: a first migration would wait for it. What is wrong with it is said then.
+        let _ = placement::machine();
         Ok(Self {
             journal: Journal::open(&options.state_folder)?,
             counters: CountersPage::create()?,
@@ -360,48 +363,4 @@ pub(super) fn check_running(state: &RunState) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("the guest is {}, not running", state.name()))
-}
-
-/// Where one worker runs.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct WorkerPlace {
-    /// CPU to pin it to; `None` runs where the kernel puts it.
-    pub(super) cpu: Option<usize>,
-    /// Node of its buffers; `None` where there is only one.
-    pub(super) node: Option<usize>,
-}
-
-/// Places for the workers of one migration: as many as were asked for, or one per stream up to the
-/// cores, near each other.
-pub(super) fn plan_workers(
-    settings: &TransferSettings,
-    streams: u16,
-) -> (Vec<WorkerPlace>, Option<String>) {
-    let asked = if settings.workers == 0 {
-        streams
-    } else {
-        settings.workers
-    };
-    let count = usize::from(asked.min(streams)).max(1);
-    let topology = match dwcp_numa::Topology::detect() {
-        Ok(topology) => topology.restricted_to(&dwcp_numa::allowed_cpus()),
-        Err(error) => {
-            let note = format!("topology is unknown ({error}): workers are not pinned");
-            return (vec![WorkerPlace::default(); count], Some(note));
-        }
-    };
-    let several = topology.nodes().len() > 1;
-    let place = |worker: &dwcp_numa::PlannedWorker| WorkerPlace {
-        cpu: settings.pin_workers.then_some(worker.cpu),
-        node: several.then_some(worker.node).flatten(),
-    };
-    (
-        topology
-            .plan_workers(count, None)
-            .workers
-            .iter()
-            .map(place)
-            .collect(),
-        None,
-    )
 }

@@ -129,7 +129,7 @@ impl SourceDriver {
     fn try_open_streams(&mut self, token: u128, streams: u16) -> Result<(), peer::PeerError> {
         let settings = self.request.settings.clone();
         let time = Duration::from_millis(settings.connect_timeout_ms.into());
-        let (places, note) = super::node::plan_workers(&settings, streams);
+        let (places, note) = super::placement::plan_workers(&settings, streams);
         if let Some(note) = note {
             self.recorder.note(note);
         }

@@ -88,7 +88,7 @@ impl Fleet {
             if began.elapsed() > FLEET_TIME {
                 return Err(LabError::Timeout("moving the fleet".into()));
             }
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(50));
             most_bytes = most_bytes
                 .max(self.a.dataplane_bytes())
                 .max(self.b.dataplane_bytes());

@@ -43,8 +43,11 @@ pub struct GuestSpec {
     pub fill_mib: u64,
     /// RAM that it rewrites.
     pub hot_mib: u64,
-    /// Backing rewritten per second.
+    /// Pages rewritten per second.
     pub dirty_pages_per_s: u64,
+    /// Pages that it looks at per second while it runs, beside those that it rewrites; it always looks
+    /// at all of them after the move.
+    pub checked_pages_per_s: u64,
     /// What its pages look like.
     pub kind: Kind,
     /// What its RAM is made of. Only of a synthetic guest.
@@ -234,6 +237,7 @@ impl SyntheticProcess {
             .args(["--size-mib", &spec.ram_mib.to_string()])
             .args(["--hot-mib", &spec.hot_mib.to_string()])
             .args(["--dirty-rate", &spec.dirty_pages_per_s.to_string()])
+            .args(["--verify-rate", &spec.checked_pages_per_s.to_string()])
             .args(["--zero-percent", &zero.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null());
@@ -316,6 +320,7 @@ impl QemuEnd {
                 fill_mib: spec.fill_mib,
                 hot_mib: spec.hot_mib,
                 rate: spec.dirty_pages_per_s,
+                verify_rate: spec.checked_pages_per_s,
                 kind: spec.kind,
                 ..GuestOptions::default()
             })

@@ -159,6 +159,7 @@ fn spec(args: &Args) -> Result<RunSpec, Failure> {
         fill_mib,
         hot_mib: 16.min(fill_mib),
         dirty_pages_per_s: 1000,
+        checked_pages_per_s: 20_000,
         kind: Kind::Text,
         backing: Backing::Fresh,
     };

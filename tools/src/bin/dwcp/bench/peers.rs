@@ -111,6 +111,7 @@ fn by_dwcp(args: &Args, settings: &TransferSettings, case: &str) -> Result<Run, 
         fill_mib: args.fill_mib,
         hot_mib: 50.min(args.fill_mib),
         dirty_pages_per_s: args.dirty_rate,
+        checked_pages_per_s: 20_000,
         kind: Kind::Text,
         backing: Backing::Fresh,
     };

@@ -197,6 +197,7 @@ impl Step {
             fill_mib: self.mib_each,
             hot_mib: self.mib_each,
             dirty_pages_per_s: self.dirty_pages_per_s,
+            checked_pages_per_s: 0,
             kind: Kind::Random,
             backing: Backing::Allocated,
         };

@@ -181,6 +181,7 @@ fn by_dwcp(
         fill_mib: args.size_mib,
         hot_mib: 1,
         dirty_pages_per_s: 0,
+        checked_pages_per_s: 0,
         kind: Kind::Random,
         backing: args.memory.backing(),
     };

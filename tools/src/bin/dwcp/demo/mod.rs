@@ -150,6 +150,7 @@ fn spec(args: &Args) -> Result<RunSpec, Failure> {
         fill_mib,
         hot_mib,
         dirty_pages_per_s,
+        checked_pages_per_s: 20_000,
         kind,
         backing: Backing::Fresh,
     };

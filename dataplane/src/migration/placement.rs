@@ -1,0 +1,57 @@
+//! Where the workers of a migration run.
+
+use std::sync::OnceLock;
+
+use dwcp_api::TransferSettings;
+use dwcp_numa::{Topology, TopologyError};
+
+/// This machine. It is read once: to look at all of its devices takes longer than to move a small
+/// guest (on a virtual machine, ten milliseconds and more).
+pub(super) fn machine() -> &'static Result<Topology, TopologyError> {
+    static MACHINE: OnceLock<Result<Topology, TopologyError>> = OnceLock::new();
+    MACHINE.get_or_init(Topology::detect)
+}
+
+/// Where one worker runs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct WorkerPlace {
+    /// CPU to pin it to; `None` runs where the kernel puts it.
+    pub(super) cpu: Option<usize>,
+    /// Node of its buffers; `None` where there is only one.
+    pub(super) node: Option<usize>,
+}
+
+/// Places for the workers of one migration: as many as were asked for, or one per stream up to the
+/// cores, near each other.
+pub(super) fn plan_workers(
+    settings: &TransferSettings,
+    streams: u16,
+) -> (Vec<WorkerPlace>, Option<String>) {
+    let asked = if settings.workers == 0 {
+        streams
+    } else {
+        settings.workers
+    };
+    let count = usize::from(asked.min(streams)).max(1);
+    let topology = match machine() {
+        Ok(topology) => topology.restricted_to(&dwcp_numa::allowed_cpus()),
+        Err(error) => {
+            let note = format!("topology is unknown ({error}): workers are not pinned");
+            return (vec![WorkerPlace::default(); count], Some(note));
+        }
+    };
+    let several = topology.nodes().len() > 1;
+    let place = |worker: &dwcp_numa::PlannedWorker| WorkerPlace {
+        cpu: settings.pin_workers.then_some(worker.cpu),
+        node: several.then_some(worker.node).flatten(),
+    };
+    (
+        topology
+            .plan_workers(count, None)
+            .workers
+            .iter()
+            .map(place)
+            .collect(),
+        None,
+    )
+}
