@@ -322,7 +322,6 @@ impl QemuEnd {
                 rate: spec.dirty_pages_per_s,
                 verify_rate: spec.checked_pages_per_s,
                 kind: spec.kind,
-                ..GuestOptions::default()
             })
             .env("LD_PRELOAD", &binaries.preload)
             .env("DWCP_UFFD_SOCKET", &uffd_socket);
