@@ -3,9 +3,12 @@
 //! At the source this catches a tracker that missed a write, at the destination anything that went
 //! wrong between the proof of a page and its place in RAM.
 
-use dwcp_simd::{PAGE_BYTES, Page, kernels};
+use std::ops::Range;
+
+use dwcp_simd::{Fingerprint, PAGE_BYTES, Page, kernels};
 
 use super::Session;
+use crate::ram::RamBlock;
 
 /// What reading again found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,25 +53,97 @@ pub fn read_everything(session: &Session) -> Reread {
 }
 
 fn read(session: &Session, pages: impl Iterator<Item = u64>) -> Reread {
-    let kernels = kernels();
-    let mut copy: Page = [0; PAGE_BYTES];
     let mut found = Reread::default();
     let (mut block, mut first) = (0, 0);
+    let mut memory = Memory::default();
     for global in pages {
         let blocks = session.layout.blocks();
         while global - first >= u64::from(blocks[block].pages()) {
             first += u64::from(blocks[block].pages());
             block += 1;
+            memory = Memory::default();
         }
-        blocks[block].read_page((global - first) as u32, &mut copy);
-        let held = session.digests.get(global);
-        let holds = if kernels.is_zero(&copy) {
-            held.is_none()
-        } else {
-            held == Some(kernels.fingerprint(&session.key, &copy))
-        };
+        let page = (global - first) as u32;
+        let now = memory
+            .has(&blocks[block], page)
+            .then(|| fingerprint(session, &blocks[block], page))
+            .flatten();
         found.pages += 1;
-        found.differing += u64::from(!holds);
+        found.differing += u64::from(session.digests.get(global) != now);
     }
     found
+}
+
+/// A page's fingerprint; `None` when it is zero.
+fn fingerprint(session: &Session, block: &RamBlock, page: u32) -> Option<Fingerprint> {
+    let mut copy: Page = [0; PAGE_BYTES];
+    block.read_page(page, &mut copy);
+    let is_zero = kernels().is_zero(&copy);
+    (!is_zero).then(|| kernels().fingerprint(&session.key, &copy))
+}
+
+/// What is known of a block's memory, asked of the kernel an extent at a time. A page without memory
+/// is zero; to read it would give it memory.
+#[derive(Debug, Default)]
+struct Memory {
+    known: Range<u32>,
+    is_data: bool,
+}
+
+impl Memory {
+    /// Whether `page` has memory, or may have. Pages are asked about in ascending order.
+    fn has(&mut self, block: &RamBlock, page: u32) -> bool {
+        if !self.known.contains(&page) {
+            let extent = block.extent(page).ok().flatten();
+            let (end, is_data) = extent.map_or((block.pages(), true), |e| (e.end, e.is_data));
+            (self.known, self.is_data) = (page..end, is_data);
+        }
+        self.is_data
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dwcp_api::Codec;
+    use dwcp_simd::RamRoot;
+
+    use super::*;
+    use crate::ram::testing::ram;
+
+    /// 300 pages of which three are written, and a session that knows two of them.
+    fn session() -> Session {
+        let session = Session::new(ram(&[100, 200]), 7, Codec::Raw);
+        let blocks = session.layout.blocks();
+        let data = [7; PAGE_BYTES];
+        let held = kernels().fingerprint(&session.key, &data);
+        for (block, page, global) in [(0, 99, 99), (1, 0, 100)] {
+            blocks[block].write_page(page, &data);
+            let mut root = RamRoot::default();
+            session.digests.set(global, Some(held), &mut root);
+        }
+        session
+    }
+
+    #[test]
+    fn reading_again_finds_what_differs_and_allocates_nothing() {
+        let session = session();
+        let blocks = session.layout.blocks();
+        let held = || -> u64 {
+            let rooms = blocks.iter().map(|block| block.room().unwrap().held_bytes);
+            rooms.sum()
+        };
+        let before = held();
+        let all = |differing| Reread {
+            pages: 300,
+            differing,
+        };
+        assert_eq!(read_everything(&session), all(0));
+        assert_eq!(read_again(&session, 300, 5), all(0));
+        assert_eq!(held(), before, "bytes of memory");
+        // Written, and unknown to the digests; and known to them, but gone.
+        blocks[1].write_page(199, &[1; PAGE_BYTES]);
+        blocks[0].discard().unwrap();
+        assert_eq!(read_everything(&session), all(2));
+        assert_eq!(read_again(&session, 300, 5), all(2));
+    }
 }

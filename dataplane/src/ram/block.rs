@@ -61,6 +61,15 @@ pub struct RamBlock {
     vmm_address: u64,
 }
 
+/// Pages up to `end` are all allocated, or none of them is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First page after it.
+    pub end: u32,
+    /// Whether they are allocated.
+    pub is_data: bool,
+}
+
 impl RamBlock {
     /// Maps a block's file. `vmm_address` is where the VMM has mapped it.
     ///
@@ -189,31 +198,54 @@ impl RamBlock {
     /// # Errors
     /// [`RamError::System`].
     pub fn mark_data(&self, bitmap: &mut DirtyBitmap) -> Result<bool, RamError> {
-        // hugetlbfs has no notion of it, and says that all is data.
-        if self.is_in_hugetlbfs()? {
-            bitmap.set_range(0, self.pages());
-            return Ok(false);
-        }
-        let page = PAGE_BYTES as i64;
-        let mut offset = 0;
-        while offset < self.bytes as i64 {
-            let data = match lseek(&self.file, offset, Whence::SeekData) {
-                Ok(data) => data,
-                Err(Errno::ENXIO) => return Ok(true),
-                Err(Errno::EINVAL | Errno::ESPIPE) => {
-                    bitmap.set_range(0, self.pages());
-                    return Ok(false);
-                }
-                Err(errno) => return Err(self.system("lseek", errno)),
+        let mut page = 0;
+        while page < self.pages() {
+            let Some(extent) = self.extent(page)? else {
+                bitmap.set_range(0, self.pages());
+                return Ok(false);
             };
-            let hole = lseek(&self.file, data, Whence::SeekHole)
-                .map_err(|errno| self.system("lseek", errno))?;
-            let first = (data / page).clamp(0, i64::from(u32::MAX)) as u32;
-            let end = ((hole + page - 1) / page).clamp(0, i64::from(u32::MAX)) as u32;
-            bitmap.set_range(first, end.saturating_sub(first));
-            offset = hole;
+            if extent.is_data {
+                bitmap.set_range(page, extent.end - page);
+            }
+            page = extent.end;
         }
         Ok(true)
+    }
+
+    /// How far what `page` is goes on: allocated, or a hole, which is zero and must not be read: a
+    /// read allocates it. `None` when the file system cannot tell.
+    ///
+    /// # Errors
+    /// [`RamError::System`].
+    pub fn extent(&self, page: u32) -> Result<Option<Extent>, RamError> {
+        // hugetlbfs has no notion of it, and says that all is data.
+        if self.is_in_hugetlbfs()? {
+            return Ok(None);
+        }
+        let page_bytes = PAGE_BYTES as i64;
+        let offset = i64::from(page) * page_bytes;
+        let is_hole = |end| {
+            Ok(Some(Extent {
+                end,
+                is_data: false,
+            }))
+        };
+        let data = match lseek(&self.file, offset, Whence::SeekData) {
+            Ok(data) => data / page_bytes,
+            Err(Errno::ENXIO) => return is_hole(self.pages()),
+            Err(Errno::EINVAL | Errno::ESPIPE) => return Ok(None),
+            Err(errno) => return Err(self.system("lseek", errno)),
+        };
+        if data > i64::from(page) {
+            return is_hole(data.min(self.pages().into()) as u32);
+        }
+        let hole = lseek(&self.file, offset, Whence::SeekHole)
+            .map_err(|errno| self.system("lseek", errno))?;
+        let end = (hole + page_bytes - 1) / page_bytes;
+        Ok(Some(Extent {
+            end: end.clamp(i64::from(page) + 1, self.pages().into()) as u32,
+            is_data: true,
+        }))
     }
 
     /// What the block has and could have.
