@@ -348,6 +348,27 @@ fn vms_and_status_are_listed() {
     assert_eq!(json(&out)["dataplane_pid"], 4711);
 }
 
+/// What is not known is not printed as a number.
+#[test]
+fn a_vm_that_is_not_attached_is_listed_with_the_reason() {
+    let mut vm = fake::vm(
+        "web",
+        &dwcp_api::Attachment::Process {
+            socket: "/run/web.sock".into(),
+        },
+    );
+    vm.state = "not attached".into();
+    (vm.ram_bytes, vm.tracker, vm.vmm) = (0, String::new(), String::new());
+    vm.note = "VMM is gone: /run/web.sock".into();
+    let node = TestNode::start(Some(Box::new(move |_| Some(Reply::Vms(vec![vm.clone()])))));
+    let (out, _) = run(&mut node.dwcp(&["vm", "list"]), 0);
+    assert!(
+        out.contains("not attached") && !out.contains("0 B"),
+        "{out}"
+    );
+    assert!(out.contains("web: VMM is gone: /run/web.sock"), "{out}");
+}
+
 fn script(dir: &Path, text: &str) -> std::path::PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let path = dir.join("qemu");

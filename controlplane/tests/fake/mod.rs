@@ -126,6 +126,7 @@ pub fn vm(name: &str, attachment: &dwcp_api::Attachment) -> VmInfo {
         ram_bytes: 1 << 30,
         tracker: "userfaultfd".into(),
         vmm: "qemu 7.2.22".into(),
+        note: String::new(),
     }
 }
 

@@ -139,12 +139,15 @@ pub struct VmInfo {
     /// How it is reached.
     pub attachment: Attachment,
     /// `running`, `paused`, `incoming` (waits for a migration), `postmigrate`; `moving`, `in doubt`,
-    /// `attaching` while somebody has it to himself; `no answer`, `gone`.
+    /// `attaching` while somebody has it to himself; `no answer`, `gone`; `not attached` when it is
+    /// known to the control plane only.
     pub state: String,
-    /// Size of its migratable RAM.
+    /// Size of its migratable RAM; 0 while that is not known.
     pub ram_bytes: u64,
     /// The dirty tracker that would be used now: `userfaultfd`, `soft-dirty` or `fingerprint`.
     pub tracker: String,
     /// Which VMM: `qemu 7.2.22`, `process`.
     pub vmm: String,
+    /// Why it is not attached, in words; empty otherwise.
+    pub note: String,
 }

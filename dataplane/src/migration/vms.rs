@@ -293,6 +293,7 @@ fn unseen(name: &str, attachment: &Attachment, state: &str) -> VmInfo {
         ram_bytes: 0,
         tracker: String::new(),
         vmm: String::new(),
+        note: String::new(),
     }
 }
 
