@@ -103,6 +103,13 @@ fn refuses(code: ErrorCode) -> Option<Script> {
 
 /// A migration that ends so.
 fn ends(result: RunResult) -> Option<Script> {
+    reports(move |id, vm| fake::report(id, vm, result))
+}
+
+/// A migration that ends with this report.
+fn reports(
+    make: impl Fn(dwcp_api::MigrationId, &str) -> MigrationReport + Send + 'static,
+) -> Option<Script> {
     let mut asked = 0;
     let mut started = None;
     Some(Box::new(move |request| {
@@ -114,7 +121,7 @@ fn ends(result: RunResult) -> Option<Script> {
             Request::Status { .. } => {
                 let (id, vm) = started.clone()?;
                 asked += 1;
-                let report = (asked > 2).then(|| fake::report(id, &vm, result));
+                let report = (asked > 2).then(|| make(id, &vm));
                 Reply::Migration(Box::new(fake::status(id, &vm, report)))
             }
             _ => Reply::Done,
@@ -304,7 +311,7 @@ fn a_migration_is_started_watched_and_reported() {
 }
 
 #[test]
-fn an_aborted_migration_is_7_and_a_failed_one_1() {
+fn an_aborted_migration_is_7_a_refused_one_4_and_a_failed_one_1() {
     for (result, code) in [(RunResult::Aborted, 7), (RunResult::Failed, 1)] {
         let node = TestNode::start(ends(result));
         let (out, _) = run(
@@ -313,6 +320,15 @@ fn an_aborted_migration_is_7_and_a_failed_one_1() {
         );
         assert_eq!(json(&out)["result"], serde_json::to_value(result).unwrap());
     }
+    let node = TestNode::start(reports(|id, vm| MigrationReport {
+        refused: true,
+        ..fake::report(id, vm, RunResult::Aborted)
+    }));
+    let (out, _) = run(
+        &mut node.dwcp(&["migrate", "web", "--to", "b", "--json"]),
+        4,
+    );
+    assert_eq!(json(&out)["refused"], true);
     let node = TestNode::start(ends(RunResult::Completed));
     run(&mut node.dwcp(&["migrate", "web", "--to", "nowhere"]), 3);
     let wrong = [

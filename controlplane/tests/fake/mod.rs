@@ -181,6 +181,7 @@ pub fn report(id: MigrationId, vm: &str, result: RunResult) -> MigrationReport {
         send_method: "vmsplice".into(),
         tracker: "userfaultfd".into(),
         reason: "handed over".into(),
+        refused: false,
         ram_root: Some("0".repeat(32)),
         owner: "destination".into(),
         epoch: 1,

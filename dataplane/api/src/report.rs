@@ -218,6 +218,9 @@ pub struct MigrationReport {
     pub tracker: String,
     /// Why it ended so.
     pub reason: String,
+    /// The other node could not be reached, speaks something else, or refused, before it accepted
+    /// the migration. Only the source says so.
+    pub refused: bool,
     /// Whole-RAM root, 32 hex digits, when both ends agreed on it.
     pub ram_root: Option<String>,
     /// Who owns the VM now, by the journal: `source`, `destination`, `unknown`.

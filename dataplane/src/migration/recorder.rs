@@ -45,6 +45,10 @@ pub(super) struct Recorder {
     pub(super) streams: u16,
     pub(super) ram_bytes: u64,
     pub(super) verified: bool,
+    /// Source: the destination accepted the offer.
+    pub(super) accepted: bool,
+    /// Source: this node ended it, by a fault of its own or because it was asked to.
+    pub(super) ended_here: bool,
     pub(super) ram_root: Option<u128>,
     pub(super) notes: Vec<String>,
     pub(super) dirty_pages_per_s: f64,
@@ -95,6 +99,8 @@ impl Recorder {
             streams: 0,
             ram_bytes: 0,
             verified: false,
+            accepted: false,
+            ended_here: false,
             ram_root: None,
             notes: vec![],
             dirty_pages_per_s: 0.0,
@@ -245,6 +251,10 @@ impl Recorder {
             send_method: self.send_method.to_owned(),
             tracker: self.tracker.clone(),
             reason: end.outcome.reason.clone(),
+            refused: self.role == Role::Source
+                && result == RunResult::Aborted
+                && !self.accepted
+                && !self.ended_here,
             ram_root: self.ram_root.map(|root| format!("{root:032x}")),
             owner: end.owner.to_owned(),
             epoch: end.epoch,

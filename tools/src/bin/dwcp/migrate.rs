@@ -87,7 +87,7 @@ fn end(report: &MigrationReport, context: &Context) -> Result<(), Failure> {
     context.print(report, || show::report(report))?;
     match report.result {
         RunResult::Completed => Ok(()),
-        other => Err(Failure::Ended(other)),
+        _ => Err(Failure::ended(report)),
     }
 }
 

@@ -1,0 +1,84 @@
+//! How a migration that the other node never accepted is told apart from one that was given up.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+
+use common::{TestGuest, node, settings, small, wait};
+use dwcp_api::{MigrationId, MigrationReport, RunResult, TransferSettings};
+
+fn patient_for(ms: u32) -> TransferSettings {
+    TransferSettings {
+        connect_timeout_ms: ms,
+        ..settings()
+    }
+}
+
+/// A try to move a guest to `address`, and its report.
+fn try_to_move(address: &str) -> MigrationReport {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = patient_for(1000);
+    let a = node(folder.path(), "a", &settings);
+    let guest = TestGuest::start(folder.path(), "source", &small(1, false));
+    a.node.attach("vm", guest.attachment.clone()).unwrap();
+    let (id, address) = (MigrationId(7), address.to_owned());
+    a.node
+        .start_migration(id, "vm", &address, settings, false)
+        .unwrap();
+    let report = wait(&a.node, id);
+    assert_eq!(report.result, RunResult::Aborted, "{}", report.reason);
+    assert!(guest.is_running());
+    report
+}
+
+#[test]
+fn an_unreachable_node_has_refused() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = closed.local_addr().unwrap().to_string();
+    drop(closed);
+    let report = try_to_move(&address);
+    assert!(report.refused, "{}", report.reason);
+}
+
+#[test]
+fn what_speaks_something_else_has_refused() {
+    let stranger = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = stranger.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        let (mut stream, _) = stranger.accept().unwrap();
+        let _ = stream.read(&mut [0; 64]);
+        let _ = stream.write_all(&[b'S'; 256]);
+    });
+    let report = try_to_move(&address);
+    assert!(report.refused, "{}", report.reason);
+}
+
+#[test]
+fn a_node_without_the_vm_has_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let b = node(folder.path(), "b", &settings());
+    let report = try_to_move(&b.address);
+    assert!(report.refused, "{}", report.reason);
+}
+
+/// Nobody refused what the operator took back.
+#[test]
+fn a_cancelled_migration_was_not_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings();
+    let a = node(folder.path(), "a", &settings);
+    let b = node(folder.path(), "b", &settings);
+    let old = TestGuest::start(folder.path(), "source", &small(1, false));
+    let new = TestGuest::start(folder.path(), "destination", &small(1, true));
+    a.node.attach("vm", old.attachment.clone()).unwrap();
+    b.node.attach("vm", new.attachment.clone()).unwrap();
+    let id = MigrationId(8);
+    a.node
+        .start_migration(id, "vm", &b.address, settings, false)
+        .unwrap();
+    a.node.cancel(id).unwrap();
+    let report = wait(&a.node, id);
+    assert_eq!(report.result, RunResult::Aborted, "{}", report.reason);
+    assert!(!report.refused, "{}", report.reason);
+}
