@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 
 use common::{TestGuest, node, settings, small, wait};
-use dwcp_api::{MigrationId, MigrationReport, RunResult, TransferSettings};
+use dwcp_api::{MigrationId, MigrationReport, PhaseName, RunResult, TransferSettings};
 
 fn patient_for(ms: u32) -> TransferSettings {
     TransferSettings {
@@ -60,6 +60,37 @@ fn a_node_without_the_vm_has_refused() {
     let b = node(folder.path(), "b", &settings());
     let report = try_to_move(&b.address);
     assert!(report.refused, "{}", report.reason);
+}
+
+/// What was only tried is not called given up: not in the report, the phase, or the journal.
+#[test]
+fn a_dry_run_that_both_nodes_agree_on_is_named_so_at_both() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings();
+    let a = node(folder.path(), "a", &settings);
+    let b = node(folder.path(), "b", &settings);
+    let old = TestGuest::start(folder.path(), "source", &small(1, false));
+    let new = TestGuest::start(folder.path(), "destination", &small(1, true));
+    a.node.attach("vm", old.attachment.clone()).unwrap();
+    b.node.attach("vm", new.attachment.clone()).unwrap();
+    let id = MigrationId(9);
+    a.node
+        .start_migration(id, "vm", &b.address, settings, true)
+        .unwrap();
+    for node in [&a.node, &b.node] {
+        let report = wait(node, id);
+        assert_eq!(report.result, RunResult::DryRun, "{}", report.reason);
+        assert_eq!(report.reason, "both nodes agree, nothing was moved");
+        assert!(!report.refused);
+        assert_eq!(node.status(id).unwrap().phase, PhaseName::DryRun);
+    }
+    let note = a.node.journal().state().ownership_of("vm").unwrap().note;
+    let expected = format!(
+        "dry run to {}: both nodes agree, nothing was moved",
+        b.address
+    );
+    assert_eq!(note, expected);
+    assert!(old.is_running());
 }
 
 /// Nobody refused what the operator took back.

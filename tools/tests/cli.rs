@@ -303,11 +303,36 @@ fn a_migration_is_started_watched_and_reported() {
         0,
     );
     assert_eq!(json(&out)["id"].as_str().unwrap().len(), 32);
-    let (out, _) = run(
+}
+
+/// One schema, whatever a dry run finds.
+#[test]
+fn a_dry_run_has_the_report_of_a_migration() {
+    for (result, code, words) in [
+        (RunResult::DryRun, 0, "web can be moved to b"),
+        (RunResult::Aborted, 4, "web cannot be moved to b: no room"),
+    ] {
+        let node = TestNode::start(reports(move |id, vm| MigrationReport {
+            refused: result == RunResult::Aborted,
+            reason: "no room".into(),
+            ..fake::report(id, vm, result)
+        }));
+        let dry = ["migrate", "web", "--to", "b", "--dry-run"];
+        let (out, _) = run(&mut node.dwcp(&dry), code);
+        assert!(out.contains(words), "{out}");
+        let (out, _) = run(node.dwcp(&dry).arg("--json"), code);
+        let report: MigrationReport = serde_json::from_str(&out).unwrap();
+        assert_eq!(report.result, result);
+    }
+    let node = TestNode::start(Some(fake::obedient()));
+    run(
         &mut node.dwcp(&["migrate", "web", "--to", "b", "--dry-run"]),
         0,
     );
-    assert!(out.contains("can be moved"), "{out}");
+    let (out, _) = run(&mut node.dwcp(&["status"]), 0);
+    assert!(out.contains("dry run") && !out.contains("aborted"), "{out}");
+    let (out, _) = run(&mut node.dwcp(&["status", "web", "--json"]), 0);
+    assert_eq!(json(&out)["phase"], "dry-run");
 }
 
 #[test]

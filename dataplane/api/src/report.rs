@@ -37,6 +37,8 @@ pub enum PhaseName {
     Failed,
     /// Handover was sent: the destination decides, within moments.
     Handover,
+    /// A dry run found that both nodes agree; the guest runs on at the source.
+    DryRun,
 }
 
 /// How a migration ended.
@@ -49,6 +51,8 @@ pub enum RunResult {
     Aborted,
     /// Neither is certain; `reason` says which side holds the guest.
     Failed,
+    /// It was a dry run, and both nodes agree; the guest runs at the source, as before.
+    DryRun,
 }
 
 /// Pages by class, counted once per time they were visited.

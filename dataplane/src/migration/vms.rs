@@ -264,6 +264,7 @@ pub(super) fn too_late(status: &MigrationStatus) -> Option<ApiError> {
             RunResult::Completed => ended(&format!("{owner} owns the VM"))
                 .with_hint("to have it back, move it from there"),
             RunResult::Aborted => ended("the guest stayed at its source"),
+            RunResult::DryRun => ended("it was a dry run"),
             RunResult::Failed => ended(&report.reason),
         });
     }

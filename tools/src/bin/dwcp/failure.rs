@@ -136,7 +136,7 @@ impl Failure {
             Self::Profile(_) | Self::Usage(_) => 2,
             Self::NotFound(_) => 3,
             Self::Ended { result, refused } => match result {
-                RunResult::Completed => 0,
+                RunResult::Completed | RunResult::DryRun => 0,
                 RunResult::Aborted if *refused => 4,
                 RunResult::Aborted => 7,
                 RunResult::Failed => 1,
