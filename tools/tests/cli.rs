@@ -410,7 +410,7 @@ fn a_vm_that_is_not_attached_is_listed_with_the_reason() {
     assert!(out.contains("web: VMM is gone: /run/web.sock"), "{out}");
 }
 
-fn script(dir: &Path, text: &str) -> std::path::PathBuf {
+fn script_file(dir: &Path, text: &str) -> std::path::PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let path = dir.join("qemu");
     std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
@@ -423,7 +423,7 @@ fn qemu_is_run_attached_and_its_exit_code_passed_on() {
     let node = TestNode::start(Some(fake::obedient()));
     let folder = node.dir.path();
     // Plays QEMU: its monitor appears, it runs until it is told to end.
-    let qemu = script(
+    let qemu = script_file(
         folder,
         &format!(
             "trap 'exit 7' TERM; : > {}; touch started; while :; do sleep 0.05; done",
@@ -453,6 +453,68 @@ fn qemu_is_run_attached_and_its_exit_code_passed_on() {
     assert!(plane.seen(|request| matches!(request, Request::DetachVm { name } if name == "web")));
 }
 
+/// A monitor that nobody listens on yet, one that does not answer in time, a data plane that is
+/// restarted: none of them is the last word on a QEMU that runs.
+#[test]
+fn qemu_is_attached_however_often_that_fails_at_first() {
+    let mut obedient = fake::obedient();
+    let mut failures = vec![ErrorCode::PlaneDown, ErrorCode::System, ErrorCode::NotFound];
+    let script = move |request: &Request| match (request, failures.pop()) {
+        (Request::AttachVm { .. }, Some(code)) => Some(Reply::Error(ApiError::new(
+            code,
+            format!("{code:?} for a test"),
+        ))),
+        (request, code) => {
+            failures.extend(code);
+            obedient(request)
+        }
+    };
+    let node = TestNode::start(Some(Box::new(script)));
+    let folder = node.dir.path();
+    // Plays QEMU: ends by itself once it was attached.
+    let qemu = script_file(
+        folder,
+        &format!(
+            ": > {}; while [ ! -e attached ]; do sleep 0.05; done",
+            folder.join("web.qmp").display()
+        ),
+    );
+    let mut command = node.dwcp(&["vm", "run-qemu", "web", "--mem-path"]);
+    command
+        .arg(folder)
+        .args(["--", "-m", "64"])
+        .env("DWCP_QEMU", &qemu)
+        .current_dir(folder);
+    let plane = node.plane.as_ref().unwrap();
+    let attached = |request: &Request| matches!(request, Request::AttachVm { .. });
+    let (_, err) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let began = Instant::now();
+            while plane
+                .requests
+                .lock()
+                .unwrap()
+                .iter()
+                .filter(|r| attached(r))
+                .count()
+                < 4
+            {
+                assert!(began.elapsed() < Duration::from_secs(20));
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            std::thread::sleep(Duration::from_millis(200));
+            std::fs::write(folder.join("attached"), "").unwrap();
+        });
+        run(&mut command, 0)
+    });
+    assert!(err.contains("web attached: running"), "{err}");
+    assert!(
+        err.contains("not attached yet") && err.contains("PlaneDown for a test"),
+        "{err}"
+    );
+    assert!(!err.contains("System for a test"), "too early: {err}");
+}
+
 /// The first QEMU would be out of reach without its monitor's socket.
 #[test]
 fn a_second_qemu_of_a_name_is_refused_and_the_first_keeps_its_monitor() {
@@ -477,7 +539,7 @@ fn guest_ram_has_no_name_and_goes_with_qemu() {
     let ram = folder.join("ram");
     std::fs::create_dir(&ram).unwrap();
     // Plays QEMU: says what it was given, and what that is.
-    let qemu = script(
+    let qemu = script_file(
         folder,
         "path=$(echo \"$*\" | sed 's/.*mem-path=\\([^,]*\\),.*/\\1/'); echo $path; readlink $path",
     );

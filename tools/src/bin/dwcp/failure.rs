@@ -106,6 +106,18 @@ impl Failure {
         }
     }
 
+    /// What is wrong, in one line.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Self::Api(error) => error.to_string(),
+            Self::Profile(error) => error.to_string(),
+            Self::Usage(text) | Self::NotFound(text) => text.clone(),
+            Self::Other(error) => format!("{error:#}"),
+            Self::Ended { result, .. } => crate::show::result(*result),
+            Self::Exit(code) => format!("exit code {code}"),
+        }
+    }
+
     fn json(&self) -> Option<serde_json::Value> {
         let (message, hint) = match self {
             Self::Api(error) => (error.message.clone(), error.hint.clone()),

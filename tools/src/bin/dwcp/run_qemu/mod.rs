@@ -1,6 +1,7 @@
 //! `dwcp vm run-qemu`: QEMU with what a migration needs, in the foreground.
 
 mod arguments;
+mod attaching;
 mod memory;
 mod process;
 mod ram_file;
