@@ -106,3 +106,21 @@ fn a_wrong_configuration_is_shown_with_its_place() {
     assert!(shown.contains("node.toml:2:1"), "{shown}");
     assert!(shown.contains("did you mean `node.name`?"), "{shown}");
 }
+
+/// A name becomes part of records and of what other nodes are told: it is checked at the door.
+#[test]
+fn a_text_that_is_no_name_is_refused_with_the_rule() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("node.toml"), "").unwrap();
+    for wrong in [
+        ["--name", ""],
+        ["--name", "a b"],
+        ["--peer", "=192.0.2.2:7400"],
+        ["--peer", "b/c=192.0.2.2:7400"],
+    ] {
+        let output = daemon(dir.path()).args(wrong).output().unwrap();
+        let shown = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{shown}");
+        assert!(shown.contains(dwcp_api::NAME_RULE), "{shown}");
+    }
+}

@@ -19,7 +19,7 @@ use dwcp_wire::limits::STREAMS_MAX;
 )]
 struct Options {
     /// Name of this node, unique among its peers
-    #[arg(long)]
+    #[arg(long, value_parser = dwcp_api::parse_node_name)]
     name: String,
     /// Folder of the sockets and of the handover journal
     #[arg(

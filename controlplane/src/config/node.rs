@@ -11,7 +11,7 @@ pub const STATE_FOLDER: &str = "/var/lib/dwcp";
 const KEYS: &[Key] = &[
     Key {
         name: "node.name",
-        kind: Kind::Text("text"),
+        kind: Kind::Name,
         reload: Reload::Restart,
         doc: "What the node calls itself. Unique among its peers: it stands in handover records. \
               Without it the host name is taken.",
@@ -127,6 +127,18 @@ mod tests {
         assert_eq!(config.name.as_deref(), Some("a"));
         assert_eq!(config.state_folder.as_deref(), Some(Path::new("/srv/a")));
         assert_eq!(config.peers.len(), 2);
+    }
+
+    #[test]
+    fn a_node_and_its_peers_have_names_that_can_be_written_anywhere() {
+        let text = "[node]\nname = \"\"\n[peers]\n\"b/../c\" = \"192.0.2.2:7440\"\n";
+        let errors = NodeConfig::parse("node.toml", text).unwrap_err();
+        let lines: Vec<_> = errors.faults.iter().map(|fault| fault.line()).collect();
+        assert_eq!(lines, [2, 4], "{errors:?}");
+        for fault in &errors.faults {
+            assert!(fault.message.contains("cannot name a node"), "{fault}");
+            assert_eq!(fault.hint.as_deref(), Some(dwcp_api::NAME_RULE));
+        }
     }
 
     #[test]

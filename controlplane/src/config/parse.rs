@@ -133,6 +133,9 @@ impl Parser<'_> {
             }
             (Kind::Choice(words), DeValue::String(text)) => self.choice(key, at, text, words),
             (Kind::Boolean, DeValue::Boolean(value)) => Some(Value::Boolean(*value)),
+            (Kind::Name, DeValue::String(text)) => self
+                .name(at, text)
+                .then(|| Value::Text(text.clone().into_owned())),
             (Kind::Text(_), DeValue::String(text)) => self.text(key, at, text),
             (Kind::Peers, DeValue::Table(table)) => self.peers(table),
             (kind, other) => {
@@ -250,9 +253,23 @@ impl Parser<'_> {
         Some(Value::Text(text.to_owned()))
     }
 
+    /// Whether text can name a node; a fault if not.
+    fn name(&mut self, at: Range<usize>, text: &str) -> bool {
+        let is_good = dwcp_api::is_name(text);
+        if !is_good {
+            let message = format!("`{text:.80}` cannot name a node");
+            let hint = dwcp_api::NAME_RULE.to_owned();
+            self.fault(at, message, "not a name", Some(hint));
+        }
+        is_good
+    }
+
     fn peers(&mut self, table: &DeTable<'_>) -> Option<Value> {
         let mut peers = Vec::new();
         for (name, value) in table {
+            if !self.name(name.span(), name.get_ref()) {
+                continue;
+            }
             match value.get_ref() {
                 DeValue::String(address) if is_address(address) => {
                     peers.push((name.get_ref().to_string(), address.to_string()));
@@ -310,7 +327,7 @@ fn format_hint(kind: Kind) -> String {
         Kind::Quantity { .. } => {
             format!("for example {}; allowed: {}", example(kind), kind.range())
         }
-        Kind::Text(_) => "write it in quotes".to_owned(),
+        Kind::Name | Kind::Text(_) => "write it in quotes".to_owned(),
         Kind::Peers => "write [peers] and below it name = \"host:port\"".to_owned(),
         _ => format!("allowed: {}", kind.range()),
     }

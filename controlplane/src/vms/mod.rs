@@ -136,15 +136,11 @@ impl Vms {
 }
 
 fn check_name(name: &str) -> Result<(), ApiError> {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if (1..=64).contains(&name.len()) && name.chars().all(good) && !name.starts_with(['-', '.']) {
+    if dwcp_api::is_name(name) {
         return Ok(());
     }
-    let error = ApiError::new(
-        ErrorCode::BadRequest,
-        format!("`{name:.80}` cannot name a VM"),
-    );
-    Err(error.with_hint("1 to 64 letters, digits, `-`, `_` or `.`, not beginning with `-` or `.`"))
+    let message = format!("`{name:.80}` cannot name a VM");
+    Err(ApiError::new(ErrorCode::BadRequest, message).with_hint(dwcp_api::NAME_RULE))
 }
 
 fn check_attachment(attachment: &Attachment) -> Result<(), ApiError> {

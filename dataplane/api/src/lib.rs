@@ -11,11 +11,13 @@
 pub mod codec;
 pub mod counters;
 pub mod dataplane;
+mod name;
 pub mod node;
 mod report;
 mod socket;
 mod transfer;
 
+pub use name::{NAME_RULE, is_name, parse_node_name};
 pub use report::{
     DowntimePartsMs, Limit, MigrationReport, MigrationStatus, PageCounts, PhaseName, Progress,
     Role, RoundReport, RunResult,
