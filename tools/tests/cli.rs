@@ -155,6 +155,37 @@ fn wrong_usage_is_2_and_every_command_has_help_with_examples() {
     assert!(out.contains("Exit codes:") && out.contains("DWCP_NODE_SOCKET"));
 }
 
+/// A script that reads JSON reads it also when its own arguments are wrong.
+#[test]
+fn wrong_usage_is_json_where_json_is_asked_for() {
+    for (arguments, words) in [
+        (&["frobnicate", "--json"][..], "frobnicate"),
+        (&["--json", "migrate", "web"], "--to <NODE>"),
+        (&["migrate", "--json", "web", "--to"], "--to <NODE>"),
+        (&["vm", "--json"], "requires a subcommand"),
+        (&["--json"], "requires a subcommand"),
+    ] {
+        let (out, err) = run(dwcp().args(arguments), 2);
+        let error = json(&out)["error"].clone();
+        assert_eq!(error["exit_code"], 2);
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(words), "{arguments:?}: {message}");
+        assert!(
+            !message.contains('\n') && error["hint"].is_string(),
+            "{out}"
+        );
+        assert_eq!(err, "", "{arguments:?}");
+    }
+    for argument in ["--help", "--version"] {
+        let (out, _) = run(dwcp().args(["--json", argument]), 0);
+        assert!(out.contains("dwcp") || out.contains("Usage"), "{out}");
+        assert!(!out.starts_with('{'), "{out}");
+    }
+    // QEMU's own argument.
+    let (out, _) = run(dwcp().args(["vm", "run-qemu", "--x", "--", "--json"]), 2);
+    assert_eq!(out, "");
+}
+
 #[test]
 fn faults_of_a_profile_are_shown_with_line_column_and_hint() {
     let dir = tempfile::tempdir().unwrap();
