@@ -74,7 +74,7 @@ fn main() -> ExitCode {
     match run(&flags, options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("dwcp-controlplane: {error:#}");
+            eprintln!("dwcp-controlplane: {}", dwcp_api::in_words(error.as_ref()));
             let in_use = error.downcast_ref().is_some_and(StartError::is_in_use);
             ExitCode::from(if in_use { 3 } else { 1 })
         }

@@ -64,7 +64,7 @@ fn main() -> ExitCode {
     match run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("dwcp-dataplane: {error:#}");
+            eprintln!("dwcp-dataplane: {}", dwcp_api::in_words(error.as_ref()));
             ExitCode::FAILURE
         }
     }

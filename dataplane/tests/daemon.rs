@@ -23,3 +23,18 @@ fn a_text_that_is_no_name_is_refused_with_the_rule() {
         assert!(shown.contains(dwcp_api::NAME_RULE), "{shown}");
     }
 }
+
+#[test]
+fn an_address_in_use_is_said_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = daemon(folder.path(), &["--name", "a", "--listen", &address]);
+    let shown = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{shown}");
+    assert!(
+        shown.contains(&format!("cannot listen on {address}: ")),
+        "{shown}"
+    );
+    assert_eq!(shown.matches("in use").count(), 1, "{shown}");
+}

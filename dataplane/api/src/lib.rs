@@ -15,6 +15,7 @@ mod name;
 pub mod node;
 mod report;
 mod socket;
+mod text;
 mod transfer;
 
 pub use name::{NAME_RULE, is_name, parse_node_name};
@@ -23,6 +24,7 @@ pub use report::{
     Role, RoundReport, RunResult,
 };
 pub use socket::{Listener, SocketError, connect, receive, send};
+pub use text::in_words;
 pub use transfer::{Codec, IoPath, SendChoice, TrackerChoice, TransferSettings, Verify};
 
 use serde::{Deserialize, Serialize};

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use dwcp_api::node::Reply;
-use dwcp_api::{ApiError, ErrorCode, MigrationReport, RunResult};
+use dwcp_api::{ApiError, ErrorCode, MigrationReport, RunResult, in_words};
 use dwcp_controlplane::config::{ConfigError, ConfigErrors};
 use dwcp_controlplane::profile::ProfileError;
 use serde_json::json;
@@ -101,7 +101,7 @@ impl Failure {
             }
             Self::Profile(error) => eprint!("{}", graphical(error)),
             Self::Usage(text) | Self::NotFound(text) => eprintln!("dwcp: {text}"),
-            Self::Other(error) => eprintln!("dwcp: {error:#}"),
+            Self::Other(error) => eprintln!("dwcp: {}", in_words(error.as_ref())),
             Self::Ended { .. } | Self::Exit(_) => {}
         }
     }
@@ -112,7 +112,7 @@ impl Failure {
             Self::Api(error) => error.to_string(),
             Self::Profile(error) => error.to_string(),
             Self::Usage(text) | Self::NotFound(text) => text.clone(),
-            Self::Other(error) => format!("{error:#}"),
+            Self::Other(error) => in_words(error.as_ref()),
             Self::Ended { result, .. } => crate::show::result(*result),
             Self::Exit(code) => format!("exit code {code}"),
         }
@@ -129,7 +129,7 @@ impl Failure {
                 }}));
             }
             Self::Usage(text) | Self::NotFound(text) => (text.clone(), None),
-            Self::Other(error) => (format!("{error:#}"), None),
+            Self::Other(error) => (in_words(error.as_ref()), None),
             Self::Ended { .. } | Self::Exit(_) => return None,
         };
         Some(json!({"error": {"exit_code": self.code(), "message": message, "hint": hint}}))
