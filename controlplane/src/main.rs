@@ -63,6 +63,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(dwcp_api::stderr_takes_colours())
         .init();
     let options = match options(&flags) {
         Ok(options) => options,

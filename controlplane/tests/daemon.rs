@@ -54,7 +54,7 @@ fn it_serves_reloads_and_ends_on_sigterm() {
         "[node]\nname = \"a\"\n[peers]\nb = \"192.0.2.2:7400\"\n",
     )
     .unwrap();
-    let mut child = daemon(dir.path()).spawn().unwrap();
+    let child = daemon(dir.path()).spawn().unwrap();
     let status = wait(|| node(dir.path()));
     assert_eq!((status.node.name.as_str(), status.peers.len()), ("a", 1));
 
@@ -74,7 +74,10 @@ fn it_serves_reloads_and_ends_on_sigterm() {
     assert_eq!(node(dir.path()).unwrap().peers.len(), 2);
 
     signal(&child, Signal::SIGTERM);
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(0));
+    let log = String::from_utf8_lossy(&ended.stderr);
+    assert!(log.contains("serving") && !log.contains('\x1b'), "{log:?}");
     assert!(!dir.path().join("state/node.sock").exists());
 }
 

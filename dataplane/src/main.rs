@@ -60,6 +60,7 @@ fn main() -> ExitCode {
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(dwcp_api::stderr_takes_colours())
         .init();
     match run(options) {
         Ok(()) => ExitCode::SUCCESS,

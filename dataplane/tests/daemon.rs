@@ -1,7 +1,8 @@
 //! The daemon as a process: what it says before it serves.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// Starts a data plane that cannot serve, and gives what it said.
 fn daemon(folder: &Path, arguments: &[&str]) -> Output {
@@ -37,4 +38,32 @@ fn an_address_in_use_is_said_once() {
         "{shown}"
     );
     assert_eq!(shown.matches("in use").count(), 1, "{shown}");
+}
+
+/// Colours are for terminals; in a file they are noise.
+#[test]
+fn a_log_that_goes_to_a_file_has_no_colours() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_dwcp-dataplane"))
+        .args(["--name", "a", "--listen", "127.0.0.1:0", "--state-folder"])
+        .arg(folder.path())
+        .env_remove("NO_COLOR")
+        .stderr(Stdio::from(std::fs::File::create(&log).unwrap()))
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    let said = loop {
+        let said = std::fs::read_to_string(&log).unwrap();
+        if said.contains("data plane serves") || began.elapsed() > Duration::from_secs(20) {
+            break said;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(
+        said.contains("data plane serves") && !said.contains('\x1b'),
+        "{said:?}"
+    );
 }

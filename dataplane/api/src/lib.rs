@@ -24,7 +24,7 @@ pub use report::{
     Role, RoundReport, RunResult,
 };
 pub use socket::{Listener, SocketError, connect, receive, send};
-pub use text::in_words;
+pub use text::{in_words, stderr_takes_colours};
 pub use transfer::{Codec, IoPath, SendChoice, TrackerChoice, TransferSettings, Verify};
 
 use serde::{Deserialize, Serialize};

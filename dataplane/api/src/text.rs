@@ -1,6 +1,7 @@
 //! How programs speak to people.
 
 use std::error::Error;
+use std::io::IsTerminal;
 
 /// An error with its causes, in one line. Most errors say their cause themselves: what was said is
 /// not said again.
@@ -17,6 +18,14 @@ pub fn in_words(error: &(dyn Error + 'static)) -> String {
         cause = error.source();
     }
     text
+}
+
+/// Whether what is written to standard error may be coloured: a terminal shows it, and the user has
+/// not set `NO_COLOR`.
+#[must_use]
+pub fn stderr_takes_colours() -> bool {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    std::io::stderr().is_terminal() && !unwanted
 }
 
 #[cfg(test)]
