@@ -208,7 +208,14 @@ fn faults_of_a_profile_are_shown_with_line_column_and_hint() {
     std::fs::write(&file, "[node]\nname = \"a\"\n").unwrap();
     let (out, _) = run(dwcp().args(["config", "check"]).arg(&file), 0);
     assert!(out.contains("good node file"), "{out}");
-    run(dwcp().args(["config", "check", "/nonexistent.toml"]), 1);
+    let missing = dir.path().join("missing.toml");
+    for (path, says) in [
+        (&missing, "missing.toml: there is no such file"),
+        (&dir.path().to_owned(), "is a folder, not a file"),
+    ] {
+        let (_, err) = run(dwcp().args(["config", "check"]).arg(path), 2);
+        assert!(err.contains(says) && err.contains("hint: give"), "{err}");
+    }
 }
 
 #[test]

@@ -139,8 +139,8 @@ impl Parser<'_> {
             (Kind::Text(_), DeValue::String(text)) => self.text(key, at, text),
             (Kind::Peers, DeValue::Table(table)) => self.peers(table),
             (kind, other) => {
-                let message = format!("`{}` takes a {}", key.name, kind.type_name());
-                let label = format!("this is a {}", other.type_str());
+                let message = format!("`{}` takes {}", key.name, with_article(kind.type_name()));
+                let label = format!("this is {}", with_article(other.type_str()));
                 self.fault(at, message, label, Some(format_hint(kind)));
                 None
             }
@@ -241,7 +241,11 @@ impl Parser<'_> {
 
     fn text(&mut self, key: &Key, at: Range<usize>, text: &str) -> Option<Value> {
         if text.is_empty() || text.len() > 4096 || text.contains(char::is_control) {
-            let message = format!("`{}` takes a {}", key.name, key.kind.type_name());
+            let message = format!(
+                "`{}` takes {}",
+                key.name,
+                with_article(key.kind.type_name())
+            );
             self.fault(
                 at,
                 message,
@@ -310,6 +314,15 @@ pub fn is_address(text: &str) -> bool {
         None => !host.is_empty() && !host.contains([':', ' ', '/', '[', ']']),
     };
     host_good && port.parse::<u16>().is_ok_and(|port| port != 0)
+}
+
+/// `a path`, `an integer`; words that are values themselves stand alone.
+fn with_article(what: &str) -> String {
+    match what.chars().next() {
+        _ if what == "text" || what.contains(" or false") => what.to_owned(),
+        Some('a' | 'e' | 'i' | 'o' | 'u') => format!("an {what}"),
+        _ => format!("a {what}"),
+    }
 }
 
 fn example(kind: Kind) -> String {
