@@ -315,6 +315,24 @@ fn a_data_plane_that_dies_under_a_request_is_plane_down() {
     assert_eq!(node.refusal(&Request::ListVms).code, ErrorCode::PlaneDown);
 }
 
+/// A data plane that is stopped is not started: what helps is another thing.
+#[test]
+fn a_silent_data_plane_is_told_apart_from_one_that_is_not_there() {
+    let node = TestNode::start();
+    let error = node.refusal(&Request::ListVms);
+    assert!(error.hint.unwrap().contains("start dwcp-dataplane"));
+    // Takes connections, and says nothing.
+    let _silent = dwcp_api::Listener::bind(&node.plane_path()).unwrap();
+    wait(|| {
+        node.refusal(&Request::ListVms)
+            .message
+            .contains("does not answer")
+    });
+    let error = node.refusal(&Request::ListVms);
+    assert_eq!(error.code, ErrorCode::PlaneDown);
+    assert!(error.hint.unwrap().contains("kill -CONT"));
+}
+
 /// A VMM that answers slowly holds up the request that needs it, and nobody else.
 #[test]
 fn a_slow_start_or_attach_delays_no_other_request() {

@@ -250,6 +250,15 @@ fn a_missing_daemon_is_5_and_names_what_to_start() {
         5,
     );
     assert!(err.contains("start dwcp-controlplane"), "{err}");
+    // One that is stopped takes connections, and says nothing.
+    let silent = dir.path().join("silent");
+    let _silent = dwcp_api::Listener::bind(&silent).unwrap();
+    let mut command = dwcp();
+    let (_, err) = run(command.arg("node").env("DWCP_NODE_SOCKET", &silent), 5);
+    assert!(
+        err.contains("does not answer") && err.contains("kill -CONT"),
+        "{err}"
+    );
     let node = TestNode::start(None);
     let (_, err) = run(&mut node.dwcp(&["vm", "list"]), 5);
     assert!(err.contains("start dwcp-dataplane"), "{err}");
