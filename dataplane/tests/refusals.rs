@@ -5,8 +5,9 @@ mod common;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 
+use common::proxy::{Harm, Plan, Proxy, Way};
 use common::{TestGuest, node, settings, small, wait};
-use dwcp_api::{MigrationId, MigrationReport, PhaseName, RunResult, TransferSettings};
+use dwcp_api::{ErrorCode, MigrationId, MigrationReport, PhaseName, RunResult, TransferSettings};
 
 fn patient_for(ms: u32) -> TransferSettings {
     TransferSettings {
@@ -60,6 +61,40 @@ fn a_node_without_the_vm_has_refused() {
     let b = node(folder.path(), "b", &settings());
     let report = try_to_move(&b.address);
     assert!(report.refused, "{}", report.reason);
+}
+
+/// A node that is both ends of a migration would look for the guest in itself.
+#[test]
+fn a_vm_is_not_moved_to_the_node_that_has_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings();
+    let a = node(folder.path(), "a", &settings);
+    let guest = TestGuest::start(folder.path(), "source", &small(1, false));
+    a.node.attach("vm", guest.attachment.clone()).unwrap();
+    let refusal = a
+        .node
+        .start_migration(MigrationId(7), "vm", &a.address, settings.clone(), false)
+        .unwrap_err();
+    assert_eq!(refusal.code, ErrorCode::BadRequest);
+    assert!(refusal.message.contains("this node already"), "{refusal}");
+    assert!(a.node.migrations().is_empty());
+
+    // A way that cannot be seen from here.
+    let harmless = Plan {
+        connections: 0..0,
+        way: Way::ToDestination,
+        harm: Harm::Cut { bytes: u64::MAX },
+    };
+    let around = Proxy::start(&a.address, harmless);
+    let id = MigrationId(8);
+    a.node
+        .start_migration(id, "vm", &around.address, settings, false)
+        .unwrap();
+    let report = wait(&a.node, id);
+    assert!(report.refused, "{}", report.reason);
+    assert!(report.reason.contains("are one node"), "{}", report.reason);
+    assert_eq!(a.node.migrations().len(), 1);
+    assert!(guest.is_running());
 }
 
 /// What was only tried is not called given up: not in the report, the phase, or the journal.

@@ -70,6 +70,12 @@ impl Client {
         (client, connecting)
     }
 
+    /// What this node is called.
+    #[must_use]
+    pub fn node_name(&self) -> &str {
+        &self.identity.name
+    }
+
     /// State of the connection now.
     #[must_use]
     pub fn link(&self) -> Link {

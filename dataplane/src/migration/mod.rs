@@ -9,12 +9,14 @@
 //! | `relay.rs` | device state between the VMM and the other node |
 //! | `reread.rs` | reading RAM again for the proof |
 //! | `listener.rs` | who connects, and to which migration |
+//! | `itself.rs` | whether the other node is this one |
 //! | `recorder.rs`, `meter.rs` | rounds, the parts of the pause, bytes and CPU time, the report |
 //! | `recovery.rs`, `doubt.rs` | what a restarted daemon finishes; a handover without an answer |
 
 mod destination;
 mod destination_actions;
 mod doubt;
+mod itself;
 mod listener;
 mod meter;
 mod node;

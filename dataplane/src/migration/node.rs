@@ -1,9 +1,10 @@
 //! One node's data plane: its VMs, its journal, its migrations.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use dwcp_api::counters::{Counters, CountersPage};
 use dwcp_api::{
@@ -13,6 +14,7 @@ use dwcp_journal::{Journal, Record, RecordKind, wall_ms};
 use dwcp_proto::JournalEntry;
 
 use super::destination::DestinationInput;
+use super::itself;
 use super::vms::{self, VmTable};
 use crate::engine::Mailbox;
 use crate::vmm::RunState;
@@ -119,6 +121,8 @@ pub struct Node {
     options: NodeOptions,
     journal: Journal,
     counters: CountersPage,
+    /// Where other nodes reach this one, once it listens.
+    listening: OnceLock<SocketAddr>,
     pub(super) vms: Mutex<VmTable>,
     migrations: Mutex<Vec<Arc<MigrationHandle>>>,
     joins: Mutex<HashMap<u128, Mailbox<DestinationInput>>>,
@@ -140,6 +144,7 @@ impl Node {
             journal: Journal::open(&options.state_folder)?,
             counters: CountersPage::create()?,
             options,
+            listening: OnceLock::new(),
             vms: Mutex::default(),
             migrations: Mutex::default(),
             joins: Mutex::default(),
@@ -164,6 +169,29 @@ impl Node {
     #[must_use]
     pub const fn counters(&self) -> &CountersPage {
         &self.counters
+    }
+
+    pub(super) fn listens_on(&self, address: SocketAddr) {
+        // Bound once; a second listener would change nothing.
+        let _ = self.listening.set(address);
+    }
+
+    /// Refuses to be both ends of a migration.
+    fn check_other(&self, vm: &str, destination: &PeerNode) -> Result<(), ApiError> {
+        let listening = self.listening.get();
+        if !listening.is_some_and(|own| itself::leads_here(&destination.address, *own)) {
+            return Ok(());
+        }
+        let address = &destination.address;
+        let text = format!("VM {vm} is on this node already: {address} leads back to it");
+        Err(ApiError::new(ErrorCode::BadRequest, text)
+            .with_hint("name another node: `dwcp node` shows the peers"))
+    }
+
+    /// Whether this node is the source of a migration that is offered to it.
+    pub(super) fn is_source_of(&self, id: MigrationId) -> bool {
+        self.migration(id)
+            .is_some_and(|handle| handle.status().role == Role::Source)
     }
 
     pub(super) fn register(
@@ -266,7 +294,7 @@ impl Node {
     /// Starts to move a VM away, on a thread of its own.
     ///
     /// # Errors
-    /// When the VM is unknown, being moved, or not as it must be.
+    /// When the VM is unknown, being moved, or not as it must be; when the destination is this node.
     pub fn start_migration(
         self: &Arc<Self>,
         id: MigrationId,
@@ -281,10 +309,12 @@ impl Node {
                 format!("migration {id} exists"),
             ));
         }
+        let destination = destination.into();
+        self.check_other(vm, &destination)?;
         let request = super::source::Request {
             id,
             vm: vm.to_owned(),
-            destination: destination.into(),
+            destination,
             settings,
             dry_run,
         };
