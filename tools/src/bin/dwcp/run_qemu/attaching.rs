@@ -14,9 +14,9 @@ use crate::vm;
 /// (`prealloc=on`) needs minutes before its monitor answers.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Between two tries, while quiet and afterwards.
-const PERIOD_QUIET: Duration = Duration::from_millis(20);
-const PERIOD: Duration = Duration::from_secs(1);
+/// Between two looks for the monitor; doubled after each try to attach that failed, up to the most.
+const PERIOD: Duration = Duration::from_millis(20);
+const PERIOD_MAX: Duration = Duration::from_secs(5);
 
 /// The QEMU that is to be attached.
 #[derive(Debug)]
@@ -59,6 +59,7 @@ impl Started {
             began: Instant::now(),
             is_said: false,
         };
+        let mut period = PERIOD;
         while !ended.load(Ordering::Acquire) {
             let (hope, why) = match self.try_attach(context) {
                 Ok(()) => return,
@@ -72,15 +73,16 @@ impl Started {
                 );
                 return;
             }
-            let now = Instant::now();
-            if said.is_due(now, hope) {
+            if said.is_due(Instant::now(), hope) {
                 eprintln!(
                     "dwcp: {}: not attached yet, tried on while QEMU runs: {why}",
                     self.name
                 );
             }
-            let is_quiet = now.duration_since(said.began) < QUIET;
-            std::thread::sleep(if is_quiet { PERIOD_QUIET } else { PERIOD });
+            std::thread::sleep(period);
+            if Path::new(&self.qmp_socket).exists() {
+                period = (period * 2).min(PERIOD_MAX);
+            }
         }
     }
 
