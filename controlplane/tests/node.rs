@@ -323,6 +323,11 @@ fn a_data_plane_that_dies_under_a_request_is_plane_down() {
 fn a_silent_data_plane_is_told_apart_from_one_that_is_not_there() {
     let node = TestNode::start();
     let error = node.refusal(&Request::ListVms);
+    assert_eq!(
+        error.message.matches("dataplane.sock").count(),
+        1,
+        "{error}"
+    );
     assert!(error.hint.unwrap().contains("start dwcp-dataplane"));
     // Takes connections, and says nothing.
     let _silent = dwcp_api::Listener::bind(&node.plane_path()).unwrap();

@@ -51,6 +51,8 @@ pub(super) fn why(error: &SocketError) -> String {
         SocketError::Connection(error) if matches!(error.kind(), WouldBlock | TimedOut) => {
             SILENT.to_owned()
         }
+        // Whoever tells it names the socket.
+        SocketError::Io { source, .. } => source.to_string(),
         other => other.to_string(),
     }
 }
