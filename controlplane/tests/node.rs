@@ -1,123 +1,18 @@
 //! A node in this process, a scripted data plane, a client on the node's socket.
 
 mod fake;
+mod local;
 
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dwcp_api::counters::Counters;
 use dwcp_api::node::{Reply, Request};
 use dwcp_api::{Attachment, ErrorCode, MigrationId, Role, dataplane};
-use dwcp_controlplane::node::{Node, Options, Reloadable};
-use dwcp_controlplane::profile;
+use dwcp_controlplane::node::Node;
 use dwcp_journal::{Journal, Record, RecordKind};
 use fake::FakePlane;
-use tokio::sync::oneshot;
-
-struct TestNode {
-    dir: tempfile::TempDir,
-    runtime: tokio::runtime::Runtime,
-    end: Option<oneshot::Sender<()>>,
-    served: Option<tokio::task::JoinHandle<()>>,
-}
-
-impl TestNode {
-    fn start() -> Self {
-        Self::start_in(tempfile::tempdir().unwrap())
-    }
-
-    fn start_in(dir: tempfile::TempDir) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let options = options(dir.path());
-        let (end, ended) = oneshot::channel::<()>();
-        let running = runtime.block_on(async { Node::start(options).unwrap() });
-        let served = runtime.spawn(running.run(async {
-            let _ = ended.await;
-        }));
-        Self {
-            dir,
-            runtime,
-            end: Some(end),
-            served: Some(served),
-        }
-    }
-
-    fn plane_path(&self) -> PathBuf {
-        self.dir.path().join("dataplane.sock")
-    }
-
-    fn client(&self) -> UnixStream {
-        dwcp_api::connect(&self.dir.path().join("node.sock"), Duration::from_secs(20)).unwrap()
-    }
-
-    fn ask(&self, request: &Request) -> Reply {
-        let mut client = self.client();
-        dwcp_api::send(&mut client, request, &[]).unwrap();
-        dwcp_api::receive(&mut client).unwrap().0
-    }
-
-    fn refusal(&self, request: &Request) -> dwcp_api::ApiError {
-        match self.ask(request) {
-            Reply::Error(error) => error,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn wait_for_plane(&self) {
-        wait(|| matches!(self.ask(&Request::Node), Reply::Node(node) if node.dataplane.is_some()));
-    }
-
-    fn stop(mut self) -> tempfile::TempDir {
-        drop(self.end.take());
-        self.runtime.block_on(self.served.take().unwrap()).unwrap();
-        self.dir
-    }
-}
-
-fn options(dir: &Path) -> Options {
-    Options {
-        name: "a".into(),
-        state_folder: dir.to_owned(),
-        socket: dir.join("node.sock"),
-        dataplane_socket: dir.join("dataplane.sock"),
-        reloadable: Reloadable {
-            peers: vec![("b".into(), "192.0.2.2:7400".into())],
-            default_settings: profile::load("datacenter").unwrap(),
-        },
-    }
-}
-
-fn wait(mut until: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !until() {
-        assert!(began.elapsed() < Duration::from_secs(20), "waited too long");
-        std::thread::yield_now();
-    }
-}
-
-fn attach(name: &str) -> Request {
-    Request::AttachVm {
-        name: name.into(),
-        attachment: Attachment::Process {
-            socket: "/run/guest.sock".into(),
-        },
-    }
-}
-
-fn migrate(to: &str) -> Request {
-    Request::Migrate {
-        vm: "web".into(),
-        to: to.into(),
-        settings: profile::load("internet").unwrap(),
-        dry_run: false,
-    }
-}
+use local::{TestNode, attach, migrate, options, wait};
 
 #[test]
 fn a_vm_is_attached_moved_and_forgotten() {
@@ -200,94 +95,6 @@ fn a_dead_data_plane_is_named_at_once_and_found_again_with_its_vms() {
     node.wait_for_plane();
     wait(|| plane.seen(|request| matches!(request, dataplane::Request::AttachVm { .. })));
     assert!(matches!(node.ask(&Request::ListVms), Reply::Vms(vms) if vms[0].name == "web"));
-}
-
-/// A data plane that was started anew, with a VMM that does not answer it for some tries.
-fn restarted_with(node: &TestNode, refusals: usize) -> FakePlane {
-    let mut obedient = fake::obedient();
-    let mut left = refusals;
-    let script = move |request: &dataplane::Request| match request {
-        dataplane::Request::AttachVm { name, .. } if name == "web" && left > 0 => {
-            left -= 1;
-            let text = "VM web: VMM is gone: /run/guest.sock";
-            let error = dwcp_api::ApiError::new(ErrorCode::NotFound, text);
-            Some(dataplane::Reply::Error(error))
-        }
-        other => obedient(other),
-    };
-    FakePlane::start(&node.plane_path(), Box::new(script))
-}
-
-/// A node with the VM `web` on record whose data plane has ended.
-fn node_with_web() -> TestNode {
-    let node = TestNode::start();
-    let plane = FakePlane::start(&node.plane_path(), fake::obedient());
-    node.wait_for_plane();
-    node.ask(&attach("web"));
-    drop(plane);
-    wait(|| matches!(node.ask(&Request::Node), Reply::Node(node) if node.dataplane.is_none()));
-    node
-}
-
-fn tries(plane: &FakePlane) -> usize {
-    let requests = plane.requests.lock().unwrap();
-    let attach = |request: &&dataplane::Request| matches!(request, dataplane::Request::AttachVm { name, .. } if name == "web");
-    requests.iter().filter(attach).count()
-}
-
-fn web(node: &TestNode) -> dwcp_api::VmInfo {
-    match node.ask(&Request::ListVms) {
-        Reply::Vms(mut vms) => vms.remove(0),
-        other => panic!("{other:?}"),
-    }
-}
-
-/// A VMM that does not answer in the moment in which the data plane starts is not lost for ever.
-#[test]
-fn a_vm_that_cannot_be_attached_again_is_tried_on_and_listed_with_the_reason() {
-    let node = node_with_web();
-    let plane = restarted_with(&node, 2);
-    node.wait_for_plane();
-    wait(|| tries(&plane) == 1);
-    wait(|| !web(&node).note.is_empty());
-    let vm = web(&node);
-    assert_eq!(
-        (vm.state.as_str(), vm.note.as_str()),
-        ("not attached", "VMM is gone: /run/guest.sock")
-    );
-    wait(|| web(&node).state == "running");
-    assert_eq!((tries(&plane), web(&node).note), (3, String::new()));
-}
-
-/// What a user says of a VM ends the tries that wait for it.
-#[test]
-fn a_vm_that_is_detached_or_attached_by_hand_is_not_tried_again() {
-    for by_hand in [Request::DetachVm { name: "web".into() }, attach("web")] {
-        let node = node_with_web();
-        let plane = restarted_with(&node, 1);
-        node.wait_for_plane();
-        wait(|| tries(&plane) == 1);
-        assert!(!matches!(node.ask(&by_hand), Reply::Error(_)));
-        let tried = tries(&plane);
-        std::thread::sleep(Duration::from_millis(1500));
-        assert_eq!(tries(&plane), tried, "{by_hand:?}");
-    }
-}
-
-/// The tries for a VM that is slow hold up nobody who attaches another.
-#[test]
-fn a_vm_that_is_slow_to_attach_again_delays_no_other_vm() {
-    let node = node_with_web();
-    let delay = |request: &dataplane::Request| match request {
-        dataplane::Request::AttachVm { name, .. } if name == "web" => Duration::from_secs(3),
-        _ => Duration::ZERO,
-    };
-    let plane = FakePlane::start_slow(&node.plane_path(), fake::obedient(), delay);
-    node.wait_for_plane();
-    wait(|| tries(&plane) == 1);
-    let began = Instant::now();
-    assert!(matches!(node.ask(&attach("db")), Reply::Vm(_)));
-    assert!(began.elapsed() < Duration::from_secs(2));
 }
 
 #[test]

@@ -2,9 +2,38 @@
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 
+use dwcp_api::{ApiError, ErrorCode, MigrationId, Role};
+
+use super::node::{Node, PeerNode};
+
+impl Node {
+    pub(super) fn listens_on(&self, address: SocketAddr) {
+        // Bound once; a second listener would change nothing.
+        let _ = self.listening.set(address);
+    }
+
+    /// Refuses to be both ends of a migration.
+    pub(super) fn check_other(&self, vm: &str, destination: &PeerNode) -> Result<(), ApiError> {
+        let address = &destination.address;
+        let listening = self.listening.get();
+        if !listening.is_some_and(|own| leads_here(address, *own)) {
+            return Ok(());
+        }
+        let text = format!("VM {vm} is on this node already: {address} leads back to it");
+        Err(ApiError::new(ErrorCode::BadRequest, text)
+            .with_hint("name another node: `dwcp node` shows the peers"))
+    }
+
+    /// Whether this node is the source of a migration that is offered to it.
+    pub(super) fn is_source_of(&self, id: MigrationId) -> bool {
+        self.migration(id)
+            .is_some_and(|handle| handle.status().role == Role::Source)
+    }
+}
+
 /// Whether `address` leads to the data plane that listens on `listening`. A name that has no address
 /// leads nowhere.
-pub(super) fn leads_here(address: &str, listening: SocketAddr) -> bool {
+fn leads_here(address: &str, listening: SocketAddr) -> bool {
     let candidates = address.to_socket_addrs().into_iter().flatten();
     candidates
         .into_iter()

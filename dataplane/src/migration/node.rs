@@ -14,7 +14,6 @@ use dwcp_journal::{Journal, Record, RecordKind, wall_ms};
 use dwcp_proto::JournalEntry;
 
 use super::destination::DestinationInput;
-use super::itself;
 use super::vms::{self, VmTable};
 use crate::engine::Mailbox;
 use crate::vmm::RunState;
@@ -122,7 +121,7 @@ pub struct Node {
     journal: Journal,
     counters: CountersPage,
     /// Where other nodes reach this one, once it listens.
-    listening: OnceLock<SocketAddr>,
+    pub(super) listening: OnceLock<SocketAddr>,
     pub(super) vms: Mutex<VmTable>,
     migrations: Mutex<Vec<Arc<MigrationHandle>>>,
     joins: Mutex<HashMap<u128, Mailbox<DestinationInput>>>,
@@ -169,29 +168,6 @@ impl Node {
     #[must_use]
     pub const fn counters(&self) -> &CountersPage {
         &self.counters
-    }
-
-    pub(super) fn listens_on(&self, address: SocketAddr) {
-        // Bound once; a second listener would change nothing.
-        let _ = self.listening.set(address);
-    }
-
-    /// Refuses to be both ends of a migration.
-    fn check_other(&self, vm: &str, destination: &PeerNode) -> Result<(), ApiError> {
-        let listening = self.listening.get();
-        if !listening.is_some_and(|own| itself::leads_here(&destination.address, *own)) {
-            return Ok(());
-        }
-        let address = &destination.address;
-        let text = format!("VM {vm} is on this node already: {address} leads back to it");
-        Err(ApiError::new(ErrorCode::BadRequest, text)
-            .with_hint("name another node: `dwcp node` shows the peers"))
-    }
-
-    /// Whether this node is the source of a migration that is offered to it.
-    pub(super) fn is_source_of(&self, id: MigrationId) -> bool {
-        self.migration(id)
-            .is_some_and(|handle| handle.status().role == Role::Source)
     }
 
     pub(super) fn register(
