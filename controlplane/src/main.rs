@@ -28,7 +28,7 @@ struct Flags {
     #[arg(long, env = "DWCP_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Name of this node, unique among its peers [default: the host name].
-    #[arg(long)]
+    #[arg(long, value_parser = dwcp_api::parse_node_name)]
     name: Option<String>,
     /// State folder, the same as the data plane's [default: /var/lib/dwcp].
     #[arg(long, value_name = "PATH")]
@@ -49,8 +49,8 @@ struct Flags {
 
 fn peer(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((name, address)) if !name.is_empty() && dwcp_controlplane::is_address(address) => {
-            Ok((name.to_owned(), address.to_owned()))
+        Some((name, address)) if dwcp_controlplane::is_address(address) => {
+            Ok((dwcp_api::parse_node_name(name)?, address.to_owned()))
         }
         _ => Err("write NAME=HOST:PORT".to_owned()),
     }
@@ -63,6 +63,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(dwcp_api::stderr_takes_colours())
         .init();
     let options = match options(&flags) {
         Ok(options) => options,
@@ -74,7 +75,7 @@ fn main() -> ExitCode {
     match run(&flags, options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("dwcp-controlplane: {error:#}");
+            eprintln!("dwcp-controlplane: {}", dwcp_api::in_words(error.as_ref()));
             let in_use = error.downcast_ref().is_some_and(StartError::is_in_use);
             ExitCode::from(if in_use { 3 } else { 1 })
         }
@@ -84,20 +85,29 @@ fn main() -> ExitCode {
 fn options(flags: &Flags) -> miette::Result<Options> {
     let file = load(flags)?;
     let reloadable = reloadable(flags, &file)?;
-    let host = || nix::unistd::gethostname().ok()?.into_string().ok();
-    let name = flags.name.clone().or(file.name).or_else(host);
     let state_folder = flags.state_folder.clone().or(file.state_folder);
     let state_folder = state_folder.unwrap_or_else(|| STATE_FOLDER.into());
     let in_folder = |name: &str| state_folder.join(name);
     let socket = flags.socket.clone().or(file.socket);
     let dataplane_socket = flags.dataplane_socket.clone().or(file.dataplane_socket);
     Ok(Options {
-        name: name.ok_or_else(|| miette::miette!("this node has no host name: give --name"))?,
+        name: match flags.name.clone().or(file.name) {
+            Some(name) => name,
+            None => host_name()?,
+        },
         socket: socket.unwrap_or_else(|| in_folder("node.sock")),
         dataplane_socket: dataplane_socket.unwrap_or_else(|| in_folder("dataplane.sock")),
         state_folder,
         reloadable,
     })
+}
+
+fn host_name() -> miette::Result<String> {
+    let name = nix::unistd::gethostname().ok();
+    let name = name.and_then(|name| name.into_string().ok());
+    let name = name.ok_or_else(|| miette::miette!("this node has no host name: give --name"))?;
+    dwcp_api::parse_node_name(&name)
+        .map_err(|why| miette::miette!("the host name: {why}: give --name"))
 }
 
 fn load(flags: &Flags) -> miette::Result<NodeConfig> {

@@ -54,7 +54,7 @@ fn it_serves_reloads_and_ends_on_sigterm() {
         "[node]\nname = \"a\"\n[peers]\nb = \"192.0.2.2:7400\"\n",
     )
     .unwrap();
-    let mut child = daemon(dir.path()).spawn().unwrap();
+    let child = daemon(dir.path()).spawn().unwrap();
     let status = wait(|| node(dir.path()));
     assert_eq!((status.node.name.as_str(), status.peers.len()), ("a", 1));
 
@@ -74,7 +74,10 @@ fn it_serves_reloads_and_ends_on_sigterm() {
     assert_eq!(node(dir.path()).unwrap().peers.len(), 2);
 
     signal(&child, Signal::SIGTERM);
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(0));
+    let log = String::from_utf8_lossy(&ended.stderr);
+    assert!(log.contains("serving") && !log.contains('\x1b'), "{log:?}");
     assert!(!dir.path().join("state/node.sock").exists());
 }
 
@@ -105,4 +108,22 @@ fn a_wrong_configuration_is_shown_with_its_place() {
     assert_eq!(output.status.code(), Some(2));
     assert!(shown.contains("node.toml:2:1"), "{shown}");
     assert!(shown.contains("did you mean `node.name`?"), "{shown}");
+}
+
+/// A name becomes part of records and of what other nodes are told: it is checked at the door.
+#[test]
+fn a_text_that_is_no_name_is_refused_with_the_rule() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("node.toml"), "").unwrap();
+    for wrong in [
+        ["--name", ""],
+        ["--name", "a b"],
+        ["--peer", "=192.0.2.2:7400"],
+        ["--peer", "b/c=192.0.2.2:7400"],
+    ] {
+        let output = daemon(dir.path()).args(wrong).output().unwrap();
+        let shown = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{shown}");
+        assert!(shown.contains(dwcp_api::NAME_RULE), "{shown}");
+    }
 }

@@ -1,123 +1,18 @@
 //! A node in this process, a scripted data plane, a client on the node's socket.
 
 mod fake;
+mod local;
 
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dwcp_api::counters::Counters;
 use dwcp_api::node::{Reply, Request};
 use dwcp_api::{Attachment, ErrorCode, MigrationId, Role, dataplane};
-use dwcp_controlplane::node::{Node, Options, Reloadable};
-use dwcp_controlplane::profile;
+use dwcp_controlplane::node::Node;
 use dwcp_journal::{Journal, Record, RecordKind};
 use fake::FakePlane;
-use tokio::sync::oneshot;
-
-struct TestNode {
-    dir: tempfile::TempDir,
-    runtime: tokio::runtime::Runtime,
-    end: Option<oneshot::Sender<()>>,
-    served: Option<tokio::task::JoinHandle<()>>,
-}
-
-impl TestNode {
-    fn start() -> Self {
-        Self::start_in(tempfile::tempdir().unwrap())
-    }
-
-    fn start_in(dir: tempfile::TempDir) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let options = options(dir.path());
-        let (end, ended) = oneshot::channel::<()>();
-        let running = runtime.block_on(async { Node::start(options).unwrap() });
-        let served = runtime.spawn(running.run(async {
-            let _ = ended.await;
-        }));
-        Self {
-            dir,
-            runtime,
-            end: Some(end),
-            served: Some(served),
-        }
-    }
-
-    fn plane_path(&self) -> PathBuf {
-        self.dir.path().join("dataplane.sock")
-    }
-
-    fn client(&self) -> UnixStream {
-        dwcp_api::connect(&self.dir.path().join("node.sock"), Duration::from_secs(20)).unwrap()
-    }
-
-    fn ask(&self, request: &Request) -> Reply {
-        let mut client = self.client();
-        dwcp_api::send(&mut client, request, &[]).unwrap();
-        dwcp_api::receive(&mut client).unwrap().0
-    }
-
-    fn refusal(&self, request: &Request) -> dwcp_api::ApiError {
-        match self.ask(request) {
-            Reply::Error(error) => error,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn wait_for_plane(&self) {
-        wait(|| matches!(self.ask(&Request::Node), Reply::Node(node) if node.dataplane.is_some()));
-    }
-
-    fn stop(mut self) -> tempfile::TempDir {
-        drop(self.end.take());
-        self.runtime.block_on(self.served.take().unwrap()).unwrap();
-        self.dir
-    }
-}
-
-fn options(dir: &Path) -> Options {
-    Options {
-        name: "a".into(),
-        state_folder: dir.to_owned(),
-        socket: dir.join("node.sock"),
-        dataplane_socket: dir.join("dataplane.sock"),
-        reloadable: Reloadable {
-            peers: vec![("b".into(), "192.0.2.2:7400".into())],
-            default_settings: profile::load("datacenter").unwrap(),
-        },
-    }
-}
-
-fn wait(mut until: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !until() {
-        assert!(began.elapsed() < Duration::from_secs(20), "waited too long");
-        std::thread::yield_now();
-    }
-}
-
-fn attach(name: &str) -> Request {
-    Request::AttachVm {
-        name: name.into(),
-        attachment: Attachment::Process {
-            socket: "/run/guest.sock".into(),
-        },
-    }
-}
-
-fn migrate(to: &str) -> Request {
-    Request::Migrate {
-        vm: "web".into(),
-        to: to.into(),
-        settings: profile::load("internet").unwrap(),
-        dry_run: false,
-    }
-}
+use local::{TestNode, attach, migrate, options, wait};
 
 #[test]
 fn a_vm_is_attached_moved_and_forgotten() {
@@ -163,6 +58,9 @@ fn an_unknown_peer_or_migration_is_not_found_with_a_hint() {
     let error = node.refusal(&migrate("c"));
     assert_eq!(error.code, ErrorCode::NotFound);
     assert_eq!(error.hint.as_deref(), Some("did you mean b?"));
+    let error = node.refusal(&migrate("a"));
+    assert_eq!(error.code, ErrorCode::BadRequest);
+    assert_eq!(error.message, "`a` is this node");
     for which in ["db".to_owned(), MigrationId(5).to_string()] {
         let error = node.refusal(&Request::Status { which: Some(which) });
         assert_eq!(error.code, ErrorCode::NotFound);
@@ -225,6 +123,29 @@ fn a_data_plane_that_dies_under_a_request_is_plane_down() {
     let _plane = FakePlane::start(&node.plane_path(), Box::new(|_| None));
     node.wait_for_plane();
     assert_eq!(node.refusal(&Request::ListVms).code, ErrorCode::PlaneDown);
+}
+
+/// A data plane that is stopped is not started: what helps is another thing.
+#[test]
+fn a_silent_data_plane_is_told_apart_from_one_that_is_not_there() {
+    let node = TestNode::start();
+    let error = node.refusal(&Request::ListVms);
+    assert_eq!(
+        error.message.matches("dataplane.sock").count(),
+        1,
+        "{error}"
+    );
+    assert!(error.hint.unwrap().contains("start dwcp-dataplane"));
+    // Takes connections, and says nothing.
+    let _silent = dwcp_api::Listener::bind(&node.plane_path()).unwrap();
+    wait(|| {
+        node.refusal(&Request::ListVms)
+            .message
+            .contains("does not answer")
+    });
+    let error = node.refusal(&Request::ListVms);
+    assert_eq!(error.code, ErrorCode::PlaneDown);
+    assert!(error.hint.unwrap().contains("kill -CONT"));
 }
 
 /// A VMM that answers slowly holds up the request that needs it, and nobody else.

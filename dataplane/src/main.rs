@@ -19,7 +19,7 @@ use dwcp_wire::limits::STREAMS_MAX;
 )]
 struct Options {
     /// Name of this node, unique among its peers
-    #[arg(long)]
+    #[arg(long, value_parser = dwcp_api::parse_node_name)]
     name: String,
     /// Folder of the sockets and of the handover journal
     #[arg(
@@ -60,11 +60,12 @@ fn main() -> ExitCode {
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(dwcp_api::stderr_takes_colours())
         .init();
     match run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("dwcp-dataplane: {error:#}");
+            eprintln!("dwcp-dataplane: {}", dwcp_api::in_words(error.as_ref()));
             ExitCode::FAILURE
         }
     }

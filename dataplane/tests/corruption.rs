@@ -69,7 +69,7 @@ impl Pair {
         let (here, runs, stands) = match report.result {
             RunResult::Completed => ("destination", &new, &old),
             RunResult::Aborted => ("source", &old, &new),
-            RunResult::Failed => panic!("{place}"),
+            RunResult::Failed | RunResult::DryRun => panic!("{place}"),
         };
         assert!(runs.is_running(), "{place}: the guest runs nowhere");
         assert!(!stands.is_running(), "{place}: the guest runs twice");

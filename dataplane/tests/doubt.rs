@@ -100,6 +100,7 @@ fn settles(committed: bool) {
         (RunResult::Aborted, Stage::Aborted)
     };
     assert_eq!(report.result, result, "{}", report.reason);
+    assert!(!report.refused, "b had accepted: {}", report.reason);
     assert_eq!(a.node.cancel(id).unwrap_err().code, ErrorCode::TooLate);
     assert_eq!(
         a.node.journal().state().stage(id, Role::Source),

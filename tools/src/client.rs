@@ -7,6 +7,9 @@ use std::time::Duration;
 use dwcp_api::node::{Reply, Request};
 use dwcp_api::{ApiError, ErrorCode, SocketError};
 
+/// A control plane says who it is at once.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Longer than anything a node waits for itself, connecting to a far peer included.
 const TIMEOUT: Duration = Duration::from_secs(1800);
 
@@ -51,7 +54,7 @@ impl NodeClient {
     fn exchange(&mut self, request: &Request) -> Result<Reply, SocketError> {
         let stream = match &mut self.stream {
             Some(stream) => stream,
-            none => none.insert(dwcp_api::connect(&self.path, TIMEOUT)?),
+            none => none.insert(connect(&self.path)?),
         };
         dwcp_api::send(stream, request, &[])?;
         Ok(dwcp_api::receive(stream)?.0)
@@ -60,6 +63,14 @@ impl NodeClient {
     fn refusal(&self, error: &SocketError) -> ApiError {
         let path = self.path.display();
         match error {
+            SocketError::Connection(error) if is_timeout(error) => {
+                let message = format!("{path}: the control plane does not answer");
+                ApiError::new(ErrorCode::PlaneDown, message).with_hint(
+                    "it is there, but stopped or stuck: see its log, and `ps -o pid,stat,wchan -C \
+                     dwcp-controlplane` (T: stopped, kill -CONT lets it go on); a restart does no \
+                     harm to migrations",
+                )
+            }
             SocketError::Io { source, .. } => {
                 let message = format!("{path}: no control plane: {source}");
                 ApiError::new(ErrorCode::PlaneDown, message).with_hint(
@@ -74,4 +85,19 @@ impl NodeClient {
             }
         }
     }
+}
+
+/// One that does not say who it is would let the first request wait for very long.
+fn connect(path: &Path) -> Result<UnixStream, SocketError> {
+    let mut stream = dwcp_api::connect(path, GREETING_TIMEOUT)?;
+    dwcp_api::send(&mut stream, &Request::Node, &[])?;
+    dwcp_api::receive::<Reply>(&mut stream)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    Ok(stream)
+}
+
+fn is_timeout(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{TimedOut, WouldBlock};
+    matches!(error.kind(), TimedOut | WouldBlock)
 }

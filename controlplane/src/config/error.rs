@@ -52,6 +52,12 @@ impl ConfigError {
         text.get(from..from + self.span.len()).unwrap_or_default()
     }
 
+    /// What stands at the marked place instead.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
     fn before(&self) -> &str {
         let text = self.source_code.inner();
         text.get(..self.span.offset()).unwrap_or(text)

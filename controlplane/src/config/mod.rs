@@ -4,12 +4,14 @@ mod error;
 mod node;
 mod parse;
 mod quantity;
+mod read;
 mod schema;
 mod suggest;
 
 pub use error::{ConfigError, ConfigErrors};
 pub use node::{NodeConfig, STATE_FOLDER, keys};
 pub use quantity::{Dimension, QuantityError, QuantityFault};
+pub use read::{Unreadable, read};
 pub use schema::{Key, Kind, Reload, Value, Values};
 
 pub(crate) use error::Source;

@@ -11,7 +11,7 @@ pub const STATE_FOLDER: &str = "/var/lib/dwcp";
 const KEYS: &[Key] = &[
     Key {
         name: "node.name",
-        kind: Kind::Text("text"),
+        kind: Kind::Name,
         reload: Reload::Restart,
         doc: "What the node calls itself. Unique among its peers: it stands in handover records. \
               Without it the host name is taken.",
@@ -102,8 +102,8 @@ impl NodeConfig {
     /// # Errors
     /// That it cannot be read, or all its faults.
     pub fn load(path: &Path) -> Result<Self, miette::Report> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| miette::miette!("{}: {error}", path.display()))?;
+        let text = super::read(path)
+            .map_err(|error| miette::miette!(help = error.hint, "{}", error.message))?;
         Ok(Self::parse(&path.to_string_lossy(), &text)?)
     }
 }
@@ -127,6 +127,45 @@ mod tests {
         assert_eq!(config.name.as_deref(), Some("a"));
         assert_eq!(config.state_folder.as_deref(), Some(Path::new("/srv/a")));
         assert_eq!(config.peers.len(), 2);
+    }
+
+    #[test]
+    fn a_node_and_its_peers_have_names_that_can_be_written_anywhere() {
+        let text = "[node]\nname = \"\"\n[peers]\n\"b/../c\" = \"192.0.2.2:7440\"\n";
+        let errors = NodeConfig::parse("node.toml", text).unwrap_err();
+        let lines: Vec<_> = errors.faults.iter().map(|fault| fault.line()).collect();
+        assert_eq!(lines, [2, 4], "{errors:?}");
+        for fault in &errors.faults {
+            assert!(fault.message.contains("cannot name a node"), "{fault}");
+            assert_eq!(fault.hint.as_deref(), Some(dwcp_api::NAME_RULE));
+        }
+    }
+
+    #[test]
+    fn what_was_written_instead_is_named_with_its_article() {
+        let faults = |text| {
+            NodeConfig::parse("node.toml", text)
+                .unwrap_err()
+                .to_string()
+        };
+        let text = "[node]\nsocket = 7\n";
+        let errors = NodeConfig::parse("node.toml", text).unwrap_err();
+        assert_eq!(errors.faults[0].message, "`node.socket` takes a path");
+        assert_eq!(errors.faults[0].label(), "this is an integer");
+        assert!(faults("[node]\nname = [1]\n").contains("takes a name"));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_said_to_be_so() {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, says) in [
+            (dir.path().join("no.toml"), "no.toml: there is no such file"),
+            (dir.path().to_owned(), "is a folder, not a file"),
+        ] {
+            let report = NodeConfig::load(&path).unwrap_err();
+            assert!(report.to_string().contains(says), "{report}");
+            assert!(report.help().is_some());
+        }
     }
 
     #[test]

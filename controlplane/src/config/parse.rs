@@ -133,11 +133,14 @@ impl Parser<'_> {
             }
             (Kind::Choice(words), DeValue::String(text)) => self.choice(key, at, text, words),
             (Kind::Boolean, DeValue::Boolean(value)) => Some(Value::Boolean(*value)),
+            (Kind::Name, DeValue::String(text)) => self
+                .name(at, text)
+                .then(|| Value::Text(text.clone().into_owned())),
             (Kind::Text(_), DeValue::String(text)) => self.text(key, at, text),
             (Kind::Peers, DeValue::Table(table)) => self.peers(table),
             (kind, other) => {
-                let message = format!("`{}` takes a {}", key.name, kind.type_name());
-                let label = format!("this is a {}", other.type_str());
+                let message = format!("`{}` takes {}", key.name, with_article(kind.type_name()));
+                let label = format!("this is {}", with_article(other.type_str()));
                 self.fault(at, message, label, Some(format_hint(kind)));
                 None
             }
@@ -238,7 +241,11 @@ impl Parser<'_> {
 
     fn text(&mut self, key: &Key, at: Range<usize>, text: &str) -> Option<Value> {
         if text.is_empty() || text.len() > 4096 || text.contains(char::is_control) {
-            let message = format!("`{}` takes a {}", key.name, key.kind.type_name());
+            let message = format!(
+                "`{}` takes {}",
+                key.name,
+                with_article(key.kind.type_name())
+            );
             self.fault(
                 at,
                 message,
@@ -250,9 +257,23 @@ impl Parser<'_> {
         Some(Value::Text(text.to_owned()))
     }
 
+    /// Whether text can name a node; a fault if not.
+    fn name(&mut self, at: Range<usize>, text: &str) -> bool {
+        let is_good = dwcp_api::is_name(text);
+        if !is_good {
+            let message = format!("`{text:.80}` cannot name a node");
+            let hint = dwcp_api::NAME_RULE.to_owned();
+            self.fault(at, message, "not a name", Some(hint));
+        }
+        is_good
+    }
+
     fn peers(&mut self, table: &DeTable<'_>) -> Option<Value> {
         let mut peers = Vec::new();
         for (name, value) in table {
+            if !self.name(name.span(), name.get_ref()) {
+                continue;
+            }
             match value.get_ref() {
                 DeValue::String(address) if is_address(address) => {
                     peers.push((name.get_ref().to_string(), address.to_string()));
@@ -295,6 +316,15 @@ pub fn is_address(text: &str) -> bool {
     host_good && port.parse::<u16>().is_ok_and(|port| port != 0)
 }
 
+/// `a path`, `an integer`; words that are values themselves stand alone.
+fn with_article(what: &str) -> String {
+    match what.chars().next() {
+        _ if what == "text" || what.contains(" or false") => what.to_owned(),
+        Some('a' | 'e' | 'i' | 'o' | 'u') => format!("an {what}"),
+        _ => format!("a {what}"),
+    }
+}
+
 fn example(kind: Kind) -> String {
     match kind {
         Kind::Quantity {
@@ -310,7 +340,7 @@ fn format_hint(kind: Kind) -> String {
         Kind::Quantity { .. } => {
             format!("for example {}; allowed: {}", example(kind), kind.range())
         }
-        Kind::Text(_) => "write it in quotes".to_owned(),
+        Kind::Name | Kind::Text(_) => "write it in quotes".to_owned(),
         Kind::Peers => "write [peers] and below it name = \"host:port\"".to_owned(),
         _ => format!("allowed: {}", kind.range()),
     }

@@ -41,6 +41,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// `true` or `false`.
     Boolean,
+    /// The name of a node.
+    Name,
     /// Text; the words say what for: `a path`, `host:port`.
     Text(&'static str),
     /// A table of names to `host:port`.
@@ -77,7 +79,7 @@ pub enum Value {
     Integer(i64),
     /// Of [`Kind::Quantity`], in bytes or milliseconds.
     Quantity(u64),
-    /// Of [`Kind::Choice`] and [`Kind::Text`].
+    /// Of [`Kind::Choice`], [`Kind::Name`] and [`Kind::Text`].
     Text(String),
     /// Of [`Kind::Boolean`].
     Boolean(bool),
@@ -104,6 +106,7 @@ impl Kind {
             } => "time",
             Self::Choice(_) => "choice",
             Self::Boolean => "true or false",
+            Self::Name => "name",
             Self::Text(what) => what,
             Self::Peers => "table of name = \"host:port\"",
         }
@@ -132,6 +135,7 @@ impl Kind {
             }
             Self::Choice(words) => words.join(", "),
             Self::Boolean => "true, false".to_owned(),
+            Self::Name => dwcp_api::NAME_RULE.to_owned(),
             Self::Text(_) | Self::Peers => "-".to_owned(),
         }
     }

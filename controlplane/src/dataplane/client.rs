@@ -9,7 +9,7 @@ use dwcp_api::dataplane::{Reply, Request};
 use dwcp_api::{ApiError, ErrorCode, NodeIdentity};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::connection::{self, Call};
+use super::connection::{self, Call, SILENT, Waiting};
 
 /// Calls that may wait for the connection.
 const CALLS_MAX: usize = 64;
@@ -70,6 +70,12 @@ impl Client {
         (client, connecting)
     }
 
+    /// What this node is called.
+    #[must_use]
+    pub fn node_name(&self) -> &str {
+        &self.identity.name
+    }
+
     /// State of the connection now.
     #[must_use]
     pub fn link(&self) -> Link {
@@ -119,7 +125,7 @@ impl Client {
         let patience = PATIENCE + extra_patience(request);
         let asked = async {
             let connected = connection::connect(&self.path, &self.identity).await;
-            let (mut connection, _) = connected.map_err(|error| error.to_string())?;
+            let (mut connection, _) = connected.map_err(|error| connection::why(&error))?;
             connection.ask(request).await
         };
         match tokio::time::timeout(patience, asked).await {
@@ -137,9 +143,20 @@ impl Client {
     }
 
     fn down(&self, why: &str) -> ApiError {
-        let message = format!("{}: no data plane: {why}", self.path.display());
-        ApiError::new(ErrorCode::PlaneDown, message)
-            .with_hint("start dwcp-dataplane on this node, with the same state folder")
+        let path = self.path.display();
+        if why == SILENT {
+            let message = format!("{path}: the data plane does not answer");
+            return ApiError::new(ErrorCode::PlaneDown, message).with_hint(
+                "it is there, but stopped or stuck: see its log, and `ps -o pid,stat,wchan -C \
+                 dwcp-dataplane` (T: stopped, kill -CONT lets it go on; D: waits for a disk); a \
+                 restart gives unfinished migrations an end",
+            );
+        }
+        ApiError::new(
+            ErrorCode::PlaneDown,
+            format!("{path}: no data plane: {why}"),
+        )
+        .with_hint("start dwcp-dataplane on this node, with the same state folder")
     }
 }
 
@@ -172,18 +189,21 @@ async fn run(
 ) {
     let mut pause = BACKOFF_FIRST;
     while !calls.is_closed() {
+        // Dropped after the link is seen to be down: the callers look at it for the reason.
+        let mut waiting = Waiting::new();
         let why = match connection::connect(&path, &identity).await {
             Ok((connection, peer)) => {
                 pause = BACKOFF_FIRST;
                 tracing::info!(listen = peer.listen, pid = peer.pid, "data plane is up");
                 link.send_replace(Link::Up(Arc::new(peer)));
-                let why = connection.serve(&mut calls).await;
+                let why = connection.serve(&mut calls, &mut waiting).await;
                 tracing::warn!(why, "data plane is down");
                 why
             }
-            Err(error) => error.to_string(),
+            Err(error) => connection::why(&error),
         };
         link.send_replace(Link::Down(why.into()));
+        drop(waiting);
         while calls.try_recv().is_ok() {}
         if wait_dropping_calls(&mut calls, pause).await {
             return;

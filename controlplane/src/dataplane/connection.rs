@@ -18,6 +18,9 @@ use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use super::client::Peer;
 use crate::api::frames;
 
+/// What is said of a data plane that is there and says nothing.
+pub(super) const SILENT: &str = "it does not answer";
+
 /// The greeting must be answered within this.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -35,6 +38,23 @@ pub(super) struct Call {
 pub(super) struct Connection {
     frames: FramedRead<OwnedReadHalf, LengthDelimitedCodec>,
     writer: OwnedWriteHalf,
+}
+
+/// Callers that wait, in order, each with what it may have to wait.
+pub(super) type Waiting = VecDeque<(Duration, oneshot::Sender<Reply>)>;
+
+/// In words for who asked.
+pub(super) fn why(error: &SocketError) -> String {
+    use std::io::ErrorKind::{TimedOut, WouldBlock};
+    match error {
+        // How a socket's timeout shows.
+        SocketError::Connection(error) if matches!(error.kind(), WouldBlock | TimedOut) => {
+            SILENT.to_owned()
+        }
+        // Whoever tells it names the socket.
+        SocketError::Io { source, .. } => source.to_string(),
+        other => other.to_string(),
+    }
 }
 
 /// Connects and greets. The reply carries a descriptor, so this part uses blocking sockets.
@@ -93,9 +113,12 @@ impl Connection {
     }
 
     /// Serves calls until the connection ends; says why it did. Calls that are not answered by
-    /// then are dropped, which their callers see at once.
-    pub(super) async fn serve(mut self, calls: &mut mpsc::Receiver<Call>) -> String {
-        let mut waiting: VecDeque<(Duration, oneshot::Sender<Reply>)> = VecDeque::new();
+    /// then stay in `waiting`: dropped, they tell their callers.
+    pub(super) async fn serve(
+        mut self,
+        calls: &mut mpsc::Receiver<Call>,
+        waiting: &mut Waiting,
+    ) -> String {
         let mut head_since = Instant::now();
         loop {
             let deadline = waiting.front().map(|(patience, _)| head_since + *patience);
@@ -106,7 +129,7 @@ impl Connection {
                 }
             };
             tokio::select! {
-                () = too_late => return "it does not answer".to_owned(),
+                () = too_late => return SILENT.to_owned(),
                 frame = self.frames.next() => match self.reply(frame) {
                     Ok(reply) => {
                         let Some((_, caller)) = waiting.pop_front() else {

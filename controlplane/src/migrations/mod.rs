@@ -39,6 +39,7 @@ impl Migrations {
         settings: TransferSettings,
         dry_run: bool,
     ) -> Result<MigrationId, ApiError> {
+        self.check_other(to, peers)?;
         let (destination_name, destination) = resolve_peer(to, peers)?;
         if let Some(ownership) = self.ledger.ownership_of(&vm).await?
             && ownership.owner == "in-doubt"
@@ -61,6 +62,15 @@ impl Migrations {
             Reply::Error(error) => Err(error),
             _ => Ok(id),
         }
+    }
+
+    /// Refuses this node's own name; an address is looked at by the data plane.
+    fn check_other(&self, to: &str, peers: &[(String, String)]) -> Result<(), ApiError> {
+        if to != self.client.node_name() || peers.iter().any(|(name, _)| name == to) {
+            return Ok(());
+        }
+        let error = ApiError::new(ErrorCode::BadRequest, format!("`{to}` is this node"));
+        Err(error.with_hint("name another node: `dwcp node` shows the peers"))
     }
 
     /// Cancels by id or VM name.

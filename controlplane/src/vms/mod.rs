@@ -1,32 +1,33 @@
 //! The VMs of this node: attached at the data plane, and again whenever one of the two daemons was
 //! restarted.
 
+mod again;
 mod store;
+mod turns;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dwcp_api::dataplane::{Reply, Request};
 use dwcp_api::{ApiError, Attachment, ErrorCode, VmInfo};
-use futures_util::{StreamExt, stream};
 
-use crate::dataplane::{Client, Link};
+use crate::dataplane::Client;
 use crate::folder::FolderError;
+use again::Waiting;
 use store::Store;
+use turns::Turns;
 
 /// VMs that a node may have.
 pub const VMS_MAX: usize = 1000;
-
-/// VMs that are attached again at once: one that is slow does not keep the others waiting.
-const ATTACHING_MAX: usize = 16;
 
 /// The VMs of this node.
 #[derive(Clone, Debug)]
 pub struct Vms {
     store: Arc<Mutex<Store>>,
-    /// Attaching and detaching take turns, so that record and data plane agree; who only looks does
-    /// not wait for a VMM that is slow.
-    turn: Arc<tokio::sync::Mutex<()>>,
+    /// Attaching and detaching a VM take turns, so that record and data plane agree; other VMs, and
+    /// who only looks, do not wait for a VMM that is slow.
+    turns: Turns,
+    waiting: Waiting,
     client: Client,
 }
 
@@ -39,7 +40,8 @@ impl Vms {
         let store = Store::open(folder.join(store::FILE_NAME))?;
         Ok(Self {
             store: Arc::new(Mutex::new(store)),
-            turn: Arc::default(),
+            turns: Turns::default(),
+            waiting: Waiting::default(),
             client,
         })
     }
@@ -51,7 +53,7 @@ impl Vms {
     pub async fn attach(&self, name: String, attachment: Attachment) -> Result<VmInfo, ApiError> {
         check_name(&name)?;
         check_attachment(&attachment)?;
-        let _turn = self.turn.lock().await;
+        let _turn = self.turns.take(&name).await;
         if self.is_full_for(&name) {
             let message = format!("this node has {VMS_MAX} VMs already");
             return Err(ApiError::new(ErrorCode::Busy, message));
@@ -64,6 +66,7 @@ impl Vms {
             Reply::Vm(info) => info,
             other => return Err(unexpected(&other)),
         };
+        self.waiting.end(&name);
         self.store()
             .insert(&name, attachment)
             .map_err(|error| system(&error))?;
@@ -84,7 +87,7 @@ impl Vms {
     /// # Errors
     /// [`ErrorCode::NotFound`], and the data plane's refusal while the VM is being moved.
     pub async fn detach(&self, name: String) -> Result<(), ApiError> {
-        let _turn = self.turn.lock().await;
+        let _turn = self.turns.take(&name).await;
         let known = self.store().vms().contains_key(&name);
         match self
             .client
@@ -96,10 +99,12 @@ impl Vms {
             Err(error) => return Err(error),
         }
         self.store().remove(&name).map_err(|error| system(&error))?;
+        self.waiting.end(&name);
         Ok(())
     }
 
-    /// All VMs; one that is recorded but that the data plane could not attach again is `gone`.
+    /// All VMs; one that is recorded but that the data plane could not attach again is `not
+    /// attached`, with the reason.
     ///
     /// # Errors
     /// [`ErrorCode::PlaneDown`].
@@ -109,69 +114,33 @@ impl Vms {
             other => return Err(unexpected(&other)),
         };
         for (name, attachment) in self.store().vms() {
-            if !list.iter().any(|vm| vm.name == *name) {
-                list.push(VmInfo {
+            let why = || self.waiting.why(name).unwrap_or_default();
+            match list.iter_mut().find(|vm| vm.name == *name) {
+                // Another try: what is in the way is still the reason of the last.
+                Some(vm) if vm.state == "attaching" => vm.note = why(),
+                Some(_) => {}
+                None => list.push(VmInfo {
                     name: name.clone(),
                     attachment: attachment.clone(),
-                    state: "gone".to_owned(),
+                    state: "not attached".to_owned(),
                     ram_bytes: 0,
                     tracker: String::new(),
                     vmm: String::new(),
-                });
+                    note: why(),
+                }),
             }
         }
         list.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(list)
     }
-
-    /// Attaches the recorded VMs whenever the data plane comes up; ends with the connection's task.
-    pub async fn keep_attached(self) {
-        let mut links = self.client.watch();
-        loop {
-            if matches!(*links.borrow_and_update(), Link::Up(_)) {
-                self.attach_recorded().await;
-            }
-            if links.changed().await.is_err() {
-                return;
-            }
-        }
-    }
-
-    async fn attach_recorded(&self) {
-        let _turn = self.turn.lock().await;
-        let recorded = self.store().vms().clone();
-        stream::iter(recorded)
-            .for_each_concurrent(ATTACHING_MAX, |(name, attachment)| async {
-                self.attach_again(name, attachment).await;
-            })
-            .await;
-    }
-
-    async fn attach_again(&self, name: String, attachment: Attachment) {
-        let request = Request::AttachVm {
-            name: name.clone(),
-            attachment,
-        };
-        match self.client.call(request).await {
-            Ok(_) => tracing::info!(vm = name, "attached again"),
-            // This daemon was restarted, the data plane was not; or the VM is in doubt, and the data
-            // plane attaches it again when that is settled.
-            Err(error) if matches!(error.code, ErrorCode::Busy | ErrorCode::PlaneDown) => {}
-            Err(error) => tracing::warn!(vm = name, %error, "not attached again"),
-        }
-    }
 }
 
 fn check_name(name: &str) -> Result<(), ApiError> {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if (1..=64).contains(&name.len()) && name.chars().all(good) && !name.starts_with(['-', '.']) {
+    if dwcp_api::is_name(name) {
         return Ok(());
     }
-    let error = ApiError::new(
-        ErrorCode::BadRequest,
-        format!("`{name:.80}` cannot name a VM"),
-    );
-    Err(error.with_hint("1 to 64 letters, digits, `-`, `_` or `.`, not beginning with `-` or `.`"))
+    let message = format!("`{name:.80}` cannot name a VM");
+    Err(ApiError::new(ErrorCode::BadRequest, message).with_hint(dwcp_api::NAME_RULE))
 }
 
 fn check_attachment(attachment: &Attachment) -> Result<(), ApiError> {

@@ -126,6 +126,7 @@ pub fn vm(name: &str, attachment: &dwcp_api::Attachment) -> VmInfo {
         ram_bytes: 1 << 30,
         tracker: "userfaultfd".into(),
         vmm: "qemu 7.2.22".into(),
+        note: String::new(),
     }
 }
 
@@ -135,10 +136,10 @@ pub fn status(id: MigrationId, vm: &str, report: Option<MigrationReport>) -> Mig
         vm: vm.to_owned(),
         role: Role::Source,
         peer: "b".into(),
-        phase: if report.is_some() {
-            PhaseName::Complete
-        } else {
-            PhaseName::Precopy
+        phase: match &report {
+            Some(report) if report.result == RunResult::DryRun => PhaseName::DryRun,
+            Some(_) => PhaseName::Complete,
+            None => PhaseName::Precopy,
         },
         progress: Progress {
             round: 1,
@@ -180,6 +181,7 @@ pub fn report(id: MigrationId, vm: &str, result: RunResult) -> MigrationReport {
         send_method: "vmsplice".into(),
         tracker: "userfaultfd".into(),
         reason: "handed over".into(),
+        refused: false,
         ram_root: Some("0".repeat(32)),
         owner: "destination".into(),
         epoch: 1,
@@ -205,8 +207,15 @@ pub fn obedient() -> Script {
                 Reply::Done
             }
             Request::ListVms => Reply::Vms(vms.clone()),
-            Request::StartMigration { id, vm, .. } => {
-                let report = report(*id, vm, RunResult::Completed);
+            Request::StartMigration {
+                id, vm, dry_run, ..
+            } => {
+                let result = if *dry_run {
+                    RunResult::DryRun
+                } else {
+                    RunResult::Completed
+                };
+                let report = report(*id, vm, result);
                 migrations.push(status(*id, vm, Some(report)));
                 Reply::Done
             }

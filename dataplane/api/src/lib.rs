@@ -11,16 +11,20 @@
 pub mod codec;
 pub mod counters;
 pub mod dataplane;
+mod name;
 pub mod node;
 mod report;
 mod socket;
+mod text;
 mod transfer;
 
+pub use name::{NAME_RULE, is_name, parse_node_name};
 pub use report::{
     DowntimePartsMs, Limit, MigrationReport, MigrationStatus, PageCounts, PhaseName, Progress,
     Role, RoundReport, RunResult,
 };
 pub use socket::{Listener, SocketError, connect, receive, send};
+pub use text::{in_words, stderr_takes_colours};
 pub use transfer::{Codec, IoPath, SendChoice, TrackerChoice, TransferSettings, Verify};
 
 use serde::{Deserialize, Serialize};
@@ -139,12 +143,15 @@ pub struct VmInfo {
     /// How it is reached.
     pub attachment: Attachment,
     /// `running`, `paused`, `incoming` (waits for a migration), `postmigrate`; `moving`, `in doubt`,
-    /// `attaching` while somebody has it to himself; `no answer`, `gone`.
+    /// `attaching` while somebody has it to himself; `no answer`, `gone`; `not attached` when it is
+    /// known to the control plane only.
     pub state: String,
-    /// Size of its migratable RAM.
+    /// Size of its migratable RAM; 0 while that is not known.
     pub ram_bytes: u64,
     /// The dirty tracker that would be used now: `userfaultfd`, `soft-dirty` or `fingerprint`.
     pub tracker: String,
     /// Which VMM: `qemu 7.2.22`, `process`.
     pub vmm: String,
+    /// Why it is not attached, in words; empty otherwise.
+    pub note: String,
 }

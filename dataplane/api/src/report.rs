@@ -37,6 +37,8 @@ pub enum PhaseName {
     Failed,
     /// Handover was sent: the destination decides, within moments.
     Handover,
+    /// A dry run found that both nodes agree; the guest runs on at the source.
+    DryRun,
 }
 
 /// How a migration ended.
@@ -49,6 +51,8 @@ pub enum RunResult {
     Aborted,
     /// Neither is certain; `reason` says which side holds the guest.
     Failed,
+    /// It was a dry run, and both nodes agree; the guest runs at the source, as before.
+    DryRun,
 }
 
 /// Pages by class, counted once per time they were visited.
@@ -218,6 +222,9 @@ pub struct MigrationReport {
     pub tracker: String,
     /// Why it ended so.
     pub reason: String,
+    /// The other node could not be reached, speaks something else, or refused, before it accepted
+    /// the migration. Only the source says so.
+    pub refused: bool,
     /// Whole-RAM root, 32 hex digits, when both ends agreed on it.
     pub ram_root: Option<String>,
     /// Who owns the VM now, by the journal: `source`, `destination`, `unknown`.

@@ -352,6 +352,9 @@ impl Vm {
                 format!("being moved to {peer}; owned here until the handover")
             }
             (Role::Source, RecordKind::Aborted { reason }, Owner::Here) => {
+                if let Some(found) = reason.strip_prefix("dry run: ") {
+                    return format!("dry run to {peer}: {found}");
+                }
                 format!("the move to {peer} was given up, the guest stayed here: {reason}")
             }
             (Role::Source, _, Owner::InDoubt) => format!(

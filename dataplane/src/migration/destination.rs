@@ -121,6 +121,7 @@ pub(super) fn run(
         mode: settings.mode.clone(),
         meter: Arc::clone(meter),
     });
+    recorder.dry_run = offer.dry_run;
     recorder.ram_bytes = offer.ram.iter().map(|block| block.bytes).sum();
     let silence = Duration::from_millis(offer.peer_silence_ms.into()).min(FIRST_SILENCE * 6);
     let machine = Destination::new(DestinationConfig {

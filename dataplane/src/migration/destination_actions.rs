@@ -108,6 +108,7 @@ impl DestinationDriver {
     }
 
     pub(super) fn expect_streams(&mut self, token: u128, streams: u16) {
+        self.recorder.accepted = true;
         self.expected = Some((token, streams));
         self.node.expect_joins(token, self.mailbox.clone());
     }

@@ -56,6 +56,8 @@ impl Question {
             mode: String::new(),
             meter: Arc::default(),
         });
+        // What was handed over had been accepted.
+        recorder.accepted = true;
         recorder.note("the data plane was restarted after the handover was sent".into());
         let handle = node.register(id, recorder.status(Phase::Handover, true, None));
         Self {

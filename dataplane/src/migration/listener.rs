@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use dwcp_api::{MigrationId, Role, TransferSettings};
 use dwcp_journal::Unfinished;
-use dwcp_wire::{Control, FrameKind, StreamHello};
+use dwcp_wire::{Control, FrameKind, RefuseCode, StreamHello};
 
 use super::destination::{self, DestinationInput, StreamJoin};
+use super::meter::Meter;
 use super::node::{Node, NodeError};
 use super::peer::{self, ControlWriter, PeerError};
 use super::recovery;
@@ -40,6 +41,9 @@ impl Listener {
             what: format!("cannot listen on {address}"),
             source,
         })?;
+        if let Ok(address) = socket.local_addr() {
+            node.listens_on(address);
+        }
         Ok(Self { socket })
     }
 
@@ -116,6 +120,9 @@ fn greet(
         FrameKind::Hello => {
             peer::answer_hello(&mut stream, &payload, &meter).map_err(text)?;
             match peer::read_control(&mut stream, &meter).map_err(text)? {
+                Control::Offer(offer) if node.is_source_of(MigrationId(offer.migration)) => {
+                    refuse_itself(stream, &meter).map_err(text)
+                }
                 Control::Offer(offer) => {
                     drop(turn);
                     destination::run(node, stream, offer, settings, &meter)
@@ -132,6 +139,15 @@ fn greet(
         }
         kind => Err(format!("{kind:?} frame before a hello")),
     }
+}
+
+/// The source's address of the destination leads back to it, by a way that it could not see.
+fn refuse_itself(stream: TcpStream, meter: &Arc<Meter>) -> Result<(), PeerError> {
+    let mut writer = ControlWriter::new(stream, HELLO_TIME, meter)?;
+    writer.send(&Control::Refuse {
+        code: RefuseCode::Busy,
+        reason: "the source and the destination are one node".to_owned(),
+    })
 }
 
 /// The durable answer: a driver under way gives it, or the journal. `false` is a promise, made

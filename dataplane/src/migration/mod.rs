@@ -9,6 +9,7 @@
 //! | `relay.rs` | device state between the VMM and the other node |
 //! | `reread.rs` | reading RAM again for the proof |
 //! | `listener.rs` | who connects, and to which migration |
+//! | `itself.rs` | whether the other node is this one |
 //! | `recorder.rs`, `meter.rs` | rounds, the parts of the pause, bytes and CPU time, the report |
 //! | `recovery.rs`, `doubt.rs` | what a restarted daemon finishes; a handover without an answer |
 
@@ -16,6 +17,7 @@ mod destination;
 mod destination_actions;
 mod destination_rounds;
 mod doubt;
+mod itself;
 mod listener;
 mod meter;
 mod node;

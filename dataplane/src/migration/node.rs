@@ -1,9 +1,10 @@
 //! One node's data plane: its VMs, its journal, its migrations.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use dwcp_api::counters::{Counters, CountersPage};
 use dwcp_api::{
@@ -120,6 +121,8 @@ pub struct Node {
     options: NodeOptions,
     journal: Journal,
     counters: CountersPage,
+    /// Where other nodes reach this one, once it listens.
+    pub(super) listening: OnceLock<SocketAddr>,
     pub(super) vms: Mutex<VmTable>,
     migrations: Mutex<Vec<Arc<MigrationHandle>>>,
     joins: Mutex<HashMap<u128, Mailbox<DestinationInput>>>,
@@ -143,6 +146,7 @@ impl Node {
             journal: Journal::open(&options.state_folder)?,
             counters: CountersPage::create()?,
             options,
+            listening: OnceLock::new(),
             vms: Mutex::default(),
             migrations: Mutex::default(),
             joins: Mutex::default(),
@@ -269,7 +273,7 @@ impl Node {
     /// Starts to move a VM away, on a thread of its own.
     ///
     /// # Errors
-    /// When the VM is unknown, being moved, or not as it must be.
+    /// When the VM is unknown, being moved, or not as it must be; when the destination is this node.
     pub fn start_migration(
         self: &Arc<Self>,
         id: MigrationId,
@@ -284,10 +288,12 @@ impl Node {
                 format!("migration {id} exists"),
             ));
         }
+        let destination = destination.into();
+        self.check_other(vm, &destination)?;
         let request = super::source::Request {
             id,
             vm: vm.to_owned(),
-            destination: destination.into(),
+            destination,
             settings,
             dry_run,
         };

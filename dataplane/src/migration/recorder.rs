@@ -45,6 +45,12 @@ pub(super) struct Recorder {
     pub(super) streams: u16,
     pub(super) ram_bytes: u64,
     pub(super) verified: bool,
+    /// Nothing is to be moved.
+    pub(super) dry_run: bool,
+    /// The destination accepted the offer.
+    pub(super) accepted: bool,
+    /// Source: this node ended it, by a fault of its own or because it was asked to.
+    pub(super) ended_here: bool,
     pub(super) ram_root: Option<u128>,
     pub(super) notes: Vec<String>,
     pub(super) dirty_pages_per_s: f64,
@@ -95,6 +101,9 @@ impl Recorder {
             streams: 0,
             ram_bytes: 0,
             verified: false,
+            dry_run: false,
+            accepted: false,
+            ended_here: false,
             ram_root: None,
             notes: vec![],
             dirty_pages_per_s: 0.0,
@@ -203,10 +212,10 @@ impl Recorder {
             vm: self.vm.clone(),
             role: self.role,
             peer: self.peer.clone(),
-            phase: if in_doubt {
-                PhaseName::InDoubt
-            } else {
-                phase_name(phase)
+            phase: match phase {
+                _ if in_doubt => PhaseName::InDoubt,
+                Phase::Aborted if self.is_agreed_dry_run() => PhaseName::DryRun,
+                phase => phase_name(phase),
             },
             progress: self.progress(session),
             rounds: self.rounds.clone(),
@@ -214,12 +223,22 @@ impl Recorder {
         }
     }
 
+    /// A dry run is ended as soon as the destination accepts.
+    const fn is_agreed_dry_run(&self) -> bool {
+        self.dry_run && self.accepted
+    }
+
     /// The end.
     pub(super) fn report(&self, end: &End<'_>) -> MigrationReport {
         let result = match end.outcome.result {
             Ending::Completed => RunResult::Completed,
+            Ending::Aborted if self.is_agreed_dry_run() => RunResult::DryRun,
             Ending::Aborted => RunResult::Aborted,
             Ending::Failed => RunResult::Failed,
+        };
+        let reason = match result {
+            RunResult::DryRun => "both nodes agree, nothing was moved".to_owned(),
+            _ => end.outcome.reason.clone(),
         };
         let (downtime_ms, downtime_parts_ms) = self.downtime();
         MigrationReport {
@@ -244,7 +263,11 @@ impl Recorder {
             transport: self.transport.clone(),
             send_method: self.send_method.to_owned(),
             tracker: self.tracker.clone(),
-            reason: end.outcome.reason.clone(),
+            reason,
+            refused: self.role == Role::Source
+                && result == RunResult::Aborted
+                && !self.accepted
+                && !self.ended_here,
             ram_root: self.ram_root.map(|root| format!("{root:032x}")),
             owner: end.owner.to_owned(),
             epoch: end.epoch,

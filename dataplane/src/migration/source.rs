@@ -224,6 +224,7 @@ fn recorder(request: &Request, tracker: &str, ram_bytes: u64) -> Recorder {
         mode: request.settings.mode.clone(),
         meter: Arc::default(),
     });
+    recorder.dry_run = request.dry_run;
     recorder.tracker = tracker.to_owned();
     recorder.ram_bytes = ram_bytes;
     recorder.window_bytes = request.settings.window_bytes;

@@ -24,6 +24,11 @@ impl SourceDriver {
     /// Moments that only events tell.
     pub(super) fn note_moment(&mut self, event: &SourceEvent) {
         let now = Instant::now();
+        match event {
+            SourceEvent::Peer(Control::Accept { .. }) => self.recorder.accepted = true,
+            SourceEvent::Cancel | SourceEvent::Failed(..) => self.recorder.ended_here = true,
+            _ => {}
+        }
         let pause = &mut self.recorder.pause;
         match event {
             SourceEvent::Peer(Control::RoundReport {

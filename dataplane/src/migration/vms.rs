@@ -30,6 +30,8 @@ enum Held {
     Free,
     /// It is being looked at, for the first time or anew.
     Attaching,
+    /// As before, and somebody wants it forgotten: it goes when the look ends, which nobody may share.
+    Forgotten,
     Moving(MigrationId),
 }
 
@@ -54,7 +56,7 @@ impl VmTable {
         }
         match self.attached.get(name).map(|entry| entry.held) {
             None | Some(Held::Free) => Ok(()),
-            Some(Held::Attaching) => {
+            Some(Held::Attaching | Held::Forgotten) => {
                 let text = format!("VM {name} is being attached");
                 Err(ApiError::new(ErrorCode::Busy, text).with_hint("try again"))
             }
@@ -66,6 +68,11 @@ impl VmTable {
                 }
             }
         }
+    }
+
+    fn is_forgotten(&self, name: &str) -> bool {
+        let entry = self.attached.get(name);
+        entry.is_some_and(|entry| entry.held == Held::Forgotten)
     }
 
     fn release(&mut self, name: &str) {
@@ -84,6 +91,10 @@ impl Node {
         let is_new = self.claim(name, &attachment)?;
         let probed = probe(name, &attachment);
         let mut vms = lock(&self.vms);
+        if vms.is_forgotten(name) {
+            vms.attached.remove(name);
+            return Err(no_such_vm(name));
+        }
         match probed {
             Ok(info) => {
                 let entry = VmEntry {
@@ -133,6 +144,16 @@ impl Node {
     /// [`ErrorCode::NotFound`], [`ErrorCode::Busy`].
     pub fn detach(&self, name: &str) -> Result<(), ApiError> {
         let mut vms = lock(&self.vms);
+        if vms.is_forgotten(name) {
+            return Err(no_such_vm(name));
+        }
+        // A VMM that does not answer must not keep its VM from being forgotten.
+        if let Some(entry) = vms.attached.get_mut(name)
+            && entry.held == Held::Attaching
+        {
+            entry.held = Held::Forgotten;
+            return Ok(());
+        }
         vms.check_free(self, name)?;
         match vms.attached.remove(name) {
             None => Err(no_such_vm(name)),
@@ -152,10 +173,11 @@ impl Node {
             });
             (entries, doubts.collect::<Vec<_>>())
         };
-        infos.extend(entries.into_iter().map(|entry| {
+        let known = |entry: &VmEntry| entry.held != Held::Forgotten;
+        infos.extend(entries.into_iter().filter(known).map(|entry| {
             let state = match entry.held {
                 Held::Moving(_) => "moving",
-                Held::Attaching => "attaching",
+                Held::Attaching | Held::Forgotten => "attaching",
                 Held::Free => match look(&entry.info) {
                     Ok(info) => return info,
                     Err(VmmError::Gone(_)) => "gone",
@@ -264,6 +286,7 @@ pub(super) fn too_late(status: &MigrationStatus) -> Option<ApiError> {
             RunResult::Completed => ended(&format!("{owner} owns the VM"))
                 .with_hint("to have it back, move it from there"),
             RunResult::Aborted => ended("the guest stayed at its source"),
+            RunResult::DryRun => ended("it was a dry run"),
             RunResult::Failed => ended(&report.reason),
         });
     }
@@ -293,6 +316,7 @@ fn unseen(name: &str, attachment: &Attachment, state: &str) -> VmInfo {
         ram_bytes: 0,
         tracker: String::new(),
         vmm: String::new(),
+        note: String::new(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use dwcp_api::{ApiError, ErrorCode};
 use dwcp_controlplane::config::{self, Key, NodeConfig};
 use dwcp_controlplane::profile;
 use serde_json::{Value, json};
@@ -65,7 +65,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<(), Failure> {
 
 fn check(file: &Path, context: &Context) -> Result<(), Failure> {
     let name = file.display().to_string();
-    let text = std::fs::read_to_string(file).with_context(|| name.clone())?;
+    let text = config::read(file).map_err(|unreadable| {
+        ApiError::new(ErrorCode::BadRequest, unreadable.message).with_hint(unreadable.hint)
+    })?;
     let kind = if is_node_file(&text) {
         NodeConfig::parse(&name, &text)?;
         "node"

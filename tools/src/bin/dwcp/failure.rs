@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use dwcp_api::node::Reply;
-use dwcp_api::{ApiError, ErrorCode, RunResult};
+use dwcp_api::{ApiError, ErrorCode, MigrationReport, RunResult, in_words};
 use dwcp_controlplane::config::{ConfigError, ConfigErrors};
 use dwcp_controlplane::profile::ProfileError;
 use serde_json::json;
@@ -20,7 +20,12 @@ pub(crate) enum Failure {
     /// Something that was named does not exist.
     NotFound(String),
     /// The migration ended otherwise than completed; it was reported already.
-    Ended(RunResult),
+    Ended {
+        /// How.
+        result: RunResult,
+        /// The other node never accepted it.
+        refused: bool,
+    },
     /// A program that was run ended with this code.
     Exit(u8),
     /// Anything else.
@@ -52,6 +57,14 @@ impl From<anyhow::Error> for Failure {
 }
 
 impl Failure {
+    /// A migration that ended otherwise than completed.
+    pub(crate) const fn ended(report: &MigrationReport) -> Self {
+        Self::Ended {
+            result: report.result,
+            refused: report.refused,
+        }
+    }
+
     /// Any other error.
     pub(crate) fn other(error: impl Into<anyhow::Error>) -> Self {
         Self::Other(error.into())
@@ -88,8 +101,20 @@ impl Failure {
             }
             Self::Profile(error) => eprint!("{}", graphical(error)),
             Self::Usage(text) | Self::NotFound(text) => eprintln!("dwcp: {text}"),
-            Self::Other(error) => eprintln!("dwcp: {error:#}"),
-            Self::Ended(_) | Self::Exit(_) => {}
+            Self::Other(error) => eprintln!("dwcp: {}", in_words(error.as_ref())),
+            Self::Ended { .. } | Self::Exit(_) => {}
+        }
+    }
+
+    /// What is wrong, in one line.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Self::Api(error) => error.to_string(),
+            Self::Profile(error) => error.to_string(),
+            Self::Usage(text) | Self::NotFound(text) => text.clone(),
+            Self::Other(error) => in_words(error.as_ref()),
+            Self::Ended { result, .. } => crate::show::result(*result),
+            Self::Exit(code) => format!("exit code {code}"),
         }
     }
 
@@ -104,8 +129,8 @@ impl Failure {
                 }}));
             }
             Self::Usage(text) | Self::NotFound(text) => (text.clone(), None),
-            Self::Other(error) => (format!("{error:#}"), None),
-            Self::Ended(_) | Self::Exit(_) => return None,
+            Self::Other(error) => (in_words(error.as_ref()), None),
+            Self::Ended { .. } | Self::Exit(_) => return None,
         };
         Some(json!({"error": {"exit_code": self.code(), "message": message, "hint": hint}}))
     }
@@ -122,10 +147,14 @@ impl Failure {
             },
             Self::Profile(_) | Self::Usage(_) => 2,
             Self::NotFound(_) => 3,
-            Self::Ended(RunResult::Completed) => 0,
-            Self::Ended(RunResult::Aborted) => 7,
+            Self::Ended { result, refused } => match result {
+                RunResult::Completed | RunResult::DryRun => 0,
+                RunResult::Aborted if *refused => 4,
+                RunResult::Aborted => 7,
+                RunResult::Failed => 1,
+            },
             Self::Exit(code) => *code,
-            Self::Ended(_) | Self::Other(_) => 1,
+            Self::Other(_) => 1,
         }
     }
 }

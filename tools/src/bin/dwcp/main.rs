@@ -17,6 +17,7 @@ mod node;
 mod run_qemu;
 mod show;
 mod status;
+mod usage;
 mod vm;
 mod watch;
 
@@ -87,7 +88,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) if usage::wants_json(&arguments) => return usage::refused(&error).report(true),
+        Err(error) => error.exit(),
+    };
     let mut context = Context::new(&cli.node_socket, cli.json);
     match run(&cli.command, &mut context) {
         Ok(()) => ExitCode::SUCCESS,

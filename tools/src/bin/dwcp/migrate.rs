@@ -10,7 +10,8 @@ use crate::failure::Failure;
 use crate::{show, watch};
 
 const HELP: &str = "Waits for the end unless --no-wait; ending this command does not end the \
-migration (dwcp cancel does). With --json the end is the report `dwcp.migration/1`.
+migration (dwcp cancel does). With --json the end is the report `dwcp.migration/1`, that of a dry \
+run too: its result is `dry-run` when both nodes agree, or `aborted`.
 
 Examples:
   dwcp migrate web --to b --watch
@@ -59,15 +60,30 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         Reply::Started { id } => id,
         other => return Err(Failure::unexpected(&other)),
     };
-    if args.dry_run {
-        return finish_dry_run(args, id, context);
-    }
-    if args.no_wait {
+    if args.no_wait && !args.dry_run {
         let started = json!({"id": id.to_string(), "vm": args.vm});
         return context.print(&started, || format!("{}: migration {id} started", args.vm));
     }
     let report = watch::until_end(id, args.watch, context)?;
-    end(&report, context)
+    context.print(&report, || {
+        if args.dry_run {
+            finding(&report, &args.to)
+        } else {
+            show::report(&report)
+        }
+    })?;
+    match report.result {
+        RunResult::Completed | RunResult::DryRun => Ok(()),
+        _ => Err(Failure::ended(&report)),
+    }
+}
+
+/// What a dry run found.
+fn finding(report: &MigrationReport, to: &str) -> String {
+    match report.result {
+        RunResult::DryRun => format!("{} can be moved to {to}", report.vm),
+        _ => format!("{} cannot be moved to {to}: {}", report.vm, report.reason),
+    }
 }
 
 fn settings(args: &Args, context: &mut Context) -> Result<TransferSettings, Failure> {
@@ -80,30 +96,4 @@ fn settings(args: &Args, context: &mut Context) -> Result<TransferSettings, Fail
     };
     let changes = args.changes.iter().map(String::as_str);
     Ok(profile::with_changes(&base, changes)?)
-}
-
-/// Prints the report; only a completed migration is a success.
-fn end(report: &MigrationReport, context: &Context) -> Result<(), Failure> {
-    context.print(report, || show::report(report))?;
-    match report.result {
-        RunResult::Completed => Ok(()),
-        other => Err(Failure::Ended(other)),
-    }
-}
-
-/// A dry run that got so far was accepted by this node. The data plane may keep a status of it,
-/// whose report then says what the other node answered.
-fn finish_dry_run(
-    args: &Args,
-    id: dwcp_api::MigrationId,
-    context: &mut Context,
-) -> Result<(), Failure> {
-    if let Some(report) = watch::until_end_if_known(id, context)?
-        && report.result != RunResult::Completed
-        && !report.reason.starts_with("dry run")
-    {
-        return end(&report, context);
-    }
-    let good = json!({"vm": args.vm, "to": args.to, "dry_run": true, "result": "completed"});
-    context.print(&good, || format!("{} can be moved to {}", args.vm, args.to))
 }

@@ -65,13 +65,17 @@ pub(crate) const fn limit(limit: Limit) -> &'static str {
 pub(crate) fn phase(phase: PhaseName) -> String {
     match phase {
         PhaseName::InDoubt => "in doubt".to_owned(),
+        PhaseName::DryRun => "dry run".to_owned(),
         other => format!("{other:?}").to_lowercase(),
     }
 }
 
 /// A result.
 pub(crate) fn result(result: RunResult) -> String {
-    format!("{result:?}").to_lowercase()
+    match result {
+        RunResult::DryRun => "dry run".to_owned(),
+        other => format!("{other:?}").to_lowercase(),
+    }
 }
 
 /// A table with a head.

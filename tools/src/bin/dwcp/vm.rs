@@ -87,23 +87,33 @@ fn list(context: &mut Context) -> Result<(), Failure> {
         Reply::Vms(vms) => vms,
         other => return Err(Failure::unexpected(&other)),
     };
-    context.print(&vms, || {
-        if vms.is_empty() {
-            return "no VMs".to_owned();
-        }
-        show::table(
-            ["name", "state", "RAM", "tracker", "VMM"],
-            vms.iter().map(|vm| {
-                [
-                    vm.name.clone(),
-                    vm.state.clone(),
-                    show::bytes(vm.ram_bytes),
-                    vm.tracker.clone(),
-                    vm.vmm.clone(),
-                ]
-            }),
-        )
-    })
+    context.print(&vms, || overview(&vms))
+}
+
+fn overview(vms: &[VmInfo]) -> String {
+    if vms.is_empty() {
+        return "no VMs".to_owned();
+    }
+    let known = |text: &str| if text.is_empty() { "-" } else { text }.to_owned();
+    let mut text = show::table(
+        ["name", "state", "RAM", "tracker", "VMM"],
+        vms.iter().map(|vm| {
+            let ram = match vm.ram_bytes {
+                0 => "-".to_owned(),
+                bytes => show::bytes(bytes),
+            };
+            let (tracker, vmm) = (known(&vm.tracker), known(&vm.vmm));
+            [vm.name.clone(), vm.state.clone(), ram, tracker, vmm]
+        }),
+    );
+    let noted: Vec<_> = vms.iter().filter(|vm| !vm.note.is_empty()).collect();
+    if !noted.is_empty() {
+        text.push_str("\n\nTried again and again:");
+    }
+    for vm in noted {
+        text.push_str(&format!("\n  {}: {}", vm.name, vm.note));
+    }
+    text
 }
 
 /// Attaches a VM at the node.

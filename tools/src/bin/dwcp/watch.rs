@@ -52,18 +52,6 @@ pub(crate) fn until_end(
     }
 }
 
-/// As [`until_end`], when the node knows the migration at all.
-pub(crate) fn until_end_if_known(
-    id: MigrationId,
-    context: &mut Context,
-) -> Result<Option<MigrationReport>, Failure> {
-    match status(id, context) {
-        Ok(_) => until_end(id, false, context).map(Some),
-        Err(Failure::Api(error)) if error.code == ErrorCode::NotFound => Ok(None),
-        Err(failure) => Err(failure),
-    }
-}
-
 fn status(id: MigrationId, context: &mut Context) -> Result<MigrationStatus, Failure> {
     let which = Some(id.to_string());
     match context.node.ask(&Request::Status { which })? {

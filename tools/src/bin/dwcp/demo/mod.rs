@@ -93,7 +93,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     });
     match bad {
         None => Ok(()),
-        Some(report) if report.result != RunResult::Completed => Err(Failure::Ended(report.result)),
+        Some(report) if report.result != RunResult::Completed => Err(Failure::ended(report)),
         Some(_) => Err(Failure::other(anyhow::anyhow!(
             "the guest does not confirm its memory"
         ))),

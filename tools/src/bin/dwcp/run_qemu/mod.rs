@@ -1,6 +1,7 @@
 //! `dwcp vm run-qemu`: QEMU with what a migration needs, in the foreground.
 
 mod arguments;
+mod attaching;
 mod memory;
 mod process;
 mod ram_file;
@@ -111,13 +112,11 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
 
 /// The name becomes part of file names, before any daemon has checked it.
 fn check_name(name: &str) -> Result<(), Failure> {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if (1..=64).contains(&name.len()) && name.chars().all(good) && !name.starts_with(['-', '.']) {
+    if dwcp_api::is_name(name) {
         return Ok(());
     }
-    Err(Failure::Usage(format!(
-        "`{name}` cannot name a VM: 1 to 64 letters, digits, `-`, `_` or `.`"
-    )))
+    let rule = dwcp_api::NAME_RULE;
+    Err(Failure::Usage(format!("`{name}` cannot name a VM: {rule}")))
 }
 
 fn dry_run(plan: &Plan, context: &Context) -> Result<(), Failure> {

@@ -2,9 +2,9 @@
 
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::process::ExitStatus;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use dwcp_api::node::Request;
@@ -16,15 +16,10 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{self, SignalKind};
 
 use super::arguments::Plan;
+use super::attaching::Started;
 use super::ram_file::RamFile;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::vm;
-
-/// QEMU's monitor must be there within this.
-const MONITOR_TIMEOUT: Duration = Duration::from_secs(30);
-/// Between two looks for it.
-const MONITOR_PERIOD: Duration = Duration::from_millis(20);
 
 /// Runs QEMU to its end; gives the exit code (128 and the signal's number when one killed it).
 pub(super) fn run(
@@ -51,17 +46,17 @@ pub(super) fn run(
     // QEMU has it now, and is the only one.
     drop(ram);
     let node = context.node.path().to_owned();
-    let attached_name = name.to_owned();
     let json = context.json;
-    std::thread::spawn(move || {
-        attach(
-            &attached_name,
-            &qmp_socket,
-            &attachment,
-            &mut Context::new(&node, json),
-        );
-    });
+    let started = Started {
+        name: name.to_owned(),
+        qmp_socket,
+        attachment,
+    };
+    let ended = Arc::new(AtomicBool::new(false));
+    let has_ended = Arc::clone(&ended);
+    std::thread::spawn(move || started.attach(&has_ended, &mut Context::new(&node, json)));
     let status = runtime.block_on(wait(&mut child, &mut signals));
+    ended.store(true, Ordering::Release);
     // The VM is gone from this node whether or not the node still hears of it.
     let _ = context.node.ask(&Request::DetachVm {
         name: name.to_owned(),
@@ -149,44 +144,4 @@ fn exit_code(status: ExitStatus) -> u8 {
     let signal = || status.signal().map(|signal| 128 + signal);
     let code = status.code().or_else(signal).unwrap_or(1);
     u8::try_from(code).unwrap_or(1)
-}
-
-/// Attaches the VM; a failure is said, and QEMU runs on: it can be attached later by hand.
-fn attach(name: &str, qmp_socket: &str, attachment: &Attachment, context: &mut Context) {
-    let began = Instant::now();
-    let by_hand = match attachment {
-        Attachment::Qemu {
-            uffd_socket: Some(uffd),
-            ..
-        } => {
-            format!("dwcp vm attach {name} --qmp {qmp_socket} --uffd-socket {uffd}")
-        }
-        _ => format!("dwcp vm attach {name} --qmp {qmp_socket}"),
-    };
-    loop {
-        if Path::new(qmp_socket).exists() {
-            match vm::attach(name, attachment.clone(), context) {
-                Ok(vm) => {
-                    eprintln!(
-                        "dwcp: {name} attached: {}, tracker {}",
-                        vm.state, vm.tracker
-                    );
-                    return;
-                }
-                // The socket is bound a moment before QEMU listens on it.
-                Err(Failure::Api(error))
-                    if error.code == ErrorCode::System && began.elapsed() < MONITOR_TIMEOUT => {}
-                Err(failure) => {
-                    failure.report(false);
-                    eprintln!("dwcp: {name} runs, but is not attached; later: {by_hand}");
-                    return;
-                }
-            }
-        }
-        if began.elapsed() > MONITOR_TIMEOUT {
-            eprintln!("dwcp: {name}: QEMU's monitor did not appear at {qmp_socket}");
-            return;
-        }
-        std::thread::sleep(MONITOR_PERIOD);
-    }
 }

@@ -1,0 +1,90 @@
+//! Whether the other node is this one.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
+
+use dwcp_api::{ApiError, ErrorCode, MigrationId, Role};
+
+use super::node::{Node, PeerNode};
+
+impl Node {
+    pub(super) fn listens_on(&self, address: SocketAddr) {
+        // Bound once; a second listener would change nothing.
+        let _ = self.listening.set(address);
+    }
+
+    /// Refuses to be both ends of a migration.
+    pub(super) fn check_other(&self, vm: &str, destination: &PeerNode) -> Result<(), ApiError> {
+        let address = &destination.address;
+        let listening = self.listening.get();
+        if !listening.is_some_and(|own| leads_here(address, *own)) {
+            return Ok(());
+        }
+        let text = format!("VM {vm} is on this node already: {address} leads back to it");
+        Err(ApiError::new(ErrorCode::BadRequest, text)
+            .with_hint("name another node: `dwcp node` shows the peers"))
+    }
+
+    /// Whether this node is the source of a migration that is offered to it.
+    pub(super) fn is_source_of(&self, id: MigrationId) -> bool {
+        self.migration(id)
+            .is_some_and(|handle| handle.status().role == Role::Source)
+    }
+}
+
+/// Whether `address` leads to the data plane that listens on `listening`. A name that has no address
+/// leads nowhere.
+fn leads_here(address: &str, listening: SocketAddr) -> bool {
+    let candidates = address.to_socket_addrs().into_iter().flatten();
+    candidates
+        .into_iter()
+        .any(|candidate| is_served(candidate, listening))
+}
+
+fn is_served(candidate: SocketAddr, listening: SocketAddr) -> bool {
+    let (ip, own) = (candidate.ip().to_canonical(), listening.ip().to_canonical());
+    let every_interface = own.is_unspecified() && (own.is_ipv6() || ip.is_ipv4());
+    candidate.port() == listening.port() && (ip == own || (every_interface && is_of_machine(ip)))
+}
+
+/// The kernel answers an address of its own from that very address. Nothing is sent.
+fn is_of_machine(ip: IpAddr) -> bool {
+    if ip.is_unspecified() || ip.is_loopback() {
+        return true;
+    }
+    let any: SocketAddr = match ip {
+        IpAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+        IpAddr::V6(_) => ([0_u16; 8], 0).into(),
+    };
+    let source = UdpSocket::bind(any).and_then(|socket| {
+        socket.connect((ip, 9))?;
+        socket.local_addr()
+    });
+    source.is_ok_and(|source| source.ip() == ip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leads(address: &str, listening: &str) -> bool {
+        leads_here(address, listening.parse().unwrap())
+    }
+
+    #[test]
+    fn an_address_of_this_machine_and_the_port_are_this_node() {
+        assert!(leads("127.0.0.1:7440", "127.0.0.1:7440"));
+        assert!(leads("127.0.0.1:7440", "0.0.0.0:7440"));
+        assert!(leads("127.3.2.1:7440", "0.0.0.0:7440"));
+        assert!(leads("localhost:7440", "0.0.0.0:7440"));
+        assert!(leads("0.0.0.0:7440", "0.0.0.0:7440"));
+        assert!(leads("127.0.0.1:7440", "[::]:7440"));
+    }
+
+    #[test]
+    fn another_port_or_machine_is_another_node() {
+        assert!(!leads("127.0.0.1:7441", "0.0.0.0:7440"));
+        assert!(!leads("127.0.0.2:7440", "127.0.0.1:7440"));
+        assert!(!leads("192.0.2.77:7440", "0.0.0.0:7440"));
+        assert!(!leads("no address", "0.0.0.0:7440"));
+    }
+}
