@@ -95,7 +95,8 @@ impl Memory {
     fn has(&mut self, block: &RamBlock, page: u32) -> bool {
         if !self.known.contains(&page) {
             let extent = block.extent(page).ok().flatten();
-            let (end, is_data) = extent.map_or((block.pages(), true), |e| (e.end, e.is_data));
+            let (end, is_data) =
+                extent.map_or_else(|| (block.pages(), true), |e| (e.end, e.is_data));
             (self.known, self.is_data) = (page..end, is_data);
         }
         self.is_data
