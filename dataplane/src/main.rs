@@ -99,6 +99,7 @@ fn incoming_settings(options: &Options) -> TransferSettings {
         mode: "incoming".into(),
         streams: STREAMS_MAX as u16,
         workers: options.workers,
+        at_once: 0,
         io: options.io,
         send: SendChoice::Auto,
         window_bytes: 0,

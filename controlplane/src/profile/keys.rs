@@ -60,6 +60,13 @@ pub(super) const KEYS: &[Key] = &[
          number of streams.",
     ),
     key(
+        "transfer.at_once",
+        integer(0, 1000),
+        "Migrations that leave a node at once. One that would be one more waits for its turn, its \
+         guest running: few at a time are each short, and all together sooner done. 0 lets the \
+         data plane choose: enough to keep its cores busy, four at most.",
+    ),
+    key(
         "transfer.io",
         Kind::Choice(&["auto", "uring", "poll"]),
         "Transport loop of the workers. auto takes io_uring when the kernel allows it, and poll \

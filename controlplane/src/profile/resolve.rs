@@ -28,6 +28,7 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
         mode: word("mode")?.to_owned(),
         streams: u16::try_from(integer("transfer.streams")?).ok()?,
         workers: u16::try_from(integer("transfer.workers")?).ok()?,
+        at_once: u16::try_from(integer("transfer.at_once")?).ok()?,
         io: match word("transfer.io")? {
             "uring" => IoPath::Uring,
             "poll" => IoPath::Poll,
@@ -108,6 +109,7 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
         ("mode", word(&settings.mode)),
         ("transfer.streams", Value::Integer(settings.streams.into())),
         ("transfer.workers", Value::Integer(settings.workers.into())),
+        ("transfer.at_once", Value::Integer(settings.at_once.into())),
         ("transfer.io", word(io)),
         ("transfer.send", word(send)),
         ("transfer.window", Value::Quantity(settings.window_bytes)),

@@ -166,6 +166,7 @@ pub fn report(id: MigrationId, vm: &str, result: RunResult) -> MigrationReport {
         verified: true,
         guest_verified: None,
         rounds: 3,
+        queued_ms: 0.0,
         total_ms: 2345.6,
         downtime_ms: 41.5,
         downtime_parts_ms: DowntimePartsMs::default(),

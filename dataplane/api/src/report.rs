@@ -19,6 +19,8 @@ pub enum Role {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum PhaseName {
+    /// Waiting for its turn: few migrations leave a node at a time. The guest runs.
+    Queued,
     /// Connecting and agreeing on version and capabilities.
     Negotiate,
     /// Arming the tracker, opening streams.
@@ -198,7 +200,9 @@ pub struct MigrationReport {
     pub guest_verified: Option<bool>,
     /// Rounds, the last one under pause included.
     pub rounds: u32,
-    /// From the start to the guest running at the destination, or to the abort.
+    /// Time that it waited for its turn: few migrations leave a node at once.
+    pub queued_ms: f64,
+    /// From its turn to the guest running at the destination, or to the abort.
     pub total_ms: f64,
     /// Pause of the guest.
     pub downtime_ms: f64,

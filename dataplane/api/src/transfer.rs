@@ -11,6 +11,9 @@ pub struct TransferSettings {
     pub streams: u16,
     /// Worker threads at each end; 0 lets the data plane choose from the topology.
     pub workers: u16,
+    /// Migrations that leave the node at once at most while this one waits for its turn; 0 lets the
+    /// data plane choose.
+    pub at_once: u16,
     /// Which transport loop the workers run.
     pub io: IoPath,
     /// How guest pages that are sent as they are get into the socket.

@@ -55,23 +55,35 @@ pub fn read_everything(session: &Session) -> Reread {
 fn read(session: &Session, pages: impl Iterator<Item = u64>) -> Reread {
     let mut found = Reread::default();
     let (mut block, mut first) = (0, 0);
-    let mut memory = Memory::default();
+    let mut hole = 0..0;
     for global in pages {
         let blocks = session.layout.blocks();
         while global - first >= u64::from(blocks[block].pages()) {
             first += u64::from(blocks[block].pages());
             block += 1;
-            memory = Memory::default();
+            hole = 0..0;
         }
         let page = (global - first) as u32;
-        let now = memory
-            .has(&blocks[block], page)
-            .then(|| fingerprint(session, &blocks[block], page))
-            .flatten();
+        let held = session.digests.get(global);
+        // A page that should be zero, and has no memory, is: to read it would give it memory.
+        let holds = if held.is_none() && is_hole(&blocks[block], page, &mut hole) {
+            true
+        } else {
+            held == fingerprint(session, &blocks[block], page)
+        };
         found.pages += 1;
-        found.differing += u64::from(session.digests.get(global) != now);
+        found.differing += u64::from(!holds);
     }
     found
+}
+
+/// Whether `page` has no memory. `hole` is the last one that was found.
+fn is_hole(block: &RamBlock, page: u32, hole: &mut Range<u32>) -> bool {
+    if !hole.contains(&page) {
+        let data = block.data_from(page).ok().flatten();
+        *hole = page..data.unwrap_or(page);
+    }
+    hole.contains(&page)
 }
 
 /// A page's fingerprint; `None` when it is zero.
@@ -80,27 +92,6 @@ fn fingerprint(session: &Session, block: &RamBlock, page: u32) -> Option<Fingerp
     block.read_page(page, &mut copy);
     let is_zero = kernels().is_zero(&copy);
     (!is_zero).then(|| kernels().fingerprint(&session.key, &copy))
-}
-
-/// What is known of a block's memory, asked of the kernel an extent at a time. A page without memory
-/// is zero; to read it would give it memory.
-#[derive(Debug, Default)]
-struct Memory {
-    known: Range<u32>,
-    is_data: bool,
-}
-
-impl Memory {
-    /// Whether `page` has memory, or may have. Pages are asked about in ascending order.
-    fn has(&mut self, block: &RamBlock, page: u32) -> bool {
-        if !self.known.contains(&page) {
-            let extent = block.extent(page).ok().flatten();
-            let (end, is_data) =
-                extent.map_or_else(|| (block.pages(), true), |e| (e.end, e.is_data));
-            (self.known, self.is_data) = (page..end, is_data);
-        }
-        self.is_data
-    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 //! | `recorder.rs`, `meter.rs` | rounds, the parts of the pause, bytes and CPU time, the report |
 //! | `recovery.rs`, `doubt.rs` | what a restarted daemon finishes; a handover without an answer |
 
+mod admission;
 mod destination;
 mod destination_actions;
 mod destination_rounds;

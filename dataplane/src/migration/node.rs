@@ -13,6 +13,7 @@ use dwcp_api::{
 use dwcp_journal::{Journal, Record, RecordKind, wall_ms};
 use dwcp_proto::JournalEntry;
 
+use super::admission::Admission;
 use super::destination::DestinationInput;
 use super::placement;
 use super::vms::{self, VmTable};
@@ -128,6 +129,7 @@ pub struct Node {
     joins: Mutex<HashMap<u128, Mailbox<DestinationInput>>>,
     incoming: Mutex<HashMap<MigrationId, Mailbox<DestinationInput>>>,
     next_slot: AtomicUsize,
+    pub(super) admission: Arc<Admission>,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -152,6 +154,7 @@ impl Node {
             joins: Mutex::default(),
             incoming: Mutex::default(),
             next_slot: AtomicUsize::new(0),
+            admission: Arc::default(),
         })
     }
 

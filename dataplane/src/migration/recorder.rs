@@ -35,6 +35,8 @@ pub(super) struct Recorder {
     peer: String,
     mode: String,
     started: Instant,
+    /// When its turn came.
+    begun: Option<Instant>,
     pub(super) rounds: Vec<RoundReport>,
     pub(super) pages: PageCounts,
     pub(super) pause: PauseMoments,
@@ -92,6 +94,7 @@ impl Recorder {
             peer: subject.peer,
             mode: subject.mode,
             started: now,
+            begun: None,
             rounds: vec![],
             pages: PageCounts::default(),
             pause: PauseMoments::default(),
@@ -121,6 +124,16 @@ impl Recorder {
 
     pub(super) const fn started(&self) -> Instant {
         self.started
+    }
+
+    /// Its turn has come.
+    pub(super) fn begin(&mut self) {
+        self.begun = Some(Instant::now());
+    }
+
+    /// When it began to move: a destination does so when it hears of it.
+    fn begun(&self) -> Instant {
+        self.begun.unwrap_or(self.started)
     }
 
     /// Notes something a person should know, once.
@@ -172,7 +185,7 @@ impl Recorder {
     /// Time left. Low: this round alone at the pace so far. High: the rounds after it as well, each
     /// the share of the one before that the guest dirties meanwhile.
     fn forecast(&self, pages_left: u64, done: u64, in_flight: u64) -> (Option<(u64, u64)>, Limit) {
-        let elapsed = self.started.elapsed().as_secs_f64();
+        let elapsed = self.begun().elapsed().as_secs_f64();
         let all = done as f64 + self.rounds.iter().map(|r| r.pages as f64).sum::<f64>();
         if all < 1000.0 || elapsed < 0.05 {
             return (None, Limit::Unknown);
@@ -215,7 +228,7 @@ impl Recorder {
             phase: match phase {
                 _ if in_doubt => PhaseName::InDoubt,
                 Phase::Aborted if self.is_agreed_dry_run() => PhaseName::DryRun,
-                phase => phase_name(phase),
+                phase => phase_name(phase, self.role),
             },
             progress: self.progress(session),
             rounds: self.rounds.clone(),
@@ -250,8 +263,9 @@ impl Recorder {
             verified: self.verified,
             guest_verified: None,
             rounds: self.rounds.len() as u32,
+            queued_ms: ms(self.started, self.begun()),
             total_ms: ms(
-                self.started,
+                self.begun(),
                 self.pause.resumed.unwrap_or_else(Instant::now),
             ),
             downtime_ms,
@@ -328,8 +342,9 @@ fn ms(from: Instant, until: Instant) -> f64 {
     until.saturating_duration_since(from).as_secs_f64() * 1000.0
 }
 
-const fn phase_name(phase: Phase) -> PhaseName {
+const fn phase_name(phase: Phase, role: Role) -> PhaseName {
     match phase {
+        Phase::Idle if matches!(role, Role::Source) => PhaseName::Queued,
         Phase::Idle | Phase::Negotiate => PhaseName::Negotiate,
         Phase::Setup => PhaseName::Setup,
         Phase::Precopy => PhaseName::Precopy,

@@ -17,6 +17,7 @@ use dwcp_proto::{
 };
 use dwcp_wire::{AbortCode, Offer};
 
+use super::admission::{Turn, at_once};
 use super::node::{JournalScope, MigrationHandle, Node, PeerNode, check_running};
 use super::peer::ControlWriter;
 use super::recorder::{End, Recorder, Subject, no_outcome};
@@ -53,6 +54,8 @@ pub(super) enum SourceInput {
     DeviceLost(String),
     /// RAM was read again.
     Reread(Reread),
+    /// It may begin: few are under way at a time.
+    Admitted,
 }
 
 impl From<WorkerEvent> for SourceInput {
@@ -84,6 +87,8 @@ pub(super) struct SourceDriver {
     pub(super) collected_at: Option<Instant>,
     pub(super) query_under_way: Arc<AtomicBool>,
     pub(super) outcome: Option<Outcome>,
+    /// Its place among the migrations of this node.
+    pub(super) turn: Option<Turn>,
 }
 
 /// The round that the workers are at.
@@ -186,7 +191,7 @@ fn prepare(
         journal,
         machine,
         mailbox,
-        pending: VecDeque::from([SourceEvent::Start]),
+        pending: VecDeque::new(),
         recorder,
         control: None,
         relay: None,
@@ -199,6 +204,7 @@ fn prepare(
         collected_at: None,
         query_under_way: Arc::default(),
         outcome: None,
+        turn: None,
     })
 }
 
@@ -268,6 +274,7 @@ pub(super) fn random() -> Result<u128, ApiError> {
 
 impl SourceDriver {
     fn run(mut self) {
+        self.queue();
         while self.outcome.is_none() {
             while let Some(event) = self.pending.pop_front() {
                 self.feed(event);
@@ -280,6 +287,9 @@ impl SourceDriver {
                 Some(SourceInput::Worker(event)) => self.worker_event(event),
                 Some(SourceInput::DeviceLost(reason)) => self.stream_lost(reason),
                 Some(SourceInput::Reread(read)) => self.sample_was_read(read),
+                Some(SourceInput::Admitted) => {
+                    self.begin();
+                }
                 None => self.feed(SourceEvent::Tick),
             }
             if self.handle.take_cancel() {
@@ -288,6 +298,25 @@ impl SourceDriver {
             self.publish();
         }
         self.finish();
+    }
+
+    /// Waits for its turn in the loop, where a cancel is heard. A dry run moves nothing.
+    fn queue(&mut self) {
+        let mailbox = self.mailbox.clone();
+        let begin = move || drop(mailbox.push(SourceInput::Admitted));
+        if self.request.dry_run {
+            return begin();
+        }
+        let at_once = at_once(&self.request.settings);
+        self.turn = Some(self.node.admission.queue(at_once, begin));
+    }
+
+    fn begin(&mut self) {
+        self.recorder.begin();
+        // Shown now: the connection may take its time.
+        let status = self.recorder.status(Phase::Negotiate, false, None);
+        self.handle.publish(status);
+        self.feed(SourceEvent::Start);
     }
 
     fn feed(&mut self, event: SourceEvent) {
@@ -396,6 +425,7 @@ impl SourceDriver {
         }
         self.relay = None;
         self.tracker.disarm();
+        self.turn = None;
         if let Some(thread) = self.device_thread.take() {
             let _ = thread.join();
         }

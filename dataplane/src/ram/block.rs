@@ -61,13 +61,8 @@ pub struct RamBlock {
     vmm_address: u64,
 }
 
-/// Pages up to `end` are all allocated, or none of them is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
-    /// First page after it.
-    pub end: u32,
-    /// Whether they are allocated.
-    pub is_data: bool,
+const fn offset_of(page: u32) -> i64 {
+    page as i64 * PAGE_BYTES as i64
 }
 
 impl RamBlock {
@@ -199,53 +194,42 @@ impl RamBlock {
     /// [`RamError::System`].
     pub fn mark_data(&self, bitmap: &mut DirtyBitmap) -> Result<bool, RamError> {
         let mut page = 0;
-        while page < self.pages() {
-            let Some(extent) = self.extent(page)? else {
+        loop {
+            let Some(data) = self.data_from(page)? else {
                 bitmap.set_range(0, self.pages());
                 return Ok(false);
             };
-            if extent.is_data {
-                bitmap.set_range(page, extent.end - page);
+            if data >= self.pages() {
+                return Ok(true);
             }
-            page = extent.end;
+            let hole = lseek(&self.file, offset_of(data), Whence::SeekHole)
+                .map_err(|errno| self.system("lseek", errno))?;
+            let end = (hole as u64).div_ceil(PAGE_BYTES as u64);
+            page = end.clamp(u64::from(data) + 1, self.pages().into()) as u32;
+            bitmap.set_range(data, page - data);
         }
-        Ok(true)
     }
 
-    /// How far what `page` is goes on: allocated, or a hole, which is zero and must not be read: a
-    /// read allocates it. `None` when the file system cannot tell.
+    /// The first page from `page` on that has memory; the number of pages when none has. Pages before
+    /// it are zero, and should not be read: that would allocate them. `None` when the file system
+    /// cannot tell.
     ///
     /// # Errors
     /// [`RamError::System`].
-    pub fn extent(&self, page: u32) -> Result<Option<Extent>, RamError> {
+    pub fn data_from(&self, page: u32) -> Result<Option<u32>, RamError> {
         // hugetlbfs has no notion of it, and says that all is data.
         if self.is_in_hugetlbfs()? {
             return Ok(None);
         }
-        let page_bytes = PAGE_BYTES as i64;
-        let offset = i64::from(page) * page_bytes;
-        let is_hole = |end| {
-            Ok(Some(Extent {
-                end,
-                is_data: false,
-            }))
-        };
-        let data = match lseek(&self.file, offset, Whence::SeekData) {
-            Ok(data) => data / page_bytes,
-            Err(Errno::ENXIO) => return is_hole(self.pages()),
-            Err(Errno::EINVAL | Errno::ESPIPE) => return Ok(None),
-            Err(errno) => return Err(self.system("lseek", errno)),
-        };
-        if data > i64::from(page) {
-            return is_hole(data.min(self.pages().into()) as u32);
+        match lseek(&self.file, offset_of(page), Whence::SeekData) {
+            Ok(data) => {
+                let data = data as u64 / PAGE_BYTES as u64;
+                Ok(Some(data.min(self.pages().into()) as u32))
+            }
+            Err(Errno::ENXIO) => Ok(Some(self.pages())),
+            Err(Errno::EINVAL | Errno::ESPIPE) => Ok(None),
+            Err(errno) => Err(self.system("lseek", errno)),
         }
-        let hole = lseek(&self.file, offset, Whence::SeekHole)
-            .map_err(|errno| self.system("lseek", errno))?;
-        let end = (hole + page_bytes - 1) / page_bytes;
-        Ok(Some(Extent {
-            end: end.clamp(i64::from(page) + 1, self.pages().into()) as u32,
-            is_data: true,
-        }))
     }
 
     /// What the block has and could have.

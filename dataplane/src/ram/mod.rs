@@ -8,5 +8,5 @@ mod digest;
 pub(crate) mod testing;
 
 pub use bitmap::{DirtyBitmap, PAGES_PER_WORD, RamBitmap};
-pub use block::{Extent, RamBlock, RamError, RamLayout, Room};
+pub use block::{RamBlock, RamError, RamLayout, Room};
 pub use digest::Digests;

@@ -59,6 +59,7 @@ pub(crate) fn settings() -> TransferSettings {
         mode: "test".into(),
         streams: 2,
         workers: 0,
+        at_once: 0,
         io: IoPath::Auto,
         send: SendChoice::Auto,
         window_bytes: 16 << 20,

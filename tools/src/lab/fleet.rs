@@ -84,11 +84,13 @@ impl Fleet {
             }
         }
         let (mut reports, mut most_bytes) = (vec![], 0);
+        // To ask about many takes the nodes' time, too.
+        let look = Duration::from_millis(2 + self.guests.len() as u64 / 4);
         while !open.is_empty() {
             if began.elapsed() > FLEET_TIME {
                 return Err(LabError::Timeout("moving the fleet".into()));
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(look);
             most_bytes = most_bytes
                 .max(self.a.dataplane_bytes())
                 .max(self.b.dataplane_bytes());

@@ -16,6 +16,7 @@ fn request(vm: &str) -> Request {
             mode: "test".into(),
             streams: 1,
             workers: 0,
+            at_once: 0,
             io: IoPath::Auto,
             send: SendChoice::Auto,
             window_bytes: 1 << 20,

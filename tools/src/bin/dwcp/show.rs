@@ -70,6 +70,16 @@ pub(crate) fn phase(phase: PhaseName) -> String {
     }
 }
 
+/// How long it took, and how long it waited before.
+fn total(report: &MigrationReport) -> String {
+    let total = format!("{} in {} rounds", duration(report.total_ms), report.rounds);
+    if report.queued_ms < 1.0 {
+        return total;
+    }
+    let queued = duration(report.queued_ms);
+    format!("{total}, after {queued} in the queue")
+}
+
 /// A result.
 pub(crate) fn result(result: RunResult) -> String {
     match result {
@@ -147,10 +157,7 @@ pub(crate) fn report(report: &MigrationReport) -> String {
             format!("{} (epoch {})", report.owner, report.epoch),
         ),
         ("verified", format!("{}{guest}", yes(report.verified))),
-        (
-            "total",
-            format!("{} in {} rounds", duration(report.total_ms), report.rounds),
-        ),
+        ("total", total(report)),
         ("downtime", duration(report.downtime_ms)),
         (
             "  parts",
