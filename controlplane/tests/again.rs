@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use dwcp_api::node::{Reply, Request};
 use dwcp_api::{ErrorCode, dataplane};
 use fake::FakePlane;
-use local::{TestNode, attach, wait};
+use local::{TestNode, attach, detach, wait};
 
 /// A data plane that was started anew, with a VMM that does not answer it for some tries.
 fn restarted_with(node: &TestNode, refusals: usize) -> FakePlane {
@@ -70,7 +70,7 @@ fn a_vm_that_cannot_be_attached_again_is_tried_on_and_listed_with_the_reason() {
 /// What a user says of a VM ends the tries that wait for it.
 #[test]
 fn a_vm_that_is_detached_or_attached_by_hand_is_not_tried_again() {
-    for by_hand in [Request::DetachVm { name: "web".into() }, attach("web")] {
+    for by_hand in [detach("web"), attach("web")] {
         let node = node_with_web();
         let plane = restarted_with(&node, 1);
         node.wait_for_plane();

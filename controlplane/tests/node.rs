@@ -12,7 +12,7 @@ use dwcp_api::{Attachment, ErrorCode, MigrationId, Role, dataplane};
 use dwcp_controlplane::node::Node;
 use dwcp_journal::{Journal, Record, RecordKind};
 use fake::FakePlane;
-use local::{TestNode, attach, migrate, options, wait};
+use local::{TestNode, attach, detach, migrate, options, wait};
 
 #[test]
 fn a_vm_is_attached_moved_and_forgotten() {
@@ -43,10 +43,7 @@ fn a_vm_is_attached_moved_and_forgotten() {
         Reply::Done
     );
     assert!(plane.seen(|request| *request == dataplane::Request::CancelMigration { id }));
-    assert_eq!(
-        node.ask(&Request::DetachVm { name: "web".into() }),
-        Reply::Done
-    );
+    assert_eq!(node.ask(&detach("web")), Reply::Done);
     assert_eq!(node.ask(&Request::ListVms), Reply::Vms(Vec::new()));
 }
 

@@ -132,6 +132,56 @@ fn a_second_qemu_of_a_name_is_refused_and_the_first_keeps_its_monitor() {
     assert!(!plane.seen(|request| matches!(request, Request::DetachVm { .. })));
 }
 
+/// Whose name it is does not depend on who ends first.
+#[test]
+fn a_name_of_another_vm_is_neither_taken_nor_forgotten() {
+    let node = TestNode::start(Some(fake::obedient()));
+    let folder = node.dir.path();
+    let by_hand = |to: &str| {
+        let socket = folder.join(to);
+        let mut command = node.dwcp(&["vm", "attach", "web", "--process"]);
+        run(command.arg(socket), 0);
+    };
+    let is_listed = || {
+        let (out, _) = run(&mut node.dwcp(&["vm", "list", "--json"]), 0);
+        out.contains("\"web\"")
+    };
+    by_hand("other.sock");
+    let run_qemu = |qemu: &Path| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dwcp"));
+        command.arg("--node-socket").arg(folder.join("node.sock"));
+        command.args(["vm", "run-qemu", "web", "--mem-path"]);
+        command.arg(folder).args(["--", "-m", "64"]);
+        command.env("DWCP_QEMU", qemu).current_dir(folder);
+        command
+    };
+    let refused = run_qemu(Path::new("/bin/true")).output().unwrap();
+    let err = String::from_utf8_lossy(&refused.stderr);
+    assert!(err.contains("another VM web is attached"), "{err}");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(is_listed());
+    // The name changes hands while QEMU runs.
+    run(&mut node.dwcp(&["vm", "detach", "web"]), 0);
+    let ends = folder.join("ends");
+    let qemu = script_file(
+        folder,
+        &format!(
+            ": > started; while [ ! -e {} ]; do sleep 0.05; done",
+            ends.display()
+        ),
+    );
+    let mut child = run_qemu(&qemu).spawn().unwrap();
+    let began = Instant::now();
+    while !folder.join("started").exists() {
+        assert!(began.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    by_hand("another.sock");
+    std::fs::write(&ends, "").unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(is_listed());
+}
+
 /// kill -9 of everything must leave no RAM behind: the file has no name, and QEMU has it open.
 #[test]
 fn guest_ram_has_no_name_and_goes_with_qemu() {

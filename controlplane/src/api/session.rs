@@ -64,8 +64,8 @@ async fn try_answer(request: Request, node: &Node) -> Result<Reply, ApiError> {
         Request::AttachVm { name, attachment } => {
             Reply::Vm(node.vms().attach(name, attachment).await?)
         }
-        Request::DetachVm { name } => {
-            node.vms().detach(name).await?;
+        Request::DetachVm { name, attached_as } => {
+            node.vms().detach(name, attached_as).await?;
             Reply::Done
         }
         Request::ListVms => Reply::Vms(node.vms().list().await?),

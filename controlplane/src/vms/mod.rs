@@ -82,13 +82,23 @@ impl Vms {
         store.vms().len() >= VMS_MAX && !store.vms().contains_key(name)
     }
 
-    /// Forgets a VM, which goes on running.
+    /// Forgets a VM, which goes on running; only if it is attached as `attached_as`, when that is
+    /// given.
     ///
     /// # Errors
     /// [`ErrorCode::NotFound`], and the data plane's refusal while the VM is being moved.
-    pub async fn detach(&self, name: String) -> Result<(), ApiError> {
+    pub async fn detach(
+        &self,
+        name: String,
+        attached_as: Option<Attachment>,
+    ) -> Result<(), ApiError> {
         let _turn = self.turns.take(&name).await;
-        let known = self.store().vms().contains_key(&name);
+        let recorded = self.store().vms().get(&name).cloned();
+        if attached_as.is_some() && attached_as != recorded {
+            let message = format!("no VM {name} is attached by these sockets");
+            return Err(ApiError::new(ErrorCode::NotFound, message));
+        }
+        let known = recorded.is_some();
         match self
             .client
             .call(Request::DetachVm { name: name.clone() })

@@ -101,6 +101,13 @@ pub fn wait(mut until: impl FnMut() -> bool) {
     }
 }
 
+pub fn detach(name: &str) -> Request {
+    Request::DetachVm {
+        name: name.into(),
+        attached_as: None,
+    }
+}
+
 pub fn attach(name: &str) -> Request {
     Request::AttachVm {
         name: name.into(),

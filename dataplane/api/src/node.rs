@@ -24,6 +24,8 @@ pub enum Request {
     DetachVm {
         /// Name.
         name: String,
+        /// Only if it is attached so: somebody else may have given the name to another VM.
+        attached_as: Option<Attachment>,
     },
     /// All VMs.
     ListVms,

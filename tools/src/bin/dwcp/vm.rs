@@ -71,9 +71,10 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
             })
         }
         Command::Detach { name } => {
-            context
-                .node
-                .ask(&Request::DetachVm { name: name.clone() })?;
+            context.node.ask(&Request::DetachVm {
+                name: name.clone(),
+                attached_as: None,
+            })?;
             let done = serde_json::json!({"detached": name});
             context.print(&done, || format!("{name}: forgotten"))
         }

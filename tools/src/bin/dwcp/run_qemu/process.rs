@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
-use dwcp_api::node::Request;
-use dwcp_api::{ApiError, Attachment, ErrorCode};
+use dwcp_api::node::{Reply, Request};
+use dwcp_api::{ApiError, Attachment, ErrorCode, VmInfo};
 use dwcp_dataplane::vmm::nobody_listens;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -33,6 +33,7 @@ pub(super) fn run(
         return Err(Failure::Usage("run-qemu attaches by QMP".to_owned()));
     };
     let qmp_socket = qmp_socket.clone();
+    check_name_is_free(name, &attachment, context)?;
     clear_socket(name, &qmp_socket)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -50,18 +51,42 @@ pub(super) fn run(
     let started = Started {
         name: name.to_owned(),
         qmp_socket,
-        attachment,
+        attachment: attachment.clone(),
     };
     let ended = Arc::new(AtomicBool::new(false));
     let has_ended = Arc::clone(&ended);
     std::thread::spawn(move || started.attach(&has_ended, &mut Context::new(&node, json)));
     let status = runtime.block_on(wait(&mut child, &mut signals));
     ended.store(true, Ordering::Release);
-    // The VM is gone from this node whether or not the node still hears of it.
+    // The VM is gone from this node whether or not the node still hears of it. Another VM may have
+    // got its name meanwhile.
     let _ = context.node.ask(&Request::DetachVm {
         name: name.to_owned(),
+        attached_as: Some(attachment),
     });
     Ok(exit_code(status?))
+}
+
+/// Refuses the name of another VM that this node has. A node that does not answer has none to lose.
+fn check_name_is_free(
+    name: &str,
+    attachment: &Attachment,
+    context: &mut Context,
+) -> Result<(), Failure> {
+    let Ok(Reply::Vms(vms)) = context.node.ask(&Request::ListVms) else {
+        return Ok(());
+    };
+    let is_other = |vm: &&VmInfo| vm.name == name && vm.attachment != *attachment;
+    match vms.iter().find(is_other) {
+        // What it was is over; its record gives way.
+        Some(vm) if vm.state == "gone" => Ok(()),
+        None => Ok(()),
+        Some(vm) => {
+            let text = format!("another VM {name} is attached to this node: {}", vm.state);
+            let hint = format!("take another name, or `dwcp vm detach {name}` first");
+            Err(ApiError::new(ErrorCode::Busy, text).with_hint(hint).into())
+        }
+    }
 }
 
 /// Removes a socket that was left by a QEMU that is gone, so that its path is not taken for the new
