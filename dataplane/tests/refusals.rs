@@ -6,8 +6,9 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 
 use common::proxy::{Harm, Plan, Proxy, Way};
-use common::{TestGuest, node, settings, small, wait};
+use common::{TestGuest, busy, node, settings, small, until, wait};
 use dwcp_api::{ErrorCode, MigrationId, MigrationReport, PhaseName, RunResult, TransferSettings};
+use dwcp_testbed::synthetic::SyntheticOptions;
 
 fn patient_for(ms: u32) -> TransferSettings {
     TransferSettings {
@@ -147,4 +148,41 @@ fn a_cancelled_migration_was_not_refused() {
     let report = wait(&a.node, id);
     assert_eq!(report.result, RunResult::Aborted, "{}", report.reason);
     assert!(!report.refused, "{}", report.reason);
+}
+
+/// The streams of a source that gives up end at once; what it says of it must not come too late.
+#[test]
+fn the_destination_reports_why_the_source_gave_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let never_done = TransferSettings {
+        downtime_limit_ms: 1,
+        rounds_max: 100_000,
+        ..settings()
+    };
+    let a = node(folder.path(), "a", &settings());
+    let b = node(folder.path(), "b", &settings());
+    let restless = |incoming| SyntheticOptions {
+        rate: 200_000,
+        ..busy(incoming)
+    };
+    let old = TestGuest::start(folder.path(), "source", &restless(false));
+    let new = TestGuest::start(folder.path(), "destination", &restless(true));
+    a.node.attach("vm", old.attachment.clone()).unwrap();
+    b.node.attach("vm", new.attachment.clone()).unwrap();
+    for id in (1..20).map(MigrationId) {
+        let start = || {
+            let settings = never_done.clone();
+            a.node
+                .start_migration(id, "vm", &b.address, settings, false)
+        };
+        until("the VM is not given back", || start().is_ok());
+        until("it does not begin", || {
+            let status = a.node.status(id).unwrap();
+            status.phase == PhaseName::Precopy || status.report.is_some()
+        });
+        a.node.cancel(id).unwrap();
+        assert_eq!(wait(&a.node, id).reason, "cancelled by the operator");
+        let there = wait(&b.node, id).reason;
+        assert_eq!(there, "source gave up: cancelled by the operator");
+    }
 }

@@ -29,9 +29,9 @@ pub struct Session {
 /// Set in [`Session::placing`] when RAM is to stay as it is.
 const SEALED: u32 = 1 << 31;
 
-/// A frame came where none may come: between the end of the last round and the handover.
+/// A frame came where none may come: after the end of a round, before it is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("page frame after the last round: RAM is being proven")]
+#[error("page frame after the end of a round that is not reported yet")]
 pub struct Sealed;
 
 impl Session {
@@ -51,7 +51,7 @@ impl Session {
         }
     }
 
-    /// Destination: nothing may change RAM any more, it is being proven.
+    /// Destination: nothing may change RAM any more: it is looked at, and perhaps proven.
     ///
     /// # Errors
     /// [`Sealed`] when a frame is on its way into RAM, though all streams had said that none is.
@@ -60,6 +60,11 @@ impl Session {
             0 => Ok(()),
             _ => Err(Sealed),
         }
+    }
+
+    /// Destination: the next round may come.
+    pub fn unseal(&self) {
+        self.placing.fetch_and(!SEALED, Ordering::AcqRel);
     }
 
     /// Destination: a frame's data is about to be placed in RAM. Once it is applied:
@@ -130,6 +135,16 @@ mod tests {
         session.placed();
         session.seal().unwrap();
         assert_eq!(session.place(), Err(Sealed));
+    }
+
+    #[test]
+    fn the_next_round_is_placed_once_the_seal_is_off() {
+        let session = session();
+        session.seal().unwrap();
+        session.seal().unwrap();
+        session.unseal();
+        session.place().unwrap();
+        session.placed();
     }
 
     #[test]

@@ -28,6 +28,9 @@ use crate::vmm::Vm;
 
 const TICK: Duration = Duration::from_millis(50);
 
+/// Time for the source's own words once one of its streams has ended.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
 /// Silence limit until an offer says another.
 const FIRST_SILENCE: Duration = Duration::from_secs(10);
 
@@ -50,6 +53,8 @@ pub(super) enum DestinationInput {
     Join(StreamJoin),
     /// The source asks on another connection who owns the VM.
     OwnerQuery(SyncSender<bool>),
+    /// The device connection is over.
+    DeviceLost(String),
     /// RAM was read again.
     Reread(Reread),
     /// RAM holds nothing any more of what it held before; the pages that had to be looked at.
@@ -93,6 +98,8 @@ pub(super) struct DestinationDriver {
     pub(super) round: Vec<StreamRound>,
     pub(super) round_began: Instant,
     pub(super) questions: Vec<SyncSender<bool>>,
+    /// A stream that ended, and when.
+    pub(super) lost: Option<(String, Instant)>,
     pub(super) outcome: Option<Outcome>,
 }
 
@@ -169,6 +176,7 @@ pub(super) fn run(
         round: vec![],
         round_began: Instant::now(),
         questions: vec![],
+        lost: None,
         outcome: None,
     };
     driver.run();
@@ -207,6 +215,9 @@ impl DestinationDriver {
             if self.handle.take_cancel() {
                 self.feed(DestinationEvent::Cancel);
             }
+            if let Some((reason, _)) = self.lost.take_if(|(_, at)| at.elapsed() >= LAST_WORDS) {
+                self.feed(DestinationEvent::PeerLost(reason));
+            }
             self.publish();
         }
         self.finish();
@@ -216,6 +227,7 @@ impl DestinationDriver {
         match input {
             DestinationInput::Event(event) => self.feed(event),
             DestinationInput::Worker(event) => self.worker_event(event),
+            DestinationInput::DeviceLost(reason) => self.stream_lost(reason),
             DestinationInput::Reread(read) => self.was_reread(read),
             DestinationInput::Wiped(wiped) => self.was_wiped(wiped),
             DestinationInput::Join(join) => {
@@ -281,6 +293,16 @@ impl DestinationDriver {
     }
 
     fn send(&mut self, message: &Control) {
+        // Another round may follow, unless RAM is proven.
+        if let (
+            Control::RoundReport {
+                pages_proven: None, ..
+            },
+            Some(session),
+        ) = (message, &self.session)
+        {
+            session.unseal();
+        }
         if let Err(error) = self.control.send(message) {
             let reason = format!("control connection: {error}");
             self.pending.push_back(DestinationEvent::PeerLost(reason));
@@ -296,9 +318,7 @@ impl DestinationDriver {
                 }
             }
             WorkerEvent::StreamRound(part) => self.round_part(part),
-            WorkerEvent::StreamLost { reason, .. } => {
-                self.feed(DestinationEvent::PeerLost(reason));
-            }
+            WorkerEvent::StreamLost { reason, .. } => self.stream_lost(reason),
             WorkerEvent::PeerBroke { stream, reason } => {
                 let reason = format!("stream {stream}: {reason}");
                 self.feed(DestinationEvent::Failed(AbortCode::Protocol, reason));
@@ -308,6 +328,12 @@ impl DestinationDriver {
             }
             WorkerEvent::RoundSent(_) => {}
         }
+    }
+
+    /// A source that gives up says why on the control connection, which may be read later than the
+    /// end of another.
+    fn stream_lost(&mut self, reason: String) {
+        self.lost.get_or_insert((reason, Instant::now()));
     }
 
     fn publish(&mut self) {

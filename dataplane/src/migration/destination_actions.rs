@@ -182,8 +182,7 @@ impl DestinationDriver {
             }
             let mailbox = self.mailbox.clone();
             let on_break = move |reason: String| {
-                let event = DestinationEvent::PeerLost(reason);
-                let _ = mailbox.push(DestinationInput::Event(event));
+                let _ = mailbox.push(DestinationInput::DeviceLost(reason));
             };
             self.relay = Some(Relay::start(
                 socket,

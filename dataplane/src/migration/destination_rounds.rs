@@ -33,6 +33,10 @@ impl DestinationDriver {
         if self.round.len() < usize::from(self.recorder.streams) {
             return;
         }
+        // What is cleared, compared and reported now must not change meanwhile.
+        if let Some(Err(error)) = self.session.as_ref().map(|session| session.seal()) {
+            return self.failed(AbortCode::Protocol, error.to_string());
+        }
         if self.recorder.rounds.is_empty() {
             self.wipe();
         } else {
@@ -109,9 +113,6 @@ impl DestinationDriver {
     /// broken, and sending again would not mend it.
     pub(super) fn prove(&mut self) {
         let Some(session) = &self.session else { return };
-        if let Err(error) = session.seal() {
-            return self.failed(AbortCode::Protocol, error.to_string());
-        }
         let verify = if self.offer.verify_full {
             Verify::Full
         } else {
