@@ -132,6 +132,18 @@ fn a_second_qemu_of_a_name_is_refused_and_the_first_keeps_its_monitor() {
     assert!(!plane.seen(|request| matches!(request, Request::DetachVm { .. })));
 }
 
+#[test]
+fn a_qemu_that_is_not_there_is_told_with_what_names_it() {
+    let node = TestNode::start(Some(fake::obedient()));
+    let mut command = node.dwcp(&["vm", "run-qemu", "web", "--mem-path"]);
+    command.arg(node.dir.path()).args(["--", "-m", "64"]);
+    let (_, err) = run(command.env("DWCP_QEMU", "/nowhere/qemu"), 2);
+    assert!(
+        err.contains("no /nowhere/qemu: ") && err.contains("DWCP_QEMU"),
+        "{err}"
+    );
+}
+
 /// Whose name it is does not depend on who ends first.
 #[test]
 fn a_name_of_another_vm_is_neither_taken_nor_forgotten() {

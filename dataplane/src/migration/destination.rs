@@ -333,7 +333,7 @@ impl DestinationDriver {
     /// A source that gives up says why on the control connection, which may be read later than the
     /// end of another.
     fn stream_lost(&mut self, reason: String) {
-        self.lost.get_or_insert((reason, Instant::now()));
+        self.lost.get_or_insert_with(|| (reason, Instant::now()));
     }
 
     fn publish(&mut self) {

@@ -6,7 +6,6 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context as _;
 use dwcp_api::node::{Reply, Request};
 use dwcp_api::{ApiError, Attachment, ErrorCode, VmInfo};
 use dwcp_dataplane::vmm::nobody_listens;
@@ -121,8 +120,14 @@ fn spawn(plan: &Plan) -> Result<Child, Failure> {
             _ => command.env(variable, value),
         };
     }
-    let child = command.spawn().with_context(|| plan.program.clone());
-    Ok(child?)
+    command.spawn().map_err(|error| {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            let program = &plan.program;
+            let text = format!("no {program}: install QEMU, or set DWCP_QEMU to the one to start");
+            return Failure::Usage(text);
+        }
+        Failure::other(anyhow::Error::new(error).context(plan.program.clone()))
+    })
 }
 
 async fn wait(child: &mut Child, signals: &mut Forwarded) -> Result<ExitStatus, Failure> {
