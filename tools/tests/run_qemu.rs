@@ -265,6 +265,6 @@ fn run_qemu_shows_its_command_and_refuses_what_cannot_be_moved() {
         "-m",
         "1G",
     ];
-    let (_, err) = run(dwcp().args(missing), 1);
+    let (_, err) = run(dwcp().args(missing), 2);
     assert!(err.contains("/no/qemu"), "{err}");
 }
