@@ -22,7 +22,8 @@ and of both data planes. QEMU's bandwidth limit is lifted.
 Examples:
   dwcp bench peers
   dwcp bench peers --rounds 5 --json > peers.json
-  dwcp bench peers --guest bare --dirty-rate 0";
+  dwcp bench peers --guest bare --dirty-rate 0
+  dwcp bench peers --size-mib 512,1024,2048,4096 --dirty-rate 0,1000,5000 --rounds 1";
 
 /// `dwcp bench peers`.
 #[derive(clap::Args, Debug)]
@@ -31,15 +32,20 @@ pub(crate) struct Args {
     /// The guest: Debian's kernel, or the project's.
     #[arg(long, value_enum, default_value_t = Guest::Linux)]
     guest: Guest,
-    /// RAM of the guest, MiB.
-    #[arg(long, default_value_t = 1024)]
-    size_mib: u64,
-    /// RAM filled with data, MiB.
-    #[arg(long, default_value_t = 563)]
-    fill_mib: u64,
-    /// Pages rewritten per second.
-    #[arg(long, default_value_t = 300, value_name = "PAGES/S")]
-    dirty_rate: u64,
+    /// RAM of the guest, MiB; several make a table.
+    #[arg(long, default_value = "1024", value_delimiter = ',')]
+    size_mib: Vec<u64>,
+    /// RAM filled with data, percent.
+    #[arg(long, default_value_t = 55, value_parser = clap::value_parser!(u64).range(1..=90))]
+    fill_percent: u64,
+    /// Pages rewritten per second; several make a table.
+    #[arg(
+        long,
+        default_value = "300",
+        value_delimiter = ',',
+        value_name = "PAGES/S"
+    )]
+    dirty_rate: Vec<u64>,
     /// How often each system moves it.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
@@ -52,6 +58,14 @@ pub(crate) struct Args {
 enum Guest {
     Linux,
     Bare,
+}
+
+/// What the guest is like.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    size_mib: u64,
+    fill_mib: u64,
+    pages_per_s: u64,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -77,17 +91,16 @@ const SYSTEMS: [PeerSystem; 3] = [
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     let base = profile::load("datacenter")?;
     let settings = profile::with_changes(&base, args.changes.iter().map(String::as_str))?;
-    let case = format!(
-        "{} MiB, {} MiB filled, {} pages/s",
-        args.size_mib, args.fill_mib, args.dirty_rate
-    );
     let mut runs = vec![];
     for turn in 1..=args.rounds {
-        eprintln!("round {turn} of {}: dwcp", args.rounds);
-        runs.push(by_dwcp(args, &settings, &case)?);
-        for system in SYSTEMS {
-            eprintln!("round {turn} of {}: {}", args.rounds, system.name());
-            runs.push(by_qemu(args, system, &case)?);
+        for case in args.cases() {
+            let say = |system: &str| eprintln!("round {turn} of {}: {case}: {system}", args.rounds);
+            say("dwcp");
+            runs.push(by_dwcp(args.guest, &settings, case)?);
+            for system in SYSTEMS {
+                say(system.name());
+                runs.push(by_qemu(args.guest, system, case)?);
+            }
         }
     }
     let record = Record::here("dwcp.bench.peers/1", runs);
@@ -100,17 +113,43 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     )))
 }
 
-fn by_dwcp(args: &Args, settings: &TransferSettings, case: &str) -> Result<Run, Failure> {
-    let choice = match args.guest {
+impl Args {
+    fn cases(&self) -> impl Iterator<Item = Case> {
+        self.size_mib.iter().flat_map(move |&size_mib| {
+            self.dirty_rate.iter().map(move |&pages_per_s| Case {
+                size_mib,
+                fill_mib: size_mib * self.fill_percent / 100,
+                pages_per_s,
+            })
+        })
+    }
+}
+
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            size_mib,
+            fill_mib,
+            pages_per_s,
+        } = self;
+        write!(
+            f,
+            "{size_mib} MiB, {fill_mib} MiB filled, {pages_per_s} pages/s"
+        )
+    }
+}
+
+fn by_dwcp(guest: Guest, settings: &TransferSettings, case: Case) -> Result<Run, Failure> {
+    let choice = match guest {
         Guest::Linux => GuestChoice::Linux,
         Guest::Bare => GuestChoice::Qemu,
     };
     let guest = GuestSpec {
         choice,
-        ram_mib: args.size_mib,
-        fill_mib: args.fill_mib,
-        hot_mib: 50.min(args.fill_mib),
-        dirty_pages_per_s: args.dirty_rate,
+        ram_mib: case.size_mib,
+        fill_mib: case.fill_mib,
+        hot_mib: 50.min(case.fill_mib),
+        dirty_pages_per_s: case.pages_per_s,
         checked_pages_per_s: 20_000,
         kind: Kind::Text,
         backing: Backing::Fresh,
@@ -122,7 +161,7 @@ fn by_dwcp(args: &Args, settings: &TransferSettings, case: &str) -> Result<Run, 
     }
     Ok(Run {
         system: "dwcp".into(),
-        case: case.to_owned(),
+        case: case.to_string(),
         total_ms: report.total_ms,
         downtime_ms: report.downtime_ms,
         wire_bytes: report.wire_bytes,
@@ -132,19 +171,19 @@ fn by_dwcp(args: &Args, settings: &TransferSettings, case: &str) -> Result<Run, 
     })
 }
 
-fn by_qemu(args: &Args, system: PeerSystem, case: &str) -> Result<Run, Failure> {
+fn by_qemu(guest: Guest, system: PeerSystem, case: Case) -> Result<Run, Failure> {
     let folder = tempfile::tempdir().map_err(Failure::other)?;
-    let guest = match args.guest {
+    let guest = match guest {
         Guest::Linux => GuestKind::Linux,
         Guest::Bare => GuestKind::Bare,
     };
     let options = PeerOptions {
         guest,
-        memory_mib: args.size_mib,
+        memory_mib: case.size_mib,
         load: GuestOptions {
-            fill_mib: args.fill_mib,
-            hot_mib: 50.min(args.fill_mib),
-            rate: args.dirty_rate,
+            fill_mib: case.fill_mib,
+            hot_mib: 50.min(case.fill_mib),
+            rate: case.pages_per_s,
             kind: Kind::Text,
             ..GuestOptions::default()
         },
@@ -153,7 +192,7 @@ fn by_qemu(args: &Args, system: PeerSystem, case: &str) -> Result<Run, Failure> 
     let run = run_peer(system, &options).map_err(Failure::other)?;
     Ok(Run {
         system: run.system.to_owned(),
-        case: case.to_owned(),
+        case: case.to_string(),
         total_ms: run.total_ms,
         downtime_ms: run.downtime_ms,
         wire_bytes: run.wire_bytes,
@@ -169,31 +208,43 @@ fn rate(ram_bytes: u64, total_ms: f64) -> f64 {
 }
 
 fn table(record: &Record) -> String {
-    let mut out = format!("{}\n{}\n\n", record.machine.line(), record.runs[0].case);
-    out.push_str("median of each        total ms  x dwcp   pause ms  wire MiB   CPU s  guest\n");
+    let mut out = format!("{}\n", record.machine.line());
+    let mut cases: Vec<&str> = vec![];
+    for run in &record.runs {
+        if !cases.contains(&run.case.as_str()) {
+            cases.push(&run.case);
+        }
+    }
+    for case in cases {
+        let runs: Vec<_> = record.runs.iter().filter(|run| run.case == case).collect();
+        let _ = write!(out, "\n{case}\n{}", case_table(&runs));
+    }
+    out
+}
+
+fn case_table(runs: &[&Run]) -> String {
+    let mut out =
+        "median of each        total ms  x dwcp   pause ms  wire MiB   CPU s  guest\n".to_owned();
     let names = std::iter::once("dwcp").chain(SYSTEMS.iter().map(|system| system.name()));
-    let own = median(record, "dwcp", |run| run.total_ms);
+    let own = median(runs, "dwcp", |run| run.total_ms);
     for name in names {
-        let verified = record
-            .runs
-            .iter()
-            .filter(|run| run.system == name)
-            .all(|r| r.guest_verified);
-        let total = median(record, name, |run| run.total_ms);
+        let mut of_it = runs.iter().filter(|run| run.system == name);
+        let verified = of_it.all(|run| run.guest_verified);
+        let total = median(runs, name, |run| run.total_ms);
         let _ = writeln!(
             out,
             "{name:<20} {total:>9.0} {:>7.2} {:>10.1} {:>9.1} {:>7.2}  {}",
             total / own,
-            median(record, name, |run| run.downtime_ms),
-            median(record, name, |run| run.wire_bytes as f64) / f64::from(1 << 20),
-            median(record, name, |run| run.cpu_s),
+            median(runs, name, |run| run.downtime_ms),
+            median(runs, name, |run| run.wire_bytes as f64) / f64::from(1 << 20),
+            median(runs, name, |run| run.cpu_s),
             if verified { "verified" } else { "BAD" }
         );
     }
     out
 }
 
-fn median(record: &Record, system: &str, of: impl Fn(&Run) -> f64) -> f64 {
-    let runs = record.runs.iter().filter(|run| run.system == system);
-    super::stat::median(runs.map(of))
+fn median(runs: &[&Run], system: &str, of: impl Fn(&Run) -> f64) -> f64 {
+    let runs = runs.iter().filter(|run| run.system == system);
+    super::stat::median(runs.map(|run| of(run)))
 }
