@@ -63,6 +63,12 @@ impl Fleet {
         Ok(Self { a, b, guests })
     }
 
+    /// CPU seconds of the data plane and of the control plane of the node that has the guests.
+    #[must_use]
+    pub fn cpu_s(&self) -> [f64; 2] {
+        [self.a.dataplane_cpu_s(), self.a.controlplane_cpu_s()]
+    }
+
     /// Moves all of them at once, then lets each look at its memory.
     ///
     /// # Errors

@@ -188,6 +188,14 @@ impl LabNode {
             .map_or(0.0, |child| dwcp_testbed::peers::cpu_seconds(child.id()))
     }
 
+    /// CPU seconds that the control plane has used.
+    #[must_use]
+    pub fn controlplane_cpu_s(&self) -> f64 {
+        self.control
+            .as_ref()
+            .map_or(0.0, |child| dwcp_testbed::peers::cpu_seconds(child.id()))
+    }
+
     /// Asks the node's control plane.
     ///
     /// # Errors

@@ -12,7 +12,6 @@
 use dwcp_qmp::{MigrateInfo, MigrationStatus, QmpClient, QmpError};
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -322,20 +321,11 @@ impl Pair {
     }
 }
 
-/// Processor time that a process has used, user and system, all threads; 0 when it is gone.
+/// CPU seconds that a process has used: its clock, in nanoseconds; 0 when it is gone.
 #[must_use]
 pub fn cpu_seconds(pid: u32) -> f64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name, in parentheses, may hold spaces; user and system time are fields 14 and 15.
-    let fields = text.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let ticks: u64 = fields
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .filter_map(|n| n.parse::<u64>().ok())
-        .sum();
-    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)
-        .ok()
-        .flatten();
-    ticks as f64 / per_second.unwrap_or(100).max(1) as f64
+    let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+    nix::time::clock_getcpuclockid(pid)
+        .and_then(nix::time::clock_gettime)
+        .map_or(0.0, |time| Duration::from(time).as_secs_f64())
 }

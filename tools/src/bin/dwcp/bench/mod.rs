@@ -2,6 +2,7 @@
 //! described.
 
 mod faults;
+mod idle;
 mod machine;
 mod parts;
 mod peers;
@@ -31,6 +32,8 @@ enum Which {
     Parts(parts::Args),
     /// Let RAM, streams, the dirty rate or the number of migrations grow.
     Scale(scale::Args),
+    /// Leave a node alone, and see what its daemons cost.
+    Idle(idle::Args),
     /// Show a record as a table and a page with plots, or compare two.
     Report(report::Args),
     /// Kill daemons and VMMs at seeded moments; the guest must run on exactly one side.
@@ -43,6 +46,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         Which::Wire(args) => wire::run(args, context),
         Which::Parts(args) => parts::run(args, context),
         Which::Scale(args) => scale::run(args, context),
+        Which::Idle(args) => idle::run(args, context),
         Which::Report(args) => report::run(args, context),
         Which::Faults(args) => faults::run(args, context),
     }

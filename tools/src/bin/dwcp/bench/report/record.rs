@@ -34,7 +34,7 @@ const fn metric(key: &'static str, head: &'static str, per: f64, digits: usize) 
 }
 
 /// What is shown of a run, if it has it.
-pub(super) const METRICS: [Metric; 6] = [
+pub(super) const METRICS: [Metric; 7] = [
     metric("total_ms", "total ms", 1.0, 0),
     metric("downtime_ms", "pause ms", 1.0, 1),
     metric("wire_bytes", "wire MiB", 1_048_576.0, 1),
@@ -43,6 +43,7 @@ pub(super) const METRICS: [Metric; 6] = [
         ..metric("bytes_per_s", "GB/s", 1e9, 2)
     },
     metric("cpu_s", "CPU s", 1.0, 2),
+    metric("core_percent", "% of a core", 1.0, 4),
     metric("value", "value", 1.0, 3),
 ];
 
