@@ -121,7 +121,9 @@ fn a_dry_run_that_both_nodes_agree_on_is_named_so_at_both() {
         let report = wait(node, id);
         assert_eq!(report.result, RunResult::DryRun, "{}", report.reason);
         assert_eq!(report.reason, "both nodes agree, nothing was moved");
-        assert!(!report.refused);
+        assert!(report.dry_run && !report.refused);
+        let status = node.status(id).unwrap();
+        assert_eq!((report.role, report.peer), (status.role, status.peer));
         assert_eq!(node.status(id).unwrap().phase, PhaseName::DryRun);
     }
     let note = a.node.journal().state().ownership_of("vm").unwrap().note;

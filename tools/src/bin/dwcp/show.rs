@@ -142,10 +142,7 @@ pub(crate) fn progress_line(status: &MigrationStatus) -> String {
 pub(crate) fn report(report: &MigrationReport) -> String {
     let mut rows = vec![
         ("vm", report.vm.clone()),
-        (
-            "result",
-            format!("{}: {}", result(report.result), report.reason),
-        ),
+        ("result", format!("{}: {}", ending(report), report.reason)),
         (
             "owner",
             format!("{} (epoch {})", report.owner, report.epoch),
@@ -165,6 +162,15 @@ pub(crate) fn report(report: &MigrationReport) -> String {
         text.push_str(&format!("\n note: {note}"));
     }
     text
+}
+
+/// The result; of a dry run that failed, that it was one.
+fn ending(report: &MigrationReport) -> String {
+    let ending = result(report.result);
+    if report.dry_run && report.result != RunResult::DryRun {
+        return format!("dry run {ending}");
+    }
+    ending
 }
 
 fn verified(report: &MigrationReport) -> String {
