@@ -155,7 +155,8 @@ fn configuration_is_explained_and_shown() {
     assert_eq!(profile::parse("shown", &out).unwrap().streams, 9);
     let (out, _) = run(dwcp().args(["config", "document"]), 0);
     assert_eq!(out, profile::markdown());
-    run(dwcp().args(["config", "show", "intranet-of-mine"]), 2);
+    run(dwcp().args(["config", "show", "intranet-of-mine"]), 3);
+    run(dwcp().args(["config", "show", "./intranet-of-mine"]), 2);
 }
 
 #[test]
