@@ -252,7 +252,7 @@ fn no_such_vm(name: &str) -> ApiError {
     .with_hint("`dwcp vm list` shows those that are")
 }
 
-fn is_moving(name: &str) -> ApiError {
+pub(super) fn is_moving(name: &str) -> ApiError {
     ApiError::new(ErrorCode::Busy, format!("VM {name} is being moved"))
         .with_hint("`dwcp status` shows the migration, `dwcp cancel` ends it")
 }
