@@ -1,4 +1,4 @@
-//! Recorded VMs after a restart of the data plane: attached again for as long as it takes.
+//! Recorded VMs after a restart of a daemon: attached again for as long as it takes.
 
 mod fake;
 mod local;
@@ -80,6 +80,24 @@ fn a_vm_that_is_detached_or_attached_by_hand_is_not_tried_again() {
         std::thread::sleep(Duration::from_millis(1500));
         assert_eq!(tries(&plane), tried, "{by_hand:?}");
     }
+}
+
+/// A look at a VM that needs none would keep its users from it.
+#[test]
+fn a_data_plane_that_was_not_restarted_keeps_its_vms() {
+    let node = TestNode::start();
+    let plane = FakePlane::start(&node.plane_path(), fake::obedient());
+    node.wait_for_plane();
+    node.ask(&attach("web"));
+    assert_eq!(tries(&plane), 1);
+    let node = TestNode::start_in(node.stop());
+    node.wait_for_plane();
+    wait(|| plane.seen(|request| matches!(request, dataplane::Request::ListVms)));
+    std::thread::sleep(Duration::from_millis(300));
+    let found = (tries(&plane), web(&node).state);
+    // Its socket is in the node's folder.
+    drop(plane);
+    assert_eq!(found, (1, "running".to_owned()));
 }
 
 /// The tries for a VM that is slow hold up nobody who attaches another.

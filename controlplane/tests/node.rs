@@ -56,6 +56,10 @@ fn an_unknown_peer_or_migration_is_not_found_with_a_hint() {
     assert_eq!(error.code, ErrorCode::NotFound);
     assert_eq!(error.hint.as_deref(), Some("did you mean b?"));
     let error = node.refusal(&migrate("a"));
+    assert_eq!(error.code, ErrorCode::NotFound);
+    assert_eq!(error.message, "no VM web is attached to this node");
+    node.ask(&attach("web"));
+    let error = node.refusal(&migrate("a"));
     assert_eq!(error.code, ErrorCode::BadRequest);
     assert_eq!(error.message, "`a` is this node");
     for which in ["db".to_owned(), MigrationId(5).to_string()] {

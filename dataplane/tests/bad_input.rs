@@ -321,7 +321,8 @@ fn a_migration_under_way_bears_no_intruder() {
     let (_, answer) = Stranger::offers(&scene.b, of(2));
     let busy = RefuseCode::Busy;
     assert!(
-        matches!(&answer, Control::Refuse { code, .. } if *code == busy),
+        matches!(&answer, Control::Refuse { code, reason } if *code == busy
+            && reason.contains("earlier migration of VM vm is under way on b, or still being")),
         "{answer:?}"
     );
     let mut twin = Stranger::connect(&scene.b);

@@ -72,10 +72,15 @@ fn a_vm_is_not_moved_to_the_node_that_has_it() {
     let a = node(folder.path(), "a", &settings);
     let guest = TestGuest::start(folder.path(), "source", &small(1, false));
     a.node.attach("vm", guest.attachment.clone()).unwrap();
-    let refusal = a
-        .node
-        .start_migration(MigrationId(7), "vm", &a.address, settings.clone(), false)
-        .unwrap_err();
+    let refusal = |vm| {
+        let id = MigrationId(7);
+        let started = a
+            .node
+            .start_migration(id, vm, &a.address, settings.clone(), false);
+        started.unwrap_err()
+    };
+    assert_eq!(refusal("other").code, ErrorCode::NotFound);
+    let refusal = refusal("vm");
     assert_eq!(refusal.code, ErrorCode::BadRequest);
     assert!(refusal.message.contains("this node already"), "{refusal}");
     assert!(a.node.migrations().is_empty());
@@ -89,7 +94,7 @@ fn a_vm_is_not_moved_to_the_node_that_has_it() {
     let around = Proxy::start(&a.address, harmless);
     let id = MigrationId(8);
     a.node
-        .start_migration(id, "vm", &around.address, settings, false)
+        .start_migration(id, "vm", &around.address, settings.clone(), false)
         .unwrap();
     let report = wait(&a.node, id);
     assert!(report.refused, "{}", report.reason);
@@ -117,7 +122,9 @@ fn a_dry_run_that_both_nodes_agree_on_is_named_so_at_both() {
         let report = wait(node, id);
         assert_eq!(report.result, RunResult::DryRun, "{}", report.reason);
         assert_eq!(report.reason, "both nodes agree, nothing was moved");
-        assert!(!report.refused);
+        assert!(report.dry_run && !report.refused);
+        let status = node.status(id).unwrap();
+        assert_eq!((report.role, report.peer), (status.role, status.peer));
         assert_eq!(node.status(id).unwrap().phase, PhaseName::DryRun);
     }
     let note = a.node.journal().state().ownership_of("vm").unwrap().note;

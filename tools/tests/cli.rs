@@ -155,7 +155,8 @@ fn configuration_is_explained_and_shown() {
     assert_eq!(profile::parse("shown", &out).unwrap().streams, 9);
     let (out, _) = run(dwcp().args(["config", "document"]), 0);
     assert_eq!(out, profile::markdown());
-    run(dwcp().args(["config", "show", "intranet-of-mine"]), 2);
+    run(dwcp().args(["config", "show", "intranet-of-mine"]), 3);
+    run(dwcp().args(["config", "show", "./intranet-of-mine"]), 2);
 }
 
 #[test]
@@ -298,6 +299,27 @@ fn a_dry_run_has_the_report_of_a_migration() {
     assert!(out.contains("dry run") && !out.contains("aborted"), "{out}");
     let (out, _) = run(&mut node.dwcp(&["status", "web", "--json"]), 0);
     assert_eq!(json(&out)["phase"], "dry-run");
+}
+
+/// Zeros of what was never measured are not printed; the JSON has every field all the same.
+#[test]
+fn the_report_of_a_migration_that_never_began_is_short() {
+    let node = TestNode::start(reports(|id, vm| MigrationReport {
+        refused: true,
+        reason: "no room".into(),
+        rounds: 0,
+        verified: false,
+        streams: 0,
+        transport: String::new(),
+        ..fake::report(id, vm, RunResult::Aborted)
+    }));
+    let migrate = ["migrate", "web", "--to", "b"];
+    let (out, _) = run(&mut node.dwcp(&migrate), 4);
+    let names = out.lines().map(|line| line.split_whitespace().next());
+    let expected = ["vm", "result", "owner", "total", "id"].map(Some);
+    assert!(names.eq(expected) && !out.contains("rounds"), "{out}");
+    let (out, _) = run(node.dwcp(&migrate).arg("--json"), 4);
+    assert_eq!(json(&out)["streams"], 0);
 }
 
 #[test]

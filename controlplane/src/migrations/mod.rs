@@ -29,7 +29,7 @@ impl Migrations {
     /// only.
     ///
     /// # Errors
-    /// [`ErrorCode::NotFound`] for an unknown peer, [`ErrorCode::Busy`] for a VM whose owner is in
+    /// [`ErrorCode::NotFound`] for an unknown peer or VM, [`ErrorCode::Busy`] for a VM whose owner is in
     /// doubt, the data plane's refusal.
     pub async fn start(
         &self,
@@ -39,7 +39,7 @@ impl Migrations {
         settings: TransferSettings,
         dry_run: bool,
     ) -> Result<MigrationId, ApiError> {
-        self.check_other(to, peers)?;
+        self.check_other(&vm, to, peers).await?;
         let (destination_name, destination) = resolve_peer(to, peers)?;
         if let Some(ownership) = self.ledger.ownership_of(&vm).await?
             && ownership.owner == "in-doubt"
@@ -64,10 +64,22 @@ impl Migrations {
         }
     }
 
-    /// Refuses this node's own name; an address is looked at by the data plane.
-    fn check_other(&self, to: &str, peers: &[(String, String)]) -> Result<(), ApiError> {
+    /// Refuses this node's own name, for a VM that it has; an address is looked at by the data plane.
+    async fn check_other(
+        &self,
+        vm: &str,
+        to: &str,
+        peers: &[(String, String)],
+    ) -> Result<(), ApiError> {
         if to != self.client.node_name() || peers.iter().any(|(name, _)| name == to) {
             return Ok(());
+        }
+        if let Ok(Reply::Vms(list)) = self.client.call(Request::ListVms).await
+            && !list.iter().any(|known| known.name == vm)
+        {
+            let message = format!("no VM {vm:.80} is attached to this node");
+            return Err(ApiError::new(ErrorCode::NotFound, message)
+                .with_hint("`dwcp vm list` shows those that are"));
         }
         let error = ApiError::new(ErrorCode::BadRequest, format!("`{to}` is this node"));
         Err(error.with_hint("name another node: `dwcp node` shows the peers"))

@@ -7,6 +7,7 @@ mod doc;
 mod keys;
 mod resolve;
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use dwcp_api::TransferSettings;
@@ -40,13 +41,22 @@ pub enum ProfileError {
     #[error(transparent)]
     #[diagnostic(transparent)]
     Faults(#[from] ConfigErrors),
-    /// Neither a built-in profile nor a file that can be read.
+    /// A name that is neither a built-in profile nor a file.
     #[error("no profile `{name}`: {why}")]
     #[diagnostic(help("built in: datacenter, hybrid, internet; or give the path of a TOML file"))]
     NotFound {
         /// What was asked for.
         name: String,
         /// Why it was not taken as a file.
+        why: String,
+    },
+    /// A file that cannot be read or used.
+    #[error("profile `{name}` cannot be used: {why}")]
+    #[diagnostic(help("built in: datacenter, hybrid, internet; or give the path of a TOML file"))]
+    Unusable {
+        /// What was asked for.
+        name: String,
+        /// What is in the way.
         why: String,
     },
     /// A file that does not say which mode it is for.
@@ -87,17 +97,24 @@ pub fn load(name: &str) -> Result<TransferSettings, ProfileError> {
     if let Some(text) = built_in_text(name) {
         return parse(name, text);
     }
-    let text = std::fs::read_to_string(Path::new(name)).map_err(|error| {
-        let near = config::nearest_word(name, built_in_names());
-        ProfileError::NotFound {
-            name: name.to_owned(),
-            why: match near {
-                Some(near) => format!("did you mean {near}?"),
-                None => error.to_string(),
-            },
-        }
-    })?;
+    let text = std::fs::read_to_string(Path::new(name)).map_err(|error| unread(name, &error))?;
     parse(name, &text)
+}
+
+/// A path is known by its folder or its ending: what is wrong then is the file.
+fn unread(name: &str, error: &std::io::Error) -> ProfileError {
+    let is_path = name.contains(['/', '.']) || error.kind() != ErrorKind::NotFound;
+    let near = config::nearest_word(name, built_in_names());
+    let why = match near {
+        Some(near) => format!("did you mean {near}?"),
+        None => error.to_string(),
+    };
+    let name = name.to_owned();
+    if is_path {
+        ProfileError::Unusable { name, why }
+    } else {
+        ProfileError::NotFound { name, why }
+    }
 }
 
 /// The settings that profile text stands for; `name` is what faults call it.
@@ -160,7 +177,7 @@ fn built_in_values(mode: &str) -> Result<Values, ProfileError> {
 }
 
 fn resolve(values: &Values, name: &str) -> Result<TransferSettings, ProfileError> {
-    resolve::settings(values).ok_or_else(|| ProfileError::NotFound {
+    resolve::settings(values).ok_or_else(|| ProfileError::Unusable {
         name: name.to_owned(),
         why: "it does not give every key".to_owned(),
     })

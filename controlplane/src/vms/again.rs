@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dwcp_api::dataplane::Request;
+use dwcp_api::dataplane::{Reply, Request};
 use dwcp_api::{ApiError, ErrorCode};
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
@@ -81,10 +81,32 @@ impl Vms {
     }
 
     async fn attach_recorded(&self) {
-        let names: Vec<_> = self.store().vms().keys().cloned().collect();
-        self.waiting.begin(&names);
+        let names = {
+            // Who forgets a VM takes it out of the record first: it cannot come to wait thereafter.
+            let store = self.store();
+            let names: Vec<_> = store.vms().keys().cloned().collect();
+            self.waiting.begin(&names);
+            names
+        };
+        self.end_attached().await;
         let places = Semaphore::new(ATTACHING_MAX);
         join_all(names.iter().map(|name| self.attach_again(name, &places))).await;
+    }
+
+    /// A data plane that was not restarted has its VMs: attaching them again would look at each anew,
+    /// and keep users from it meanwhile.
+    async fn end_attached(&self) {
+        let Ok(Reply::Vms(list)) = self.client.call(Request::ListVms).await else {
+            return;
+        };
+        let store = self.store();
+        for vm in &list {
+            // What is not settled may yet end without the VM.
+            let is_settled = !["attaching", "in doubt"].contains(&vm.state.as_str());
+            if is_settled && store.vms().get(&vm.name) == Some(&vm.attachment) {
+                self.waiting.end(&vm.name);
+            }
+        }
     }
 
     async fn attach_again(&self, name: &str, places: &Semaphore) {
@@ -107,6 +129,7 @@ impl Vms {
         let _turn = self.turns.take(name).await;
         let recorded = self.store().vms().get(name).cloned();
         let (Some(attachment), Some(_)) = (recorded, self.waiting.why(name)) else {
+            self.waiting.end(name);
             return ControlFlow::Break(());
         };
         let request = Request::AttachVm {

@@ -190,6 +190,12 @@ pub struct MigrationReport {
     pub id: MigrationId,
     /// VM name.
     pub vm: String,
+    /// Which end of it this node is.
+    pub role: Role,
+    /// The other node, as `name` or `host:port`.
+    pub peer: String,
+    /// Nothing was to be moved, however it ended.
+    pub dry_run: bool,
     /// How it ended.
     pub result: RunResult,
     /// Mode.

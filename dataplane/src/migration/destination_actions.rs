@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use dwcp_api::ErrorCode;
+use dwcp_api::{ApiError, ErrorCode};
 use dwcp_journal::RecordKind;
 use dwcp_proto::DestinationEvent;
 use dwcp_wire::{AbortCode, RefuseCode, StreamRole};
@@ -15,6 +15,7 @@ use super::placement::plan_workers;
 use super::relay::Relay;
 use super::room::check_room;
 use super::source::random;
+use super::vms::is_moving;
 use crate::engine::{
     DestinationCommand, Session, WorkerSettings, keep_allocated, spawn_destination_worker,
 };
@@ -45,7 +46,7 @@ impl DestinationDriver {
             } else {
                 RefuseCode::NoSuchVm
             };
-            (code, error.to_string())
+            (code, for_peer(&self.node.options().name, &name, &error))
         })?;
         self.vm_taken = true;
         let known_epoch = self.node.journal().state().epoch_of(&name);
@@ -283,4 +284,16 @@ impl DestinationDriver {
         self.pending
             .push_back(DestinationEvent::Failed(code, reason));
     }
+}
+
+/// Why this node does not take a VM, in words that are read at the other one. That may have ended an
+/// earlier migration while this node still clears what came of it.
+fn for_peer(here: &str, vm: &str, error: &ApiError) -> String {
+    if *error == is_moving(vm) {
+        return format!(
+            "an earlier migration of VM {vm} is under way on {here}, or still being cleared there: \
+             try again"
+        );
+    }
+    format!("on {here}: {error}")
 }

@@ -1,6 +1,6 @@
 //! Whether the other node is this one.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use dwcp_api::{ApiError, ErrorCode, MigrationId, Role};
 
@@ -12,7 +12,8 @@ impl Node {
         let _ = self.listening.set(address);
     }
 
-    /// Refuses to be both ends of a migration.
+    /// Refuses to be both ends of a migration, as far as the address alone shows it: whoever asks does
+    /// not wait for the lookup of a name. One that leads back here is refused by the listener.
     pub(super) fn check_other(&self, vm: &str, destination: &PeerNode) -> Result<(), ApiError> {
         let address = &destination.address;
         let listening = self.listening.get();
@@ -31,24 +32,31 @@ impl Node {
     }
 }
 
-/// Whether `address` leads to the data plane that listens on `listening`. A name that has no address
-/// leads nowhere.
+/// Whether `address`, an IP address and a port, leads to the data plane that listens on `listening`.
 fn leads_here(address: &str, listening: SocketAddr) -> bool {
-    let candidates = address.to_socket_addrs().into_iter().flatten();
-    candidates
-        .into_iter()
-        .any(|candidate| is_served(candidate, listening))
+    address
+        .parse()
+        .is_ok_and(|candidate| is_served(candidate, listening))
 }
 
 fn is_served(candidate: SocketAddr, listening: SocketAddr) -> bool {
-    let (ip, own) = (candidate.ip().to_canonical(), listening.ip().to_canonical());
+    let (ip, own) = (target(candidate.ip()), listening.ip().to_canonical());
     let every_interface = own.is_unspecified() && (own.is_ipv6() || ip.is_ipv4());
     candidate.port() == listening.port() && (ip == own || (every_interface && is_of_machine(ip)))
 }
 
+/// Where a connection to `ip` goes: to the loopback address when it names no machine.
+fn target(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    }
+}
+
 /// The kernel answers an address of its own from that very address. Nothing is sent.
 fn is_of_machine(ip: IpAddr) -> bool {
-    if ip.is_unspecified() || ip.is_loopback() {
+    if ip.is_loopback() {
         return true;
     }
     let any: SocketAddr = match ip {
@@ -75,8 +83,10 @@ mod tests {
         assert!(leads("127.0.0.1:7440", "127.0.0.1:7440"));
         assert!(leads("127.0.0.1:7440", "0.0.0.0:7440"));
         assert!(leads("127.3.2.1:7440", "0.0.0.0:7440"));
-        assert!(leads("localhost:7440", "0.0.0.0:7440"));
         assert!(leads("0.0.0.0:7440", "0.0.0.0:7440"));
+        assert!(leads("0.0.0.0:7440", "127.0.0.1:7440"));
+        assert!(leads("[::]:7440", "[::1]:7440"));
+        assert!(leads("[::]:7440", "[::]:7440"));
         assert!(leads("127.0.0.1:7440", "[::]:7440"));
     }
 
@@ -85,6 +95,12 @@ mod tests {
         assert!(!leads("127.0.0.1:7441", "0.0.0.0:7440"));
         assert!(!leads("127.0.0.2:7440", "127.0.0.1:7440"));
         assert!(!leads("192.0.2.77:7440", "0.0.0.0:7440"));
+        assert!(!leads("0.0.0.0:7440", "192.0.2.77:7440"));
+    }
+
+    #[test]
+    fn a_name_is_not_looked_up() {
+        assert!(!leads("localhost:7440", "0.0.0.0:7440"));
         assert!(!leads("no address", "0.0.0.0:7440"));
     }
 }

@@ -141,11 +141,12 @@ fn greet(
     }
 }
 
-/// The source's address of the destination leads back to it, by a way that it could not see.
+/// The source's address of the destination leads back to it, by a name or a way that it did not see.
+/// That does not pass: it is not `Busy`.
 fn refuse_itself(stream: TcpStream, meter: &Arc<Meter>) -> Result<(), PeerError> {
     let mut writer = ControlWriter::new(stream, HELLO_TIME, meter)?;
     writer.send(&Control::Refuse {
-        code: RefuseCode::Busy,
+        code: RefuseCode::Other,
         reason: "the source and the destination are one node".to_owned(),
     })
 }

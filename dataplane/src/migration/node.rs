@@ -292,6 +292,7 @@ impl Node {
             ));
         }
         let destination = destination.into();
+        self.check_vm(vm)?;
         self.check_other(vm, &destination)?;
         let request = super::source::Request {
             id,

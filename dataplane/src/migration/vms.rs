@@ -203,6 +203,16 @@ impl Node {
         Ok(entry.attachment.clone())
     }
 
+    /// Refuses a VM that could not be taken.
+    pub(super) fn check_vm(&self, name: &str) -> Result<(), ApiError> {
+        let vms = lock(&self.vms);
+        vms.check_free(self, name)?;
+        vms.attached
+            .get(name)
+            .map(drop)
+            .ok_or_else(|| no_such_vm(name))
+    }
+
     pub(super) fn give_vm(&self, name: &str) {
         lock(&self.vms).release(name);
     }
@@ -242,7 +252,7 @@ fn no_such_vm(name: &str) -> ApiError {
     .with_hint("`dwcp vm list` shows those that are")
 }
 
-fn is_moving(name: &str) -> ApiError {
+pub(super) fn is_moving(name: &str) -> ApiError {
     ApiError::new(ErrorCode::Busy, format!("VM {name} is being moved"))
         .with_hint("`dwcp status` shows the migration, `dwcp cancel` ends it")
 }

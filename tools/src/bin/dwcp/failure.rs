@@ -135,7 +135,7 @@ impl Failure {
         Some(json!({"error": {"exit_code": self.code(), "message": message, "hint": hint}}))
     }
 
-    const fn code(&self) -> u8 {
+    fn code(&self) -> u8 {
         match self {
             Self::Api(error) => match error.code {
                 ErrorCode::BadRequest => 2,
@@ -145,8 +145,9 @@ impl Failure {
                 ErrorCode::VmUnsuitable => 6,
                 _ => 1,
             },
-            Self::Profile(_) | Self::Usage(_) => 2,
             Self::NotFound(_) => 3,
+            Self::Profile(error) if matches!(**error, ProfileError::NotFound { .. }) => 3,
+            Self::Profile(_) | Self::Usage(_) => 2,
             Self::Ended { result, refused } => match result {
                 RunResult::Completed | RunResult::DryRun => 0,
                 RunResult::Aborted if *refused => 4,

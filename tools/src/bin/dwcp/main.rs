@@ -34,8 +34,8 @@ Exit codes:
   0  done                          4  the other node refused or cannot be reached
   1  failed                        5  a daemon of this node does not answer
   2  wrong usage or configuration  6  the VM cannot be moved as it was started
-  3  VM, migration, peer or key    7  the migration was aborted; the guest runs at the source
-     not found
+  3  VM, migration, peer, key or   7  the migration was aborted; the guest runs at the source
+     profile not found
 
 Examples:
   dwcp doctor

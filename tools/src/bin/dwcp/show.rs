@@ -72,12 +72,15 @@ pub(crate) fn phase(phase: PhaseName) -> String {
 
 /// How long it took, and how long it waited before.
 fn total(report: &MigrationReport) -> String {
-    let total = format!("{} in {} rounds", duration(report.total_ms), report.rounds);
-    if report.queued_ms < 1.0 {
-        return total;
+    let mut total = duration(report.total_ms);
+    if report.rounds > 0 {
+        total.push_str(&format!(" in {} rounds", report.rounds));
     }
-    let queued = duration(report.queued_ms);
-    format!("{total}, after {queued} in the queue")
+    if report.queued_ms >= 1.0 {
+        let queued = duration(report.queued_ms);
+        total.push_str(&format!(", after {queued} in the queue"));
+    }
+    total
 }
 
 /// A result.
@@ -134,11 +137,44 @@ pub(crate) fn progress_line(status: &MigrationStatus) -> String {
     )
 }
 
-/// The end of a migration.
+/// The end of a migration. Of one that sent no round, or whose rounds are not known after a restart,
+/// nothing is said that was measured.
 pub(crate) fn report(report: &MigrationReport) -> String {
-    let parts = &report.downtime_parts_ms;
-    let pages = &report.pages;
-    let yes = |value| if value { "yes" } else { "no" };
+    let mut rows = vec![
+        ("vm", report.vm.clone()),
+        ("result", format!("{}: {}", ending(report), report.reason)),
+        (
+            "owner",
+            format!("{} (epoch {})", report.owner, report.epoch),
+        ),
+    ];
+    let has_rounds = report.rounds > 0;
+    if has_rounds || report.verified {
+        rows.push(("verified", verified(report)));
+    }
+    rows.push(("total", total(report)));
+    if has_rounds {
+        rows.extend(measured(report));
+    }
+    rows.push(("id", report.id.to_string()));
+    let mut text = facts(rows);
+    for note in &report.notes {
+        text.push_str(&format!("\n note: {note}"));
+    }
+    text
+}
+
+/// The result; of a dry run that failed, that it was one.
+fn ending(report: &MigrationReport) -> String {
+    let ending = result(report.result);
+    if report.dry_run && report.result != RunResult::DryRun {
+        return format!("dry run {ending}");
+    }
+    ending
+}
+
+fn verified(report: &MigrationReport) -> String {
+    let verified = if report.verified { "yes" } else { "no" };
     let guest = report.guest_verified.map_or("", |good| {
         if good {
             ", checked by the guest"
@@ -146,18 +182,13 @@ pub(crate) fn report(report: &MigrationReport) -> String {
             ", REFUTED by the guest"
         }
     });
-    let mut text = facts([
-        ("vm", report.vm.clone()),
-        (
-            "result",
-            format!("{}: {}", result(report.result), report.reason),
-        ),
-        (
-            "owner",
-            format!("{} (epoch {})", report.owner, report.epoch),
-        ),
-        ("verified", format!("{}{guest}", yes(report.verified))),
-        ("total", total(report)),
+    format!("{verified}{guest}")
+}
+
+fn measured(report: &MigrationReport) -> Vec<(&'static str, String)> {
+    let parts = &report.downtime_parts_ms;
+    let pages = &report.pages;
+    vec![
         ("downtime", duration(report.downtime_ms)),
         (
             "  parts",
@@ -181,20 +212,29 @@ pub(crate) fn report(report: &MigrationReport) -> String {
                 pages.zero, pages.unchanged, pages.known, pages.delta, pages.compressed, pages.raw
             ),
         ),
-        (
-            "moved by",
-            format!(
-                "{}, {} streams, {}, tracker {}",
-                report.mode, report.streams, report.transport, report.tracker
-            ),
-        ),
+        ("moved by", means(report)),
         ("CPU here", format!("{:.2} s", report.cpu_s)),
-        ("id", report.id.to_string()),
-    ]);
-    for note in &report.notes {
-        text.push_str(&format!("\n note: {note}"));
-    }
-    text
+    ]
+}
+
+/// What was used, as far as there is anything to say.
+fn means(report: &MigrationReport) -> String {
+    let named = |what: &str, name: &str| match name {
+        "" => String::new(),
+        name => format!("{what}{name}"),
+    };
+    let streams = match report.streams {
+        0 => String::new(),
+        streams => format!("{streams} streams"),
+    };
+    let mut means = vec![
+        report.mode.clone(),
+        streams,
+        report.transport.clone(),
+        named("tracker ", &report.tracker),
+    ];
+    means.retain(|part| !part.is_empty());
+    means.join(", ")
 }
 
 #[cfg(test)]
