@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use dwcp_api::TransferSettings;
 
 use super::node::lock;
+use super::placement::worker_count;
 
 /// What a migration is called back by when its turn comes.
 type Call = Box<dyn FnOnce() + Send>;
@@ -102,7 +103,7 @@ pub(super) fn at_once(settings: &TransferSettings) -> usize {
         return settings.at_once.into();
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = usize::from(settings.workers.max(settings.streams).max(1)).min(cores);
+    let workers = worker_count(settings, settings.streams).min(cores);
     (cores / workers + 1).min(CHOSEN_MAX)
 }
 

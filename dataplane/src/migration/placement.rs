@@ -21,18 +21,23 @@ pub(super) struct WorkerPlace {
     pub(super) node: Option<usize>,
 }
 
+/// Workers of one migration over so many streams: as many as were asked for, or one per stream.
+pub(super) fn worker_count(settings: &TransferSettings, streams: u16) -> usize {
+    let asked = if settings.workers == 0 {
+        streams
+    } else {
+        settings.workers
+    };
+    usize::from(asked.min(streams)).max(1)
+}
+
 /// Places for the workers of one migration: as many as were asked for, or one per stream up to the
 /// cores, near each other.
 pub(super) fn plan_workers(
     settings: &TransferSettings,
     streams: u16,
 ) -> (Vec<WorkerPlace>, Option<String>) {
-    let asked = if settings.workers == 0 {
-        streams
-    } else {
-        settings.workers
-    };
-    let count = usize::from(asked.min(streams)).max(1);
+    let count = worker_count(settings, streams);
     let topology = match machine() {
         Ok(topology) => topology.restricted_to(&dwcp_numa::allowed_cpus()),
         Err(error) => {
