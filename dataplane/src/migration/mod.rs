@@ -3,8 +3,9 @@
 //! | file | what |
 //! |---|---|
 //! | `source.rs`, `source_actions.rs` | the source's driver |
-//! | `destination.rs`, `destination_actions.rs` | the destination's |
+//! | `destination.rs`, `destination_actions.rs`, `destination_rounds.rs` | the destination's |
 //! | `node.rs`, `vms.rs` | what all migrations of a node share; who has which VM to himself |
+//! | `admission.rs`, `placement.rs`, `room.rs` | when a migration may begin, where its workers run, whether it fits |
 //! | `peer.rs` | the control connection |
 //! | `relay.rs` | device state between the VMM and the other node |
 //! | `reread.rs` | reading RAM again for the proof |

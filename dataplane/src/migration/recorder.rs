@@ -35,8 +35,8 @@ pub(super) struct Recorder {
     peer: String,
     mode: String,
     started: Instant,
-    /// When its turn came.
-    begun: Option<Instant>,
+    /// When its turn came; a destination's comes when it hears of it.
+    begun: Instant,
     pub(super) rounds: Vec<RoundReport>,
     pub(super) pages: PageCounts,
     pub(super) pause: PauseMoments,
@@ -94,7 +94,7 @@ impl Recorder {
             peer: subject.peer,
             mode: subject.mode,
             started: now,
-            begun: None,
+            begun: now,
             rounds: vec![],
             pages: PageCounts::default(),
             pause: PauseMoments::default(),
@@ -128,12 +128,7 @@ impl Recorder {
 
     /// Its turn has come.
     pub(super) fn begin(&mut self) {
-        self.begun = Some(Instant::now());
-    }
-
-    /// When it began to move: a destination does so when it hears of it.
-    fn begun(&self) -> Instant {
-        self.begun.unwrap_or(self.started)
+        self.begun = Instant::now();
     }
 
     /// Notes something a person should know, once.
@@ -185,7 +180,7 @@ impl Recorder {
     /// Time left. Low: this round alone at the pace so far. High: the rounds after it as well, each
     /// the share of the one before that the guest dirties meanwhile.
     fn forecast(&self, pages_left: u64, done: u64, in_flight: u64) -> (Option<(u64, u64)>, Limit) {
-        let elapsed = self.begun().elapsed().as_secs_f64();
+        let elapsed = self.begun.elapsed().as_secs_f64();
         let all = done as f64 + self.rounds.iter().map(|r| r.pages as f64).sum::<f64>();
         if all < 1000.0 || elapsed < 0.05 {
             return (None, Limit::Unknown);
@@ -266,11 +261,8 @@ impl Recorder {
             verified: self.verified,
             guest_verified: None,
             rounds: self.rounds.len() as u32,
-            queued_ms: ms(self.started, self.begun()),
-            total_ms: ms(
-                self.begun(),
-                self.pause.resumed.unwrap_or_else(Instant::now),
-            ),
+            queued_ms: ms(self.started, self.begun),
+            total_ms: ms(self.begun, self.pause.resumed.unwrap_or_else(Instant::now)),
             downtime_ms,
             downtime_parts_ms,
             ram_bytes: self.ram_bytes,

@@ -287,9 +287,7 @@ impl SourceDriver {
                 Some(SourceInput::Worker(event)) => self.worker_event(event),
                 Some(SourceInput::DeviceLost(reason)) => self.stream_lost(reason),
                 Some(SourceInput::Reread(read)) => self.sample_was_read(read),
-                Some(SourceInput::Admitted) => {
-                    self.begin();
-                }
+                Some(SourceInput::Admitted) => self.begin(),
                 None => self.feed(SourceEvent::Tick),
             }
             if self.handle.take_cancel() {

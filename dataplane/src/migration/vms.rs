@@ -207,10 +207,10 @@ impl Node {
     pub(super) fn check_vm(&self, name: &str) -> Result<(), ApiError> {
         let vms = lock(&self.vms);
         vms.check_free(self, name)?;
-        vms.attached
-            .get(name)
-            .map(drop)
-            .ok_or_else(|| no_such_vm(name))
+        if vms.attached.contains_key(name) {
+            return Ok(());
+        }
+        Err(no_such_vm(name))
     }
 
     pub(super) fn give_vm(&self, name: &str) {
