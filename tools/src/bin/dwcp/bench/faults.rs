@@ -9,6 +9,7 @@ use dwcp_api::node::{Reply, Request};
 use dwcp_api::{MigrationId, PhaseName};
 use dwcp_controlplane::profile;
 use dwcp_testbed::Kind;
+use dwcp_testbed::guests::GuestOptions;
 use dwcp_testbed::wire::Backing;
 use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, LabNode, Plane, RunSpec};
 use serde::Serialize;
@@ -159,7 +160,7 @@ fn spec(args: &Args) -> Result<RunSpec, Failure> {
         fill_mib,
         hot_mib: 16.min(fill_mib),
         dirty_pages_per_s: 1000,
-        checked_pages_per_s: 20_000,
+        checked_pages_per_s: GuestOptions::default().verify_rate,
         kind: Kind::Text,
         backing: Backing::Fresh,
     };

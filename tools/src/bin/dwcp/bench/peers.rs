@@ -150,7 +150,7 @@ fn by_dwcp(guest: Guest, settings: &TransferSettings, case: Case) -> Result<Run,
         fill_mib: case.fill_mib,
         hot_mib: 50.min(case.fill_mib),
         dirty_pages_per_s: case.pages_per_s,
-        checked_pages_per_s: 20_000,
+        checked_pages_per_s: GuestOptions::default().verify_rate,
         kind: Kind::Text,
         backing: Backing::Fresh,
     };

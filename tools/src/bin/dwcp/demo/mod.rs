@@ -6,7 +6,7 @@ use dwcp_api::{MigrationReport, RunResult};
 use dwcp_controlplane::config::Dimension;
 use dwcp_controlplane::profile;
 use dwcp_testbed::Kind;
-use dwcp_testbed::guests::qemu_binary;
+use dwcp_testbed::guests::{GuestOptions, qemu_binary};
 use dwcp_testbed::wire::Backing;
 use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, RunSpec};
 
@@ -150,7 +150,7 @@ fn spec(args: &Args) -> Result<RunSpec, Failure> {
         fill_mib,
         hot_mib,
         dirty_pages_per_s,
-        checked_pages_per_s: 20_000,
+        checked_pages_per_s: GuestOptions::default().verify_rate,
         kind,
         backing: Backing::Fresh,
     };

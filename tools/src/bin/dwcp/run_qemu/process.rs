@@ -75,17 +75,18 @@ fn check_name_is_free(
     let Ok(Reply::Vms(vms)) = context.node.ask(&Request::ListVms) else {
         return Ok(());
     };
-    let is_other = |vm: &&VmInfo| vm.name == name && vm.attachment != *attachment;
-    match vms.iter().find(is_other) {
-        // What it was is over; its record gives way.
-        Some(vm) if vm.state == "gone" => Ok(()),
-        None => Ok(()),
-        Some(vm) => {
-            let text = format!("another VM {name} is attached to this node: {}", vm.state);
-            let hint = format!("take another name, or `dwcp vm detach {name}` first");
-            Err(ApiError::new(ErrorCode::Busy, text).with_hint(hint).into())
-        }
-    }
+    // The record of one that is gone gives way.
+    let is_other =
+        |vm: &&VmInfo| vm.name == name && vm.attachment != *attachment && vm.state != "gone";
+    let Some(other) = vms.iter().find(is_other) else {
+        return Ok(());
+    };
+    let text = format!(
+        "another VM {name} is attached to this node: {}",
+        other.state
+    );
+    let hint = format!("take another name, or `dwcp vm detach {name}` first");
+    Err(ApiError::new(ErrorCode::Busy, text).with_hint(hint).into())
 }
 
 /// Removes a socket that was left by a QEMU that is gone, so that its path is not taken for the new
