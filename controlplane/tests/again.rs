@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use dwcp_api::node::{Reply, Request};
 use dwcp_api::{ErrorCode, dataplane};
 use fake::FakePlane;
-use local::{TestNode, attach, detach, wait};
+use local::{TestNode, attach, detach, node_with_web, wait};
 
 /// A data plane that was started anew, with a VMM that does not answer it for some tries.
 fn restarted_with(node: &TestNode, refusals: usize) -> FakePlane {
@@ -24,17 +24,6 @@ fn restarted_with(node: &TestNode, refusals: usize) -> FakePlane {
         other => obedient(other),
     };
     FakePlane::start(&node.plane_path(), Box::new(script))
-}
-
-/// A node with the VM `web` on record whose data plane has ended.
-fn node_with_web() -> TestNode {
-    let node = TestNode::start();
-    let plane = FakePlane::start(&node.plane_path(), fake::obedient());
-    node.wait_for_plane();
-    node.ask(&attach("web"));
-    drop(plane);
-    wait(|| matches!(node.ask(&Request::Node), Reply::Node(node) if node.dataplane.is_none()));
-    node
 }
 
 fn tries(plane: &FakePlane) -> usize {

@@ -12,7 +12,7 @@ use dwcp_api::{Attachment, ErrorCode, MigrationId, Role, dataplane};
 use dwcp_controlplane::node::Node;
 use dwcp_journal::{Journal, Record, RecordKind};
 use fake::FakePlane;
-use local::{TestNode, attach, detach, migrate, options, wait};
+use local::{TestNode, attach, detach, migrate, node_with_web, options, wait};
 
 #[test]
 fn a_vm_is_attached_moved_and_forgotten() {
@@ -77,12 +77,7 @@ fn an_unknown_peer_or_migration_is_not_found_with_a_hint() {
 /// VMs that it knew.
 #[test]
 fn a_dead_data_plane_is_named_at_once_and_found_again_with_its_vms() {
-    let node = TestNode::start();
-    let plane = FakePlane::start(&node.plane_path(), fake::obedient());
-    node.wait_for_plane();
-    node.ask(&attach("web"));
-    drop(plane);
-    wait(|| matches!(node.ask(&Request::Node), Reply::Node(node) if node.dataplane.is_none()));
+    let node = node_with_web();
     let began = Instant::now();
     let error = node.refusal(&Request::ListVms);
     assert_eq!(error.code, ErrorCode::PlaneDown);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::proxy::{Harm, Plan, Progress, Proxy, Way};
 use common::stranger::{Stranger, hello, unchecked};
-use common::{TestGuest, node, settings, small, until, wait};
+use common::{TestGuest, TwoNodes, node, settings, small, until, wait};
 use dwcp_api::{ErrorCode, MigrationId, MigrationReport, PhaseName, Role, RunResult};
 use dwcp_dataplane::migration::Node;
 use dwcp_journal::{Record, RecordKind, Stage};
@@ -22,13 +22,8 @@ fn moves_while_streams_end_before(
     message: fn(&Control) -> bool,
     meanwhile: impl FnOnce(&Node, MigrationId),
 ) -> MigrationReport {
-    let folder = tempfile::tempdir().unwrap();
-    let a = node(folder.path(), "a", &settings());
-    let b = node(folder.path(), "b", &settings());
-    let old = TestGuest::start(folder.path(), "old", &small(1, false));
-    let new = TestGuest::start(folder.path(), "new", &small(1, true));
-    a.node.attach("vm", old.attachment.clone()).unwrap();
-    b.node.attach("vm", new.attachment.clone()).unwrap();
+    let TwoNodes { a, b, old, new, .. } =
+        &TwoNodes::start(&settings(), |incoming| small(1, incoming));
     let act = |progress: &Progress| {
         progress.close_streams();
         std::thread::sleep(HELD);

@@ -4,20 +4,14 @@ mod common;
 
 use std::time::Duration;
 
-use common::{TestGuest, busy, node, settings, wait};
+use common::{TwoNodes, busy, settings, wait};
 use dwcp_api::{
     Codec, IoPath, MigrationId, MigrationReport, RunResult, TrackerChoice, TransferSettings, Verify,
 };
 
 /// Moves a guest and lets it check all of its memory at the destination.
 fn moves(settings: &TransferSettings) -> MigrationReport {
-    let folder = tempfile::tempdir().unwrap();
-    let a = node(folder.path(), "a", settings);
-    let b = node(folder.path(), "b", settings);
-    let old = TestGuest::start(folder.path(), "source", &busy(false));
-    let new = TestGuest::start(folder.path(), "destination", &busy(true));
-    a.node.attach("vm", old.attachment.clone()).unwrap();
-    b.node.attach("vm", new.attachment.clone()).unwrap();
+    let TwoNodes { a, b, old, new, .. } = &TwoNodes::start(settings, busy);
     std::thread::sleep(Duration::from_millis(100));
     let id = MigrationId(7);
     a.node

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 
 use common::proxy::{Harm, Plan, Proxy, Way};
-use common::{TestGuest, busy, node, settings, small, until, wait};
+use common::{TestGuest, TwoNodes, busy, node, settings, small, until, wait};
 use dwcp_api::{ErrorCode, MigrationId, MigrationReport, PhaseName, RunResult, TransferSettings};
 use dwcp_testbed::synthetic::SyntheticOptions;
 
@@ -106,14 +106,8 @@ fn a_vm_is_not_moved_to_the_node_that_has_it() {
 /// What was only tried is not called given up: not in the report, the phase, or the journal.
 #[test]
 fn a_dry_run_that_both_nodes_agree_on_is_named_so_at_both() {
-    let folder = tempfile::tempdir().unwrap();
     let settings = settings();
-    let a = node(folder.path(), "a", &settings);
-    let b = node(folder.path(), "b", &settings);
-    let old = TestGuest::start(folder.path(), "source", &small(1, false));
-    let new = TestGuest::start(folder.path(), "destination", &small(1, true));
-    a.node.attach("vm", old.attachment.clone()).unwrap();
-    b.node.attach("vm", new.attachment.clone()).unwrap();
+    let TwoNodes { a, b, old, .. } = &TwoNodes::start(&settings, |incoming| small(1, incoming));
     let id = MigrationId(9);
     a.node
         .start_migration(id, "vm", &b.address, settings, true)
@@ -139,14 +133,8 @@ fn a_dry_run_that_both_nodes_agree_on_is_named_so_at_both() {
 /// Nobody refused what the operator took back.
 #[test]
 fn a_cancelled_migration_was_not_refused() {
-    let folder = tempfile::tempdir().unwrap();
     let settings = settings();
-    let a = node(folder.path(), "a", &settings);
-    let b = node(folder.path(), "b", &settings);
-    let old = TestGuest::start(folder.path(), "source", &small(1, false));
-    let new = TestGuest::start(folder.path(), "destination", &small(1, true));
-    a.node.attach("vm", old.attachment.clone()).unwrap();
-    b.node.attach("vm", new.attachment.clone()).unwrap();
+    let TwoNodes { a, b, .. } = &TwoNodes::start(&settings, |incoming| small(1, incoming));
     let id = MigrationId(8);
     a.node
         .start_migration(id, "vm", &b.address, settings, false)
@@ -160,22 +148,16 @@ fn a_cancelled_migration_was_not_refused() {
 /// The streams of a source that gives up end at once; what it says of it must not come too late.
 #[test]
 fn the_destination_reports_why_the_source_gave_up() {
-    let folder = tempfile::tempdir().unwrap();
     let never_done = TransferSettings {
         downtime_limit_ms: 1,
         rounds_max: 100_000,
         ..settings()
     };
-    let a = node(folder.path(), "a", &settings());
-    let b = node(folder.path(), "b", &settings());
     let restless = |incoming| SyntheticOptions {
         rate: 200_000,
         ..busy(incoming)
     };
-    let old = TestGuest::start(folder.path(), "source", &restless(false));
-    let new = TestGuest::start(folder.path(), "destination", &restless(true));
-    a.node.attach("vm", old.attachment.clone()).unwrap();
-    b.node.attach("vm", new.attachment.clone()).unwrap();
+    let TwoNodes { a, b, .. } = &TwoNodes::start(&settings(), restless);
     for id in (1..20).map(MigrationId) {
         let start = || {
             let settings = never_done.clone();

@@ -19,6 +19,17 @@ fn script_file(dir: &Path, text: &str) -> std::path::PathBuf {
     path
 }
 
+/// `dwcp vm run-qemu web` with `qemu` for QEMU, in the node's folder.
+fn run_qemu(node: &TestNode, qemu: &Path) -> std::process::Command {
+    let folder = node.dir.path();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dwcp"));
+    command.arg("--node-socket").arg(folder.join("node.sock"));
+    command.args(["vm", "run-qemu", "web", "--mem-path"]);
+    command.arg(folder).args(["--", "-m", "64"]);
+    command.env("DWCP_QEMU", qemu).current_dir(folder);
+    command
+}
+
 #[test]
 fn qemu_is_run_attached_and_its_exit_code_passed_on() {
     let node = TestNode::start(Some(fake::obedient()));
@@ -31,16 +42,7 @@ fn qemu_is_run_attached_and_its_exit_code_passed_on() {
             folder.join("web.qmp").display()
         ),
     );
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_dwcp"))
-        .arg("--node-socket")
-        .arg(folder.join("node.sock"))
-        .args(["vm", "run-qemu", "web", "--mem-path"])
-        .arg(folder)
-        .args(["--", "-m", "64"])
-        .env("DWCP_QEMU", &qemu)
-        .current_dir(folder)
-        .spawn()
-        .unwrap();
+    let mut child = run_qemu(&node, &qemu).spawn().unwrap();
     let plane = node.plane.as_ref().unwrap();
     let began = Instant::now();
     while !plane.seen(|request| matches!(request, Request::AttachVm { name, .. } if name == "web"))
@@ -80,12 +82,8 @@ fn qemu_is_attached_however_often_that_fails_at_first() {
             folder.join("web.qmp").display()
         ),
     );
-    let mut command = node.dwcp(&["vm", "run-qemu", "web", "--mem-path"]);
-    command
-        .arg(folder)
-        .args(["--", "-m", "64"])
-        .env("DWCP_QEMU", &qemu)
-        .current_dir(folder);
+    let mut command = assert_cmd::Command::from_std(run_qemu(&node, &qemu));
+    command.timeout(Duration::from_secs(60));
     let plane = node.plane.as_ref().unwrap();
     let attached = |request: &Request| matches!(request, Request::AttachVm { .. });
     let (_, err) = std::thread::scope(|scope| {
@@ -159,15 +157,7 @@ fn a_name_of_another_vm_is_neither_taken_nor_forgotten() {
         out.contains("\"web\"")
     };
     by_hand("other.sock");
-    let run_qemu = |qemu: &Path| {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dwcp"));
-        command.arg("--node-socket").arg(folder.join("node.sock"));
-        command.args(["vm", "run-qemu", "web", "--mem-path"]);
-        command.arg(folder).args(["--", "-m", "64"]);
-        command.env("DWCP_QEMU", qemu).current_dir(folder);
-        command
-    };
-    let refused = run_qemu(Path::new("/bin/true")).output().unwrap();
+    let refused = run_qemu(&node, Path::new("/bin/true")).output().unwrap();
     let err = String::from_utf8_lossy(&refused.stderr);
     assert!(err.contains("another VM web is attached"), "{err}");
     assert_eq!(refused.status.code(), Some(1));
@@ -182,7 +172,7 @@ fn a_name_of_another_vm_is_neither_taken_nor_forgotten() {
             ends.display()
         ),
     );
-    let mut child = run_qemu(&qemu).spawn().unwrap();
+    let mut child = run_qemu(&node, &qemu).spawn().unwrap();
     let began = Instant::now();
     while !folder.join("started").exists() {
         assert!(began.elapsed() < Duration::from_secs(20));

@@ -16,6 +16,8 @@ use dwcp_controlplane::node::{Node, Options, Reloadable};
 use dwcp_controlplane::profile;
 use tokio::sync::oneshot;
 
+use crate::fake::{FakePlane, obedient};
+
 pub struct TestNode {
     pub dir: tempfile::TempDir,
     pub runtime: tokio::runtime::Runtime,
@@ -99,6 +101,17 @@ pub fn wait(mut until: impl FnMut() -> bool) {
         assert!(began.elapsed() < Duration::from_secs(20), "waited too long");
         std::thread::yield_now();
     }
+}
+
+/// A node with the VM `web` on record whose data plane has ended.
+pub fn node_with_web() -> TestNode {
+    let node = TestNode::start();
+    let plane = FakePlane::start(&node.plane_path(), obedient());
+    node.wait_for_plane();
+    node.ask(&attach("web"));
+    drop(plane);
+    wait(|| matches!(node.ask(&Request::Node), Reply::Node(node) if node.dataplane.is_none()));
+    node
 }
 
 pub fn detach(name: &str) -> Request {

@@ -174,6 +174,38 @@ pub(crate) fn small(seed: u64, incoming: bool) -> SyntheticOptions {
     }
 }
 
+/// Two nodes, and both ends of the guest `vm`.
+pub(crate) struct TwoNodes {
+    pub(crate) a: TestNode,
+    pub(crate) b: TestNode,
+    pub(crate) old: TestGuest,
+    pub(crate) new: TestGuest,
+    _folder: tempfile::TempDir,
+}
+
+impl TwoNodes {
+    /// `guest` says what the guest is like, given whether it waits at the destination.
+    pub(crate) fn start(
+        settings: &TransferSettings,
+        guest: impl Fn(bool) -> SyntheticOptions,
+    ) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let a = node(folder.path(), "a", settings);
+        let b = node(folder.path(), "b", settings);
+        let old = TestGuest::start(folder.path(), "source", &guest(false));
+        let new = TestGuest::start(folder.path(), "destination", &guest(true));
+        a.node.attach("vm", old.attachment.clone()).unwrap();
+        b.node.attach("vm", new.attachment.clone()).unwrap();
+        Self {
+            a,
+            b,
+            old,
+            new,
+            _folder: folder,
+        }
+    }
+}
+
 /// The report of a migration that this node knows.
 pub(crate) fn wait(node: &Node, id: MigrationId) -> MigrationReport {
     let deadline = Instant::now() + PATIENCE;
