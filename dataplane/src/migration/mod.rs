@@ -6,7 +6,7 @@
 //! | `destination.rs`, `destination_actions.rs`, `destination_rounds.rs` | the destination's |
 //! | `node.rs`, `vms.rs` | what all migrations of a node share; who has which VM to himself |
 //! | `admission.rs`, `placement.rs`, `room.rs` | when a migration may begin, where its workers run, whether it fits |
-//! | `peer.rs` | the control connection |
+//! | `dial.rs`, `peer.rs` | connecting to another node; the control connection |
 //! | `relay.rs` | device state between the VMM and the other node |
 //! | `reread.rs` | reading RAM again for the proof |
 //! | `listener.rs` | who connects, and to which migration |
@@ -18,6 +18,7 @@ mod admission;
 mod destination;
 mod destination_actions;
 mod destination_rounds;
+mod dial;
 mod doubt;
 mod itself;
 mod listener;

@@ -1,9 +1,9 @@
-//! Connections between nodes: hellos and control messages.
+//! What is said on connections between nodes: hellos and control messages.
 
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dwcp_wire::limits::PAYLOAD_BYTES_MAX;
 use dwcp_wire::{
@@ -11,6 +11,7 @@ use dwcp_wire::{
     HelloError, StreamHello, decode_control, encode_control, negotiate,
 };
 
+use super::dial::connect;
 use super::meter::Meter;
 
 /// Why talking to the other node failed.
@@ -51,30 +52,6 @@ pub(super) enum PeerError {
     /// Damaged on the way.
     #[error("payload checksum of a {0:?} frame does not match")]
     Checksum(FrameKind),
-}
-
-/// Connects within `time`, to whichever address of the name answers.
-pub(super) fn connect(address: &str, time: Duration) -> Result<TcpStream, PeerError> {
-    let failed = |source| PeerError::Connect {
-        address: address.to_owned(),
-        source,
-    };
-    let deadline = Instant::now() + time;
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "name has no address");
-    for candidate in address.to_socket_addrs().map_err(failed)? {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(failed(io::ErrorKind::TimedOut.into()));
-        }
-        match TcpStream::connect_timeout(&candidate, left) {
-            Ok(stream) => {
-                stream.set_nodelay(true).map_err(failed)?;
-                return Ok(stream);
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(failed(last))
 }
 
 /// Reads one frame whose payload is covered by its checksum.

@@ -1,7 +1,7 @@
 //! The source's driver: events into the machine, actions out of it, until it is finished.
 
 use std::collections::VecDeque;
-use std::net::TcpStream;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
@@ -76,6 +76,8 @@ pub(super) struct SourceDriver {
     pub(super) pending: VecDeque<SourceEvent>,
     pub(super) recorder: Recorder,
     pub(super) control: Option<ControlWriter>,
+    /// Where the control connection has led; streams go there too.
+    pub(super) peer: Option<SocketAddr>,
     pub(super) relay: Option<Relay>,
     pub(super) workers: Vec<WorkerHandle<SourceCommand>>,
     pub(super) tracker: Box<dyn DirtyTracker>,
@@ -194,6 +196,7 @@ fn prepare(
         pending: VecDeque::new(),
         recorder,
         control: None,
+        peer: None,
         relay: None,
         workers: vec![],
         tracker: chosen.tracker,
@@ -446,16 +449,6 @@ impl SourceDriver {
         self.node.give_vm(&self.request.vm);
         self.handle.finish(status, report);
     }
-}
-
-/// A connected socket with the settings of a data stream.
-pub(super) fn tune(socket: &TcpStream, settings: &TransferSettings) -> Option<String> {
-    use nix::sys::socket::{setsockopt, sockopt::TcpCongestion};
-    let name = settings.congestion_control.as_ref()?;
-    let outcome = setsockopt(socket, TcpCongestion, &std::ffi::OsString::from(name));
-    outcome
-        .err()
-        .map(|error| format!("congestion control {name} cannot be set: {error}"))
 }
 
 #[cfg(test)]

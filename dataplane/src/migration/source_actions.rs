@@ -10,11 +10,12 @@ use dwcp_proto::{JournalEntry, RoundMeasure, SourceEvent};
 use dwcp_simd::RamRoot;
 use dwcp_wire::{AbortCode, Control, PageRange, RoundSummary, StreamHello, StreamRole};
 
+use super::dial;
 use super::node::lock;
 use super::peer::{self, ControlWriter};
 use super::relay::Relay;
 use super::reread::reread;
-use super::source::{RoundUnderWay, SourceDriver, SourceInput, tune};
+use super::source::{RoundUnderWay, SourceDriver, SourceInput};
 use crate::engine::{Reread, SourceCommand, WorkerRound, WorkerSettings, spawn_source_worker};
 use crate::path::RoundWork;
 use crate::ram::RamBitmap;
@@ -82,7 +83,8 @@ impl SourceDriver {
     }
 
     fn try_connect(&mut self, time: Duration) -> Result<(), peer::PeerError> {
-        let mut stream = peer::connect(&self.request.destination.address, time)?;
+        let mut stream = dial::connect(&self.request.destination.address, time)?;
+        self.peer = Some(stream.peer_addr()?);
         stream.set_read_timeout(Some(time))?;
         let meter = Arc::clone(&self.recorder.meter);
         peer::say_hello(&mut stream, &meter)?;
@@ -134,6 +136,7 @@ impl SourceDriver {
     fn try_open_streams(&mut self, token: u128, streams: u16) -> Result<(), peer::PeerError> {
         let settings = self.request.settings.clone();
         let time = Duration::from_millis(settings.connect_timeout_ms.into());
+        let to = self.peer.ok_or(peer::PeerError::Closed)?;
         let (places, note) = super::placement::plan_workers(&settings, streams);
         if let Some(note) = note {
             self.recorder.note(note);
@@ -159,8 +162,9 @@ impl SourceDriver {
         }
         self.recorder.streams = streams;
         for index in 0..streams {
-            let mut socket = peer::connect(&self.request.destination.address, time)?;
-            if let Some(note) = tune(&socket, &settings) {
+            let congestion_control = settings.congestion_control.as_deref();
+            let (mut socket, note) = dial::connect_stream(to, time, congestion_control)?;
+            if let Some(note) = note {
                 self.recorder.note(note);
             }
             let hello = StreamHello {
@@ -172,7 +176,7 @@ impl SourceDriver {
             let worker = &self.workers[usize::from(index) % count];
             worker.command(SourceCommand::AddStream { index, socket });
         }
-        let mut device = peer::connect(&self.request.destination.address, time)?;
+        let (mut device, _) = dial::connect_stream(to, time, None)?;
         let hello = StreamHello {
             token,
             index: 0,

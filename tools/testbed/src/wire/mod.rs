@@ -8,13 +8,14 @@ mod memory;
 mod methods;
 
 use std::io;
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Barrier;
 use std::thread;
 use std::time::Instant;
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
+use socket2::{Domain, Socket, Type};
 
 use crate::link::{Side, VethLink};
 use memory::Memory;
@@ -121,24 +122,22 @@ fn connect(streams: u64, link: Option<&VethLink>) -> io::Result<Vec<(TcpStream, 
     let mut pairs = vec![];
     for _ in 0..streams {
         let sender = match link {
-            None => TcpStream::connect(address)?,
-            Some(link) => link.within(Side::A, || TcpStream::connect(address))?,
+            None => dial(address)?,
+            Some(link) => link.within(Side::A, || dial(address))?,
         };
-        use_cubic(&sender)?;
-        sender.set_nodelay(true)?;
         pairs.push((sender, listener.accept()?.0));
     }
     Ok(pairs)
 }
 
-/// On a local link the cheapest; the same as the datacenter profile's.
-fn use_cubic(socket: &TcpStream) -> io::Result<()> {
-    use nix::sys::socket::{setsockopt, sockopt::TcpCongestion};
-    Ok(setsockopt(
-        socket,
-        TcpCongestion,
-        &std::ffi::OsString::from("cubic"),
-    )?)
+/// With the congestion control of the datacenter profile, set before the socket connects: one that
+/// opens with BBR stays paced.
+fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_tcp_congestion(b"cubic")?;
+    socket.connect(&address.into())?;
+    socket.set_tcp_nodelay(true)?;
+    Ok(socket.into())
 }
 
 /// Waits for the start, works, and says how much CPU time that took.
