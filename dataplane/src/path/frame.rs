@@ -369,7 +369,13 @@ impl<'a> Outgoing<'a> {
         while !self.builder.is_full() {
             if self.batch.dirty == 0 {
                 match self.cursor.next_batch(work) {
-                    Some(batch) => self.batch = batch,
+                    Some(batch) => {
+                        if work.round == 0 {
+                            let block = &self.layout.blocks()[batch.block as usize];
+                            block.map_ahead(batch.first_page, batch.dirty);
+                        }
+                        self.batch = batch;
+                    }
                     None => break,
                 }
             }

@@ -1,6 +1,7 @@
 //! RAM blocks: files that this process and the VMM both map.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use dwcp_simd::{LivePage, PAGE_BYTES, Page};
 use dwcp_wire::limits::{RAM_BLOCK_BYTES_MAX, RAM_BLOCKS_MAX};
@@ -9,7 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 
-use super::access::Mapping;
+use super::access::{FAULT_AROUND_PAGES, Mapping};
 use super::bitmap::{DirtyBitmap, RamBitmap};
 
 /// Why RAM cannot be used.
@@ -59,6 +60,13 @@ pub struct RamBlock {
     file: OwnedFd,
     bytes: u64,
     vmm_address: u64,
+    /// All of it has memory, for as long as nobody takes it away.
+    is_allocated: AtomicBool,
+}
+
+/// Memory of a file: `st_blocks` counts pieces of 512 bytes, see stat(2).
+fn allocated_bytes(stat: &nix::sys::stat::FileStat) -> u64 {
+    u64::try_from(stat.st_blocks).unwrap_or(0) * 512
 }
 
 const fn offset_of(page: u32) -> i64 {
@@ -104,6 +112,7 @@ impl RamBlock {
             file,
             bytes,
             vmm_address,
+            is_allocated: AtomicBool::new(allocated_bytes(&stat) >= bytes),
         })
     }
 
@@ -157,12 +166,34 @@ impl RamBlock {
         self.mapping.span(page as usize, count as usize)
     }
 
+    /// Maps pages ahead of their first use: `pages` are those to be read of the 64 from `first` on, a bit
+    /// each. A fault maps many of them at once, and what is mapped can be prefetched. A page without
+    /// memory is given it.
+    ///
+    /// # Panics
+    /// When one of the pages is outside the block.
+    pub fn map_ahead(&self, first: u32, mut pages: u64) {
+        while pages != 0 {
+            let bit = pages.trailing_zeros();
+            self.mapping.map_around((first + bit) as usize);
+            let next_piece = (bit / FAULT_AROUND_PAGES + 1) * FAULT_AROUND_PAGES;
+            pages &= u64::MAX.checked_shl(next_piece).unwrap_or(0);
+        }
+    }
+
     /// Makes sure that a run of pages has memory, and is mapped, before the kernel fills it.
     ///
     /// # Errors
     /// [`RamError::System`] when there is no memory left. A kernel that does not know the call (before
     /// 5.14) finds the memory page by page, as it is filled.
     pub fn populate(&self, page: u32, count: u32) -> Result<(), RamError> {
+        if self.is_allocated.load(Ordering::Relaxed) {
+            // A fault a piece costs half of the call below, which looks at every page.
+            (page..page + count)
+                .step_by(FAULT_AROUND_PAGES as usize)
+                .for_each(|page| self.mapping.map_around(page as usize));
+            return Ok(());
+        }
         match self.mapping.populate(page as usize, count as usize) {
             Ok(()) | Err(Errno::EINVAL) => Ok(()),
             Err(errno) => Err(self.system("memory for pages", errno)),
@@ -182,6 +213,7 @@ impl RamBlock {
     /// # Errors
     /// [`RamError::System`].
     pub fn discard(&self) -> Result<(), RamError> {
+        self.is_allocated.store(false, Ordering::Relaxed);
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         fallocate(&self.file, flags, 0, self.bytes as i64)
             .map_err(|errno| self.system("discard", errno))
@@ -239,7 +271,7 @@ impl RamBlock {
     pub fn room(&self) -> Result<Room, RamError> {
         let stat =
             nix::sys::stat::fstat(&self.file).map_err(|errno| self.system("fstat", errno))?;
-        let held_bytes = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+        let held_bytes = allocated_bytes(&stat);
         let system =
             nix::sys::statfs::fstatfs(&self.file).map_err(|errno| self.system("fstatfs", errno))?;
         let is_reserved = self.is_in_hugetlbfs()?;
