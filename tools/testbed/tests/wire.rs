@@ -12,6 +12,7 @@ fn every_method_moves_all_of_the_memory() {
                 mib: 4,
                 streams,
                 backing,
+                proven: streams == 3,
             };
             let run = run_mover(options, None);
             assert_eq!(run.unwrap().bytes, 4 << 20, "{method:?}");
@@ -33,6 +34,7 @@ fn a_link_of_namespaces_carries_it_too() {
         mib: 4,
         streams: 2,
         backing: Backing::Fresh,
+        proven: true,
     };
     assert_eq!(run_mover(options, Some(&link)).unwrap().bytes, 4 << 20);
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use dwcp_simd::{FingerprintKey, LivePage, PAGE_BYTES, kernels};
 use memmap2::{MmapOptions, MmapRaw};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -66,6 +67,17 @@ impl Memory {
             iov_base: self.map.as_mut_ptr().wrapping_add(range.start).cast(),
             iov_len: range.len(),
         }
+    }
+
+    /// Reads the pages of a range as a migration's proof does, and adds up what they hold.
+    pub(super) fn proof(&self, range: Range<usize>, key: &FingerprintKey) -> u64 {
+        assert!(range.end <= self.bytes());
+        let first = self.map.as_ptr().wrapping_add(range.start);
+        (0..range.len() / PAGE_BYTES).fold(0, |sum: u64, page| {
+            // SAFETY: the whole page lies in the range, and that in the mapping, which outlives the call.
+            let page = unsafe { LivePage::new(first.wrapping_add(page * PAGE_BYTES)) };
+            sum.wrapping_add(kernels().fingerprint_live(key, page).lo)
+        })
     }
 
     pub(super) fn is_same(&self, other: &Self) -> bool {

@@ -2,9 +2,11 @@
 
 use std::io;
 use std::net::TcpStream;
+use std::num::Wrapping;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use dwcp_simd::{FingerprintKey, PAGE_BYTES};
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::sys::sendfile::sendfile;
 
@@ -40,13 +42,15 @@ impl Method {
     }
 }
 
-/// Sends a range of memory.
+/// Sends a range of memory. Returns its proof, where there is a key for one.
 pub(super) fn send(
     method: Method,
     memory: &Memory,
     range: Range<usize>,
     socket: &TcpStream,
-) -> io::Result<()> {
+    key: Option<&FingerprintKey>,
+) -> io::Result<u64> {
+    let (mut proof, mut proven) = (Wrapping(0), range.start);
     let pipe = match method {
         Method::Splice | Method::Vmsplice => Some(pipe()?),
         Method::Write | Method::Sendfile => None,
@@ -54,6 +58,9 @@ pub(super) fn send(
     let mut at = range.start;
     while at < range.end {
         let unit = at..range.end.min(at + UNIT_BYTES);
+        if let Some(key) = key.filter(|_| proven < unit.end) {
+            proof += prove(memory, &mut proven, unit.end, key);
+        }
         at += match (&pipe, method) {
             (Some(pipe), Method::Vmsplice) => {
                 let bytes = vmsplice(&pipe.1, memory.piece(unit))?;
@@ -75,11 +82,17 @@ pub(super) fn send(
             (None, _) => write(socket, memory.piece(unit))?,
         };
     }
-    Ok(())
+    Ok(proof.0)
 }
 
-/// Receives a range of memory, straight into it.
-pub(super) fn receive(memory: &Memory, range: Range<usize>, socket: &TcpStream) -> io::Result<()> {
+/// Receives a range of memory, straight into it. Returns its proof, where there is a key for one.
+pub(super) fn receive(
+    memory: &Memory,
+    range: Range<usize>,
+    socket: &TcpStream,
+    key: Option<&FingerprintKey>,
+) -> io::Result<u64> {
+    let (mut proof, mut proven) = (Wrapping(0), range.start);
     let mut at = range.start;
     while at < range.end {
         let piece = memory.piece(at..range.end.min(at + UNIT_BYTES));
@@ -90,8 +103,19 @@ pub(super) fn receive(memory: &Memory, range: Range<usize>, socket: &TcpStream) 
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             bytes => bytes,
         };
+        if let Some(key) = key {
+            proof += prove(memory, &mut proven, at, key);
+        }
     }
-    Ok(())
+    Ok(proof.0)
+}
+
+/// The proof of the whole pages from `proven` up to `end`.
+fn prove(memory: &Memory, proven: &mut usize, end: usize, key: &FingerprintKey) -> Wrapping<u64> {
+    let end = end / PAGE_BYTES * PAGE_BYTES;
+    let range = *proven..end.max(*proven);
+    *proven = range.end;
+    Wrapping(memory.proof(range, key))
 }
 
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {

@@ -9,6 +9,7 @@ mod methods;
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::num::Wrapping;
 use std::sync::Barrier;
 use std::thread;
 use std::time::Instant;
@@ -17,12 +18,17 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use socket2::{Domain, Socket, Type};
 
+use dwcp_simd::FingerprintKey;
+
 use crate::link::{Side, VethLink};
 use memory::Memory;
 pub use methods::Method;
 
 /// Bytes handed over at once, a frame's data.
-pub const UNIT_BYTES: usize = 256 << 10;
+pub const UNIT_BYTES: usize = 512 << 10;
+
+/// Of the proofs: any will do.
+const SEED: u64 = 0x5EED_0042;
 
 /// What is moved, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +41,9 @@ pub struct WireOptions {
     pub streams: u64,
     /// What the memory is made of.
     pub backing: Backing,
+    /// Whether both ends also read each page as a migration's proof does: the limit of a mover that
+    /// proves what it moved.
+    pub proven: bool,
 }
 
 /// What memory is made of.
@@ -68,8 +77,9 @@ pub fn run_mover(options: WireOptions, link: Option<&VethLink>) -> io::Result<Wi
     let destination = Memory::empty(options.mib, options.backing)?;
     let pairs = connect(options.streams, link)?;
     let start = Barrier::new(2 * pairs.len() + 1);
+    let key = options.proven.then(|| FingerprintKey::new(SEED));
     let share = source.bytes() / options.streams as usize / UNIT_BYTES * UNIT_BYTES;
-    let (seconds, cpu_s) = thread::scope(|scope| {
+    let (seconds, cpu_s, proofs) = thread::scope(|scope| {
         let mut threads = vec![];
         for (index, (sender, receiver)) in pairs.iter().enumerate() {
             let first = index * share;
@@ -78,9 +88,10 @@ pub fn run_mover(options: WireOptions, link: Option<&VethLink>) -> io::Result<Wi
                 false => first + share,
             };
             let (source, destination, start) = (&source, &destination, &start);
-            let method = options.method;
+            let (method, key) = (options.method, key.as_ref());
             threads.push(scope.spawn(move || {
-                let sent = measured(start, || methods::send(method, source, first..end, sender));
+                let send = || methods::send(method, source, first..end, sender, key);
+                let sent = measured(start, send);
                 if sent.is_err() {
                     // The other side would wait for ever.
                     let _ = sender.shutdown(Shutdown::Both);
@@ -88,21 +99,24 @@ pub fn run_mover(options: WireOptions, link: Option<&VethLink>) -> io::Result<Wi
                 sent
             }));
             threads.push(scope.spawn(move || {
-                measured(start, || {
-                    methods::receive(destination, first..end, receiver)
-                })
+                let receive = || methods::receive(destination, first..end, receiver, key);
+                measured(start, receive)
             }));
         }
         start.wait();
         let began = Instant::now();
-        let mut cpu_s = 0.0;
-        for thread in threads {
+        let (mut cpu_s, mut proofs) = (0.0, [Wrapping(0); 2]);
+        for (index, thread) in threads.into_iter().enumerate() {
             let outcome = thread.join();
-            cpu_s += outcome.map_err(|_| io::Error::other("a mover's thread panicked"))??;
+            let (cpu, proof) =
+                outcome.map_err(|_| io::Error::other("a mover's thread panicked"))??;
+            cpu_s += cpu;
+            // A sender, its receiver, the next sender.
+            proofs[index % 2] += proof;
         }
-        io::Result::Ok((began.elapsed().as_secs_f64(), cpu_s))
+        io::Result::Ok((began.elapsed().as_secs_f64(), cpu_s, proofs))
     })?;
-    if !source.is_same(&destination) {
+    if proofs[0] != proofs[1] || !source.is_same(&destination) {
         return Err(io::Error::other("what arrived is not what was sent"));
     }
     Ok(WireRun {
@@ -140,12 +154,12 @@ fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(socket.into())
 }
 
-/// Waits for the start, works, and says how much CPU time that took.
-fn measured(start: &Barrier, work: impl FnOnce() -> io::Result<()>) -> io::Result<f64> {
+/// Waits for the start, works, and says how much CPU time that took, and the work's proof.
+fn measured(start: &Barrier, work: impl FnOnce() -> io::Result<u64>) -> io::Result<(f64, u64)> {
     start.wait();
     let before = thread_cpu_s()?;
-    work()?;
-    Ok(thread_cpu_s()? - before)
+    let proof = work()?;
+    Ok((thread_cpu_s()? - before, proof))
 }
 
 fn thread_cpu_s() -> io::Result<f64> {
