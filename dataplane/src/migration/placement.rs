@@ -1,9 +1,14 @@
 //! Where the workers of a migration run.
 
-use std::sync::OnceLock;
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
 
 use dwcp_api::TransferSettings;
-use dwcp_numa::{Topology, TopologyError};
+use dwcp_numa::{PlannedWorker, Topology, TopologyError, WorkerWish};
+
+use super::network_card::node_of_address;
+use crate::path::Lanes;
+use crate::ram::{RamLayout, RamNodes};
 
 /// This machine. It is read once: to look at all of its devices takes longer than to move a small
 /// guest (on a virtual machine, ten milliseconds and more).
@@ -31,32 +36,61 @@ pub(super) fn worker_count(settings: &TransferSettings, streams: u16) -> usize {
     usize::from(asked.min(streams)).max(1)
 }
 
-/// Places for the workers of one migration: as many as were asked for, or one per stream up to the
-/// cores, near each other.
-pub(super) fn plan_workers(
+/// Where the workers of one migration run, and how they share its RAM.
+#[derive(Debug, Default)]
+pub(super) struct Placement {
+    /// A place per worker.
+    pub(super) workers: Vec<WorkerPlace>,
+    /// The source's work, where it lies on several nodes.
+    pub(super) lanes: Option<Arc<Lanes>>,
+    /// Why so, where there was a choice; for a person to read.
+    pub(super) why: Option<String>,
+}
+
+/// Places the workers of one migration: as many as were asked for, or one per stream up to the cores.
+/// On a machine of several nodes they are near guest RAM, and near the network card that `local`, an
+/// address of this node, is on.
+pub(super) fn place(
     settings: &TransferSettings,
     streams: u16,
-) -> (Vec<WorkerPlace>, Option<String>) {
+    layout: &RamLayout,
+    local: Option<IpAddr>,
+) -> Placement {
     let count = worker_count(settings, streams);
     let topology = match machine() {
         Ok(topology) => topology.restricted_to(&dwcp_numa::allowed_cpus()),
         Err(error) => {
-            let note = format!("topology is unknown ({error}): workers are not pinned");
-            return (vec![WorkerPlace::default(); count], Some(note));
+            return Placement {
+                workers: vec![WorkerPlace::default(); count],
+                lanes: None,
+                why: Some(format!(
+                    "topology is unknown ({error}): workers are not pinned"
+                )),
+            };
         }
     };
     let several = topology.nodes().len() > 1;
-    let place = |worker: &dwcp_numa::PlannedWorker| WorkerPlace {
-        cpu: settings.pin_workers.then_some(worker.cpu),
-        node: several.then_some(worker.node).flatten(),
+    // With one node there is nothing to find out.
+    let nodes = if several {
+        RamNodes::find(layout)
+    } else {
+        RamNodes::default()
     };
-    (
-        topology
-            .plan_workers(count, None)
-            .workers
-            .iter()
-            .map(place)
-            .collect(),
-        None,
-    )
+    let device_node = local
+        .filter(|_| several)
+        .and_then(|local| node_of_address(&topology, local));
+    let plan = topology.plan_workers(&WorkerWish {
+        count,
+        ram: &nodes.shares(),
+        device_node,
+    });
+    let place = |worker: &PlannedWorker| WorkerPlace {
+        cpu: settings.pin_workers.then_some(worker.cpu),
+        node: worker.node.filter(|_| several),
+    };
+    Placement {
+        workers: plan.workers.iter().map(place).collect(),
+        lanes: several.then(|| Arc::new(Lanes::by_node(layout, &nodes))),
+        why: several.then(|| format!("NUMA: {}", plan.why)),
+    }
 }

@@ -276,6 +276,8 @@ impl Default for FrameBuilder {
 pub struct OutgoingCounts {
     /// Pages looked at.
     pub visited: u64,
+    /// Those of them that lie on another NUMA node than the worker.
+    pub away: u64,
     /// Pages named in frames.
     pub named: u64,
     /// Zero pages, marks and those the destination holds anyway.
@@ -301,6 +303,7 @@ pub struct Outgoing<'a> {
     kernels: &'static Kernels,
     encoder: Encoder,
     by_reference: bool,
+    node: Option<usize>,
     builder: FrameBuilder,
     cursor: RoundCursor,
     batch: PageBatch,
@@ -328,6 +331,7 @@ impl<'a> Outgoing<'a> {
             kernels: kernels(),
             by_reference: by_reference && encoder.is_raw(),
             encoder,
+            node: None,
             builder: FrameBuilder::new(),
             cursor: RoundCursor::default(),
             batch: PageBatch::default(),
@@ -336,9 +340,16 @@ impl<'a> Outgoing<'a> {
         }
     }
 
+    /// Takes pages on this NUMA node first.
+    #[must_use]
+    pub const fn near(mut self, node: Option<usize>) -> Self {
+        self.node = node;
+        self
+    }
+
     /// Begins a round.
     pub fn begin(&mut self, work: &RoundWork) {
-        self.cursor = work.cursor();
+        self.cursor = work.cursor(self.node);
         self.batch = PageBatch::default();
         self.counts = OutgoingCounts::default();
         self.root = RamRoot::default();
@@ -371,6 +382,9 @@ impl<'a> Outgoing<'a> {
                 match self.cursor.next_batch(work) {
                     Some(batch) => self.batch = batch,
                     None => break,
+                }
+                if self.cursor.is_away(work) {
+                    self.counts.away += u64::from(self.batch.dirty.count_ones());
                 }
             }
             if self.batch.block != self.builder.block() {
