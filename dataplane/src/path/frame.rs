@@ -114,6 +114,17 @@ impl FrameBuilder {
             || self.entries.len() + 2 > FRAME_ENTRIES_MAX
     }
 
+    /// Whether pages of `batch` may follow: a frame names pages of one block, in order, and a worker
+    /// that helps on another lane may go back.
+    fn may_go_on(&self, batch: &PageBatch) -> bool {
+        let end = match (&self.open, self.entries.last()) {
+            (Some(run), _) => run.page + run.pages as u32,
+            (None, Some(last)) => last.page + u32::from(last.count),
+            (None, None) => 0,
+        };
+        batch.block == self.block && batch.first_page >= end
+    }
+
     /// Where the next page is to be copied to.
     fn slot<'b>(&self, buffer: &'b mut [u8]) -> &'b mut Page {
         let end = self.end;
@@ -386,12 +397,11 @@ impl<'a> Outgoing<'a> {
                 if self.cursor.is_away(work) {
                     self.counts.away += u64::from(self.batch.dirty.count_ones());
                 }
-            }
-            if self.batch.block != self.builder.block() {
-                if !self.builder.is_empty() {
+                if self.builder.is_empty() {
+                    self.builder.start(self.batch.block);
+                } else if !self.builder.may_go_on(&self.batch) {
                     break;
                 }
-                self.builder.start(self.batch.block);
             }
             self.take_page(buffer);
         }

@@ -39,22 +39,24 @@ impl RamNodes {
         let step = layout.pages().div_ceil(STRETCHES_MAX);
         let step = step.next_multiple_of(STRETCH_PAGES.into());
         let step = u32::try_from(step).unwrap_or(u32::MAX - STRETCH_PAGES + 1);
-        let mut found = Self::default();
-        for (index, block) in layout.blocks().iter().enumerate() {
-            for first in (0..block.pages()).step_by(step as usize) {
-                let pages = first..first.saturating_add(step).min(block.pages());
-                let node = node_of(block, &pages);
-                found.push(index, pages, node);
-            }
-        }
-        found
+        let stretches = layout
+            .blocks()
+            .iter()
+            .enumerate()
+            .flat_map(|(index, block)| {
+                let firsts = (0..block.pages()).step_by(step as usize);
+                firsts.map(move |first| {
+                    let pages = first..first.saturating_add(step).min(block.pages());
+                    let node = node_of(block, &pages);
+                    (index, pages, node)
+                })
+            });
+        Self::of(stretches)
     }
 
-    /// What a machine could say: stretches in order.
-    #[cfg(test)]
-    pub(crate) fn of(
-        stretches: impl IntoIterator<Item = (usize, Range<u32>, Option<usize>)>,
-    ) -> Self {
+    /// From stretches in order, all of RAM: what a machine could say.
+    #[must_use]
+    pub fn of(stretches: impl IntoIterator<Item = (usize, Range<u32>, Option<usize>)>) -> Self {
         let mut nodes = Self::default();
         for (block, pages, node) in stretches {
             nodes.push(block, pages, node);
@@ -95,12 +97,12 @@ impl RamNodes {
 /// The node on which the samples of a stretch lie, if they agree.
 fn node_of(block: &RamBlock, pages: &Range<u32>) -> Option<usize> {
     let samples = samples(block, pages);
-    let addresses: Vec<usize> = samples.iter().map(|page| address(block, *page)).collect();
+    let addresses: Vec<usize> = samples.iter().map(|page| block.address(*page)).collect();
     let nodes = nodes_of_pages(&addresses).unwrap_or_default();
     match nodes.first() {
         Some(&node) => node.filter(|_| nodes.iter().all(|other| *other == node)),
         // Nothing is there yet.
-        None => node_of_policy(address(block, pages.start)).ok().flatten(),
+        None => node_of_policy(block.address(pages.start)).ok().flatten(),
     }
 }
 
@@ -127,10 +129,6 @@ fn samples(block: &RamBlock, pages: &Range<u32>) -> Vec<u32> {
     samples.dedup();
     samples.retain(|page| block.populate(*page, 1).is_ok());
     samples
-}
-
-fn address(block: &RamBlock, page: u32) -> usize {
-    block.span(page, 1).0.expose_provenance()
 }
 
 #[cfg(test)]
