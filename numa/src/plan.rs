@@ -64,7 +64,7 @@ impl Topology {
         for (node, quota) in self.quotas(count, wish.ram, device) {
             let before = workers.len();
             take(&mut free, &mut workers, before + quota, |core| {
-                core.node == Some(node)
+                self.is_near(core, node).then_some(Some(node))
             });
             if workers.len() < before + quota {
                 crowded = crowded.or(Some(node));
@@ -77,7 +77,7 @@ impl Topology {
             let other_package = package.is_some() && core.package != package;
             (elsewhere, other_package, core.node.unwrap_or(usize::MAX))
         });
-        take(&mut free, &mut workers, count, |_| true);
+        take(&mut free, &mut workers, count, |core| Some(core.node));
         let why = self.explain(wish, device, &workers);
         WorkerPlan { workers, why }
     }
@@ -112,11 +112,18 @@ impl Topology {
         quotas
     }
 
+    /// Whether a node is a core's own, or another kind of memory as near to it.
+    fn is_near(&self, core: &Core, node: usize) -> bool {
+        let beside = || {
+            self.node(node)
+                .is_some_and(|node| core.cpus.first().is_some_and(|cpu| node.cpus.contains(cpu)))
+        };
+        core.node == Some(node) || beside()
+    }
+
     fn package_of_node(&self, node: usize) -> Option<usize> {
-        self.cores()
-            .iter()
-            .find(|core| core.node == Some(node))?
-            .package
+        let mut cores = self.cores().iter();
+        cores.find(|core| self.is_near(core, node))?.package
     }
 
     fn explain(
@@ -171,23 +178,21 @@ impl Topology {
     }
 }
 
-/// Moves cores that fit from `free` to `workers` until there are `until`.
+/// Moves cores from `free` to `workers` until there are `until`. `fits` says whether one fits, and near
+/// which node its worker is then.
 fn take(
     free: &mut Vec<&Core>,
     workers: &mut Vec<PlannedWorker>,
     until: usize,
-    fits: impl Fn(&Core) -> bool,
+    fits: impl Fn(&Core) -> Option<Option<usize>>,
 ) {
     free.retain(|core| {
         let Some(&cpu) = core.cpus.first() else {
             return false;
         };
-        let taken = workers.len() < until && fits(core);
-        if taken {
-            let node = core.node;
-            workers.push(PlannedWorker { cpu, node });
-        }
-        !taken
+        let fit = fits(core).filter(|_| workers.len() < until);
+        workers.extend(fit.map(|node| PlannedWorker { cpu, node }));
+        fit.is_none()
     });
 }
 

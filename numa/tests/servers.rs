@@ -13,6 +13,7 @@ macro_rules! server {
 
 const HP: &str = server!("hp-sl390s-2x-xeon-2-nodes");
 const SUPERMICRO: &str = server!("supermicro-2x-xeon-e5-2650-2-nodes");
+const DELL: &str = server!("dell-r740-2x-xeon-gold-6230-4-nodes");
 const HUAWEI: &str = server!("huawei-2x-kunpeng-920-4-nodes");
 const AMD: &str = server!("amd-4x-opteron-6276-8-nodes");
 
@@ -52,6 +53,7 @@ fn servers_are_read_as_they_were_built() {
     for (xml, node_count, cores, threads, packages) in [
         (HP, 2, 12, 2, 2),
         (SUPERMICRO, 2, 16, 2, 2),
+        (DELL, 4, 40, 2, 2),
         (HUAWEI, 4, 128, 1, 2),
         (AMD, 8, 64, 1, 4),
     ] {
@@ -137,6 +139,28 @@ fn a_full_node_spills_to_its_own_socket_first() {
 }
 
 #[test]
+fn sockets_count_and_not_neighbouring_numbers() {
+    // Nodes 0 and 2 are on one socket, 1 and 3 on the other, of 10 cores each.
+    let plan = plan(&read(DELL), 14, &[(0, 1 << 30)], None);
+    assert_eq!(nodes(&plan), [[0; 10].as_slice(), &[2; 4]].concat());
+}
+
+#[test]
+fn memory_of_another_kind_is_near_the_cores_beside_it() {
+    let machine = "pack:2 [numa(memory=64GB)] [numa(memory=8GB)] core:2 pu:1";
+    let topology = Topology::from_synthetic(machine).unwrap();
+    let own: Vec<_> = topology
+        .cores()
+        .iter()
+        .map(|core| core.node.unwrap())
+        .collect();
+    assert_eq!(own, [0, 0, 2, 2], "ordinary memory is a core's own");
+    let plan = plan(&topology, 3, &[(3, 1 << 30)], None);
+    let cpus: Vec<_> = plan.workers.iter().map(|worker| worker.cpu).collect();
+    assert_eq!((cpus, nodes(&plan)), (vec![2, 3, 0], vec![3, 3, 0]));
+}
+
+#[test]
 fn memory_on_a_node_that_is_not_there_counts_for_nothing() {
     let plan = plan(&read(HP), 2, &[(7, 1 << 40), (1, 1 << 20)], None);
     assert_eq!(nodes(&plan), [1, 1]);
@@ -159,12 +183,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     #[test]
     fn whatever_the_memory_no_core_has_two_workers_and_no_node_is_cheated(
-        server in 0usize..4,
+        server in 0usize..5,
         count in 0usize..40,
         ram in prop::collection::vec((0usize..9, 0u64..(1 << 40)), 0..9),
         device in prop::option::of(0usize..9),
     ) {
-        let topology = read([HP, SUPERMICRO, HUAWEI, AMD][server]);
+        let topology = read([HP, SUPERMICRO, DELL, HUAWEI, AMD][server]);
         // A node is named once.
         let mut named = HashSet::new();
         let ram: Vec<_> = ram.into_iter().filter(|(node, _)| named.insert(*node)).collect();

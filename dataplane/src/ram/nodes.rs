@@ -11,8 +11,8 @@ use super::block::{RamBlock, RamLayout};
 /// Least pages of a stretch: a huge page of 2 MiB, which lies on one node.
 const STRETCH_PAGES: u32 = 512;
 
-/// Most stretches that are looked at: a few milliseconds, however large the RAM is.
-const STRETCHES_MAX: u64 = 2048;
+/// Most stretches that are looked at: ten or twenty milliseconds, however large the RAM is.
+const STRETCHES_MAX: u64 = 1024;
 
 /// Pages of one block, on one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,10 +44,11 @@ impl RamNodes {
             .iter()
             .enumerate()
             .flat_map(|(index, block)| {
+                let mut data = Data::of(block);
                 let firsts = (0..block.pages()).step_by(step as usize);
                 firsts.map(move |first| {
                     let pages = first..first.saturating_add(step).min(block.pages());
-                    let node = node_of(block, &pages);
+                    let node = node_of(&mut data, &pages);
                     (index, pages, node)
                 })
             });
@@ -95,8 +96,9 @@ impl RamNodes {
 }
 
 /// The node on which the samples of a stretch lie, if they agree.
-fn node_of(block: &RamBlock, pages: &Range<u32>) -> Option<usize> {
-    let samples = samples(block, pages);
+fn node_of(data: &mut Data<'_>, pages: &Range<u32>) -> Option<usize> {
+    let block = data.block;
+    let samples = data.samples(pages);
     let addresses: Vec<usize> = samples.iter().map(|page| block.address(*page)).collect();
     let nodes = nodes_of_pages(&addresses).unwrap_or_default();
     match nodes.first() {
@@ -106,29 +108,49 @@ fn node_of(block: &RamBlock, pages: &Range<u32>) -> Option<usize> {
     }
 }
 
-/// Pages of a stretch that have memory, made known to the kernel as ours: the first one, its
-/// neighbour, and one in the middle. Neighbours differ where pages are dealt out in turns. Of a file
-/// that cannot tell what it holds (hugetlbfs) none: to touch a page could allocate it.
-fn samples(block: &RamBlock, pages: &Range<u32>) -> Vec<u32> {
-    let data_from = |page: u32| match block.data_from(page) {
-        Ok(Some(data)) => data,
-        Ok(None) | Err(_) => u32::MAX,
-    };
-    let first = data_from(pages.start);
-    if first >= pages.end {
-        return vec![];
+/// What a block's file has memory for, looked at from front to back.
+struct Data<'a> {
+    block: &'a RamBlock,
+    /// Pages that are known to have none. To find the end of a hole may take long: memory that is
+    /// allocated and was never touched is walked through page by page.
+    hole: Range<u32>,
+}
+
+impl<'a> Data<'a> {
+    const fn of(block: &'a RamBlock) -> Self {
+        Self { block, hole: 0..0 }
     }
-    let middle = pages.start + (pages.end - pages.start) / 2;
-    let mut samples = vec![first];
-    let others = [first + 1, middle.max(first + 1)];
-    samples.extend(
-        others
-            .into_iter()
-            .filter(|page| *page < pages.end && data_from(*page) == *page),
-    );
-    samples.dedup();
-    samples.retain(|page| block.populate(*page, 1).is_ok());
-    samples
+
+    /// The first page from `page` on that has memory.
+    fn next(&mut self, page: u32) -> u32 {
+        if self.hole.contains(&page) {
+            return self.hole.end;
+        }
+        // Of a file that cannot tell (hugetlbfs) nothing: to touch a page could allocate it.
+        let found = self.block.data_from(page).ok().flatten();
+        let found = found.unwrap_or_else(|| self.block.pages());
+        self.hole = page..found;
+        found
+    }
+
+    /// Pages of a stretch that have memory, made known to the kernel as ours: the first one, its
+    /// neighbour, and one in the middle. Neighbours differ where pages are dealt out in turns.
+    fn samples(&mut self, pages: &Range<u32>) -> Vec<u32> {
+        let first = self.next(pages.start);
+        if first >= pages.end {
+            return vec![];
+        }
+        let middle = pages.start + (pages.end - pages.start) / 2;
+        let mut samples = vec![first];
+        for page in [first + 1, middle.max(first + 1)] {
+            if page < pages.end && self.next(page) == page {
+                samples.push(page);
+            }
+        }
+        samples.dedup();
+        samples.retain(|page| self.block.populate(*page, 1).is_ok());
+        samples
+    }
 }
 
 #[cfg(test)]
