@@ -3,7 +3,7 @@
 //! The machine that tests run on mostly has one node. So this program packs itself into Linux guests of
 //! two and four nodes, runs [`on_this_machine`] in them, and reads what it says on the serial port:
 //! ```text
-//! DWCP NUMA {"nodes":2,"workers":2,…}
+//! DWCP NUMA {"nodes":2,"cards":[1],"workers":4,…}
 //! ```
 
 mod common;
@@ -32,6 +32,8 @@ const MARK: &str = "DWCP NUMA ";
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Findings {
     nodes: usize,
+    /// Nodes of the network cards.
+    cards: Vec<usize>,
     /// Workers of each end that were looked at.
     workers: usize,
     buffer_pages: u64,
@@ -73,11 +75,17 @@ fn in_a_guest(nodes: usize, processors: &str, memory_mib: u64) {
         own,
         ["--exact", "on_this_machine", "--ignored", "--nocapture"],
     );
+    // A bus of its own, near the last node, with a network card on it.
+    let last = nodes - 1;
+    let bus = format!("pxb-pcie,id=far,bus_nr=64,numa_node={last},bus=pcie.0");
+    let port = "pcie-root-port,id=farport,bus=far,chassis=1";
+    let card = "virtio-net-pci,bus=farport,romfile=";
     let guest = QemuGuest::builder(&format!("numa{nodes}"), folder.path())
         .program(program)
         .memory_mib(memory_mib)
         .backend(Backend::Nodes(vec!["/dev/shm".into(); nodes]))
-        .args(["-smp", processors]);
+        .args(["-smp", processors])
+        .args(["-device", &bus, "-device", port, "-device", card]);
     let mut guest = match guest.spawn() {
         Err(GuestError::NoImage { what, hint }) => {
             return eprintln!("SKIPPED: no {what}: {hint}");
@@ -90,11 +98,8 @@ fn in_a_guest(nodes: usize, processors: &str, memory_mib: u64) {
     assert_eq!(code.unwrap(), 0, "it failed in the guest: {said}");
     let line = said.lines().find_map(|line| line.split_once(MARK));
     let found: Findings = serde_json::from_str(line.expect("no verdict").1).unwrap();
-    assert_eq!(
-        (found.nodes, found.workers),
-        (nodes, 2 * nodes),
-        "{found:?}"
-    );
+    let shape = (found.nodes, found.workers, &found.cards[..]);
+    assert_eq!(shape, (nodes, 2 * nodes, &[last][..]), "{found:?}");
     found.check();
 }
 
@@ -121,6 +126,7 @@ fn on_this_machine() {
         nodes: nodes.len(),
         ..Findings::default()
     };
+    look_at_cards(&topology, &mut found);
     look_at_workers(&topology, &mut found);
     let settings = TransferSettings {
         streams: nodes.len() as u16,
@@ -153,6 +159,32 @@ fn ram_of(guest: &common::TestGuest) -> RamLayout {
         RamBlock::map(block.name.clone(), file, block.bytes, block.va).unwrap()
     });
     RamLayout::new(blocks.collect()).unwrap()
+}
+
+/// Network cards are found near the node that the kernel says; workers go there while nothing is known
+/// of the memory.
+fn look_at_cards(topology: &Topology, found: &mut Findings) {
+    for device in fs::read_dir("/sys/bus/pci/devices").unwrap() {
+        let device = device.unwrap();
+        let read = |name| fs::read_to_string(device.path().join(name)).unwrap();
+        // -1 where the firmware does not say.
+        let Ok(node) = read("numa_node").trim().parse::<usize>() else {
+            continue;
+        };
+        if !read("class").starts_with("0x02") {
+            continue;
+        }
+        let address = device.file_name().into_string().unwrap();
+        let device_node = topology.node_of_device(&address);
+        assert_eq!(device_node, Some(node), "{address}");
+        let plan = topology.plan_workers(&WorkerWish {
+            count: 1,
+            ram: &[],
+            device_node,
+        });
+        assert_eq!(plan.workers[0].node, Some(node), "{}", plan.why);
+        found.cards.push(node);
+    }
 }
 
 /// Starts a worker of each end for every node; their threads and buffers are where they should be.
