@@ -101,11 +101,17 @@ fn node_of(data: &mut Data<'_>, pages: &Range<u32>) -> Option<usize> {
     let samples = data.samples(pages);
     let addresses: Vec<usize> = samples.iter().map(|page| block.address(*page)).collect();
     let nodes = nodes_of_pages(&addresses).unwrap_or_default();
-    match nodes.first() {
-        Some(&node) => node.filter(|_| nodes.iter().all(|other| *other == node)),
+    if nodes.is_empty() {
         // Nothing is there yet.
-        None => node_of_policy(block.address(pages.start)).ok().flatten(),
+        return node_of_policy(block.address(pages.start)).ok().flatten();
     }
+    agreed(&nodes)
+}
+
+/// The node that all samples name. Where they differ the stretch is near to nobody.
+fn agreed(samples: &[Option<usize>]) -> Option<usize> {
+    let first = *samples.first()?;
+    first.filter(|_| samples.iter().all(|other| *other == first))
 }
 
 /// What a block's file has memory for, looked at from front to back.
@@ -214,6 +220,14 @@ mod tests {
             stretch(0, 1536..2048, None),
         ];
         assert_eq!(found.stretches(), expected);
+    }
+
+    #[test]
+    fn samples_that_differ_name_no_node() {
+        assert_eq!(agreed(&[Some(1), Some(1), Some(1)]), Some(1));
+        assert_eq!(agreed(&[Some(1), Some(0), Some(1)]), None);
+        assert_eq!(agreed(&[Some(1), None]), None);
+        assert_eq!(agreed(&[None, None]), None);
     }
 
     #[test]
