@@ -3,6 +3,7 @@
 use std::fs;
 
 use dwcp_api::dataplane::{Finding, FindingLevel};
+use dwcp_numa::{DeviceKind, Topology};
 use nix::sys::resource::{Resource, getrlimit};
 
 use crate::vmm::tracker::soft_dirty;
@@ -119,15 +120,8 @@ fn huge_pages() -> Finding {
 }
 
 fn numa() -> Finding {
-    match dwcp_numa::Topology::detect() {
-        Ok(topology) => good(
-            "NUMA",
-            format!(
-                "{} node(s), {} core(s)",
-                topology.nodes().len(),
-                topology.cores().len()
-            ),
-        ),
+    match Topology::detect() {
+        Ok(topology) => good("NUMA", nodes_in_words(&topology)),
         Err(error) => finding(
             "NUMA",
             FindingLevel::Fallback,
@@ -135,6 +129,22 @@ fn numa() -> Finding {
             "workers run where the kernel puts them",
         ),
     }
+}
+
+/// Counts; where there is a choice, also where the network cards are.
+fn nodes_in_words(topology: &Topology) -> String {
+    let (nodes, cores) = (topology.nodes().len(), topology.cores().len());
+    let mut words = format!("{nodes} node(s), {cores} core(s)");
+    if nodes > 1 {
+        let cards = topology.devices().iter();
+        for card in cards.filter(|device| device.kind == DeviceKind::Network) {
+            let place = card
+                .node
+                .map_or_else(|| "all".to_owned(), |node| format!("node {node}"));
+            words.push_str(&format!(", {} near {place}", card.name));
+        }
+    }
+    words
 }
 
 fn memlock() -> Finding {
@@ -214,5 +224,25 @@ fn qemu() -> Finding {
             format!("{} does not run", binary.display()),
             "install qemu-system-x86 to move QEMU guests; synthetic guests need nothing",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cards_are_named_where_there_is_a_choice_of_nodes() {
+        let server = include_str!(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../numa/tests/topologies/servers/supermicro-2x-xeon-e5-2650-2-nodes.xml"
+        ));
+        let words = nodes_in_words(&Topology::from_xml(server).unwrap());
+        assert_eq!(
+            words,
+            "2 node(s), 16 core(s), eth0 near node 1, eth1 near node 1, ib0 near node 1"
+        );
+        let one = Topology::from_synthetic("pack:1 [numa] core:4 pu:2").unwrap();
+        assert_eq!(nodes_in_words(&one), "1 node(s), 4 core(s)");
     }
 }

@@ -4,7 +4,7 @@
 mod common;
 
 use common::Random;
-use common::line::{End, Leave, Pipe, Sent, bitmap, receive_round, send_round};
+use common::line::{End, Leave, Pipe, Sent, bitmap, lanes, receive_round, send_round};
 use dwcp_api::Codec;
 use dwcp_dataplane::path::RoundWork;
 use dwcp_dataplane::ram::RamBitmap;
@@ -117,7 +117,8 @@ fn after_every_round_both_ends_hold_the_same() {
             let mut all = dirty.clone();
             all.union(&forced);
             let expected = must_send(&source, &destination, &all, &forced);
-            let work = RoundWork::new(round, dirty, forced);
+            let lanes = lanes(&source.layout, random);
+            let work = RoundWork::by_lanes(round, dirty, forced, lanes);
             let leave = Leave {
                 by_reference: random.chance(50),
                 ..Leave::copied(codec)

@@ -113,7 +113,7 @@ impl Arena {
         }
         let mapping = Mapping::new(rounded(bytes, BASE_PAGE_BYTES)?, MapFlags::empty())
             .map_err(|source| ArenaError::Map { bytes, source })?;
-        let bound_node = node.filter(|node| policy::prefer_node(&mapping, *node).is_ok());
+        let bound_node = node.filter(|node| mapping.prefer_node(*node).is_ok());
         let wants_huge = options.transparent_huge && bytes >= HUGE_PAGE_BYTES;
         let is_huge = wants_huge && is_transparent_huge_enabled() && mapping.advise_huge().is_ok();
         let backing = if is_huge {
@@ -139,7 +139,7 @@ impl Arena {
     fn reserved_huge(bytes: usize, node: Option<usize>) -> Option<Self> {
         let flags = MapFlags::MAP_HUGETLB | MapFlags::MAP_HUGE_2MB;
         let mapping = Mapping::new(rounded(bytes, HUGE_PAGE_BYTES).ok()?, flags).ok()?;
-        let bound_node = node.filter(|node| policy::prefer_node(&mapping, *node).is_ok());
+        let bound_node = node.filter(|node| mapping.prefer_node(*node).is_ok());
         mapping.populate().ok()?;
         Some(Self {
             mapping,

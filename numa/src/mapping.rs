@@ -7,6 +7,8 @@ use std::ptr::NonNull;
 use nix::Result;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 
+use crate::policy;
+
 /// Readable and writable zeroed memory, unmapped when dropped.
 #[derive(Debug)]
 pub(crate) struct Mapping {
@@ -50,6 +52,11 @@ impl Mapping {
     /// Gives every page memory now. An error where touching the page would have been a signal.
     pub(crate) fn populate(&self) -> Result<()> {
         self.advise(MmapAdvise::MADV_POPULATE_WRITE)
+    }
+
+    /// Takes memory that is not there yet from `node`, as long as the node has any.
+    pub(crate) fn prefer_node(&self, node: usize) -> std::io::Result<()> {
+        policy::prefer_node(self.start.as_ptr().expose_provenance(), self.bytes(), node)
     }
 
     /// `advice` must be one that keeps the contents.

@@ -2,11 +2,12 @@
 
 use std::io;
 
-use crate::mapping::Mapping;
+/// Nodes that fit a mask; kernels are built for at most 1024.
+pub(crate) const NODES_MAX: usize = 1024;
+pub(crate) const BITS: usize = u64::BITS as usize;
 
-/// Nodes that fit the mask below; kernels are built for at most 1024.
-const NODES_MAX: usize = 1024;
-const BITS: usize = u64::BITS as usize;
+/// A bit per node.
+pub(crate) type NodeMask = [u64; NODES_MAX / BITS];
 
 /// Returns how many NUMA nodes are online; one when the kernel does not say.
 pub(crate) fn online_node_count() -> usize {
@@ -24,22 +25,27 @@ fn count_of_list(list: &str) -> usize {
     list.trim().split(',').filter_map(count_of_range).sum()
 }
 
-/// Makes the pages of `mapping` that are not there yet come from `node`, and from the nearest other
-/// node when it is full: a strict binding would let the kernel kill the process instead.
-pub(crate) fn prefer_node(mapping: &Mapping, node: usize) -> io::Result<()> {
+/// Makes the pages of a range of this process that are not there yet come from `node`, and from the
+/// nearest other node when it is full: a strict binding would let the kernel kill the process instead.
+/// For a shared file the wish belongs to the file: whoever maps it gets such pages.
+///
+/// # Errors
+/// When the node does not exist, or the range is not mapped or does not begin at a page.
+pub fn prefer_node(address: usize, bytes: usize, node: usize) -> io::Result<()> {
     if node >= NODES_MAX {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let mut mask = [0u64; NODES_MAX / BITS];
+    let mut mask: NodeMask = [0; NODES_MAX / BITS];
     mask[node / BITS] |= 1 << (node % BITS);
-    // SAFETY: the range is exactly `mapping`, which is ours; the policy does not change its
-    // contents. `mask` holds `NODES_MAX` bits and outlives the call, which only reads it. The
-    // kernel takes one more than the number of bits it reads.
+    // SAFETY: a policy without flags says where pages come from that are made later; it changes no
+    // page that is there and no contents, and a range that is not mapped is refused: so any range is
+    // sound. `mask` holds `NODES_MAX` bits and outlives the call, which only reads it. The kernel
+    // takes one more than the number of bits it reads.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mbind,
-            mapping.start().as_ptr(),
-            mapping.bytes(),
+            address,
+            bytes,
             libc::MPOL_PREFERRED,
             mask.as_ptr(),
             NODES_MAX + 1,

@@ -39,7 +39,7 @@ pub struct Node {
 pub struct Core {
     /// Its hardware threads, ascending: more than one with SMT.
     pub cpus: Vec<usize>,
-    /// The nearest NUMA node.
+    /// The nearest NUMA node; of several kinds of memory, the one numbered first.
     pub node: Option<usize>,
     /// The socket.
     pub package: Option<usize>,
@@ -242,9 +242,12 @@ fn read_node(object: &TopologyObject) -> Node {
 fn read_core(object: &TopologyObject) -> Core {
     let package = object.first_ancestor_with_type(ObjectType::Package);
     let package = package.and_then(TopologyObject::os_index);
+    // A core has several nodes where there are several kinds of memory: the ordinary one comes first.
+    let nodes = object.nodeset();
+    let node = nodes.and_then(|nodes| nodes.first_set().map(usize::from));
     Core {
         cpus: cpus_of(object),
-        node: node_of(object),
+        node,
         package,
     }
 }

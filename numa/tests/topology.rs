@@ -2,10 +2,19 @@
 
 use std::path::Path;
 
-use dwcp_numa::{DeviceKind, PlannedWorker, Topology, WorkerPlan};
+use dwcp_numa::{DeviceKind, PlannedWorker, Topology, WorkerPlan, WorkerWish};
 
 const TWO_SOCKETS: &str = include_str!("topologies/two-sockets-nic.xml");
 const ONE_NODE: &str = include_str!("topologies/one-node.xml");
+
+/// Workers near a device, the memory unknown.
+fn plan(topology: &Topology, count: usize, device_node: Option<usize>) -> WorkerPlan {
+    topology.plan_workers(&WorkerWish {
+        count,
+        ram: &[],
+        device_node,
+    })
+}
 
 fn cpus(plan: &WorkerPlan) -> Vec<usize> {
     plan.workers.iter().map(|worker| worker.cpu).collect()
@@ -48,7 +57,7 @@ fn devices_are_found_by_name_and_by_bus_address() {
 #[test]
 fn workers_go_to_the_node_of_the_device_one_per_core() {
     let topology = Topology::from_xml(TWO_SOCKETS).unwrap();
-    let plan = topology.plan_workers(3, topology.node_of_device("ens1f0"));
+    let plan = plan(&topology, 3, topology.node_of_device("ens1f0"));
     assert_eq!(cpus(&plan), [8, 10, 12]);
     assert_eq!(
         plan.workers[0],
@@ -58,7 +67,7 @@ fn workers_go_to_the_node_of_the_device_one_per_core() {
         }
     );
     assert!(
-        plan.why.contains("3 on the preferred node 1"),
+        plan.why.contains("3 near the network card on node 1"),
         "{}",
         plan.why
     );
@@ -67,12 +76,12 @@ fn workers_go_to_the_node_of_the_device_one_per_core() {
 #[test]
 fn workers_spill_to_the_other_node_and_stop_at_the_number_of_cores() {
     let topology = Topology::from_xml(TWO_SOCKETS).unwrap();
-    let plan = topology.plan_workers(20, Some(1));
+    let plan = plan(&topology, 20, Some(1));
     assert_eq!(cpus(&plan), [8, 10, 12, 14, 0, 2, 4, 6]);
     assert!(plan.why.contains("8 of 20 workers"), "{}", plan.why);
     assert!(plan.why.contains("only 8 cores"), "{}", plan.why);
     assert!(
-        plan.why.contains("4 on the preferred node 1"),
+        plan.why.contains("4 near the network card on node 1"),
         "{}",
         plan.why
     );
@@ -82,27 +91,25 @@ fn workers_spill_to_the_other_node_and_stop_at_the_number_of_cores() {
 fn the_same_socket_comes_before_the_other_one() {
     let topology = Topology::from_synthetic("pack:2 group:2 [numa] core:2 pu:1").unwrap();
     assert_eq!(topology.nodes().len(), 4);
-    assert_eq!(
-        cpus(&topology.plan_workers(8, Some(3))),
-        [6, 7, 4, 5, 0, 1, 2, 3]
-    );
+    assert_eq!(cpus(&plan(&topology, 8, Some(3))), [6, 7, 4, 5, 0, 1, 2, 3]);
 }
 
 #[test]
 fn without_a_preference_a_node_is_filled_before_the_next() {
     let topology = Topology::from_synthetic("pack:2 [numa] core:2 pu:2").unwrap();
-    let plan = topology.plan_workers(3, None);
+    let plan = plan(&topology, 3, None);
     assert_eq!(cpus(&plan), [0, 2, 4]);
-    assert!(plan.why.contains("no preferred node"), "{}", plan.why);
+    assert!(plan.why.contains("nothing to be near to"), "{}", plan.why);
 }
 
 #[test]
 fn a_node_that_does_not_exist_is_said_and_not_obeyed() {
     let topology = Topology::from_xml(ONE_NODE).unwrap();
-    let plan = topology.plan_workers(2, Some(9));
+    let plan = plan(&topology, 2, Some(9));
     assert_eq!(cpus(&plan), [0, 1]);
     assert!(
-        plan.why.contains("preferred node 9 does not exist"),
+        plan.why
+            .contains("the network card's node 9 does not exist"),
         "{}",
         plan.why
     );
@@ -111,9 +118,7 @@ fn a_node_that_does_not_exist_is_said_and_not_obeyed() {
 #[test]
 fn no_workers_is_a_plan_too() {
     assert!(
-        Topology::from_xml(ONE_NODE)
-            .unwrap()
-            .plan_workers(0, None)
+        plan(&Topology::from_xml(ONE_NODE).unwrap(), 0, None)
             .workers
             .is_empty()
     );
@@ -125,7 +130,7 @@ fn restriction_keeps_memory_and_drops_cores() {
         .unwrap()
         .restricted_to(&[3, 9]);
     assert_eq!((topology.nodes().len(), topology.cores().len()), (2, 2));
-    assert_eq!(cpus(&topology.plan_workers(8, Some(1))), [9, 3]);
+    assert_eq!(cpus(&plan(&topology, 8, Some(1))), [9, 3]);
 }
 
 #[test]
@@ -147,6 +152,6 @@ fn this_machine_has_a_node_and_a_core_for_a_worker() {
     let topology = Topology::detect().unwrap();
     assert!(!topology.nodes().is_empty());
     let allowed = dwcp_numa::allowed_cpus();
-    let plan = topology.restricted_to(&allowed).plan_workers(1, None);
+    let plan = plan(&topology.restricted_to(&allowed), 1, None);
     assert!(allowed.contains(&plan.workers[0].cpu), "{plan:?}");
 }

@@ -89,7 +89,8 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
             let encoder = Encoder::new(session.codec);
             let by_reference = settings.send != SendChoice::Copy;
             let (layout, digests) = (&session.layout, &session.digests);
-            let line = Outgoing::new(layout, digests, &session.key, encoder, by_reference);
+            let line = Outgoing::new(layout, digests, &session.key, encoder, by_reference)
+                .near(settings.node);
             let mut worker = SourceWorker {
                 settings: &settings,
                 session: &session,

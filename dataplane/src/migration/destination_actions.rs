@@ -11,7 +11,7 @@ use dwcp_wire::{AbortCode, RefuseCode, StreamRole};
 
 use super::destination::{DestinationDriver, DestinationInput, StreamJoin};
 use super::node::lock;
-use super::placement::plan_workers;
+use super::placement::place;
 use super::relay::Relay;
 use super::room::check_room;
 use super::source::random;
@@ -146,12 +146,15 @@ impl DestinationDriver {
         let Some(session) = self.session.clone() else {
             return Ok(());
         };
-        let (places, note) = plan_workers(&self.settings, streams);
-        if let Some(note) = note {
-            self.recorder.note(note);
+        let joined = self.joined.first();
+        let local = joined.and_then(|join| join.socket.local_addr().ok());
+        let local = local.map(|address| address.ip());
+        let placement = place(&self.settings, streams, &session.layout, local);
+        if let Some(why) = placement.why {
+            self.recorder.remark(why);
         }
-        let count = places.len();
-        for (index, place) in places.into_iter().enumerate() {
+        let count = placement.workers.len();
+        for (index, place) in placement.workers.into_iter().enumerate() {
             let worker = WorkerSettings {
                 index,
                 io: self.settings.io,

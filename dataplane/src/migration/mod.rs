@@ -5,7 +5,7 @@
 //! | `source.rs`, `source_actions.rs` | the source's driver |
 //! | `destination.rs`, `destination_actions.rs`, `destination_rounds.rs` | the destination's |
 //! | `node.rs`, `vms.rs` | what all migrations of a node share; who has which VM to himself |
-//! | `admission.rs`, `placement.rs`, `room.rs` | when a migration may begin, where its workers run, whether it fits |
+//! | `admission.rs`, `placement.rs`, `network_card.rs`, `room.rs` | when a migration may begin, where its workers run, whether it fits |
 //! | `dial.rs`, `peer.rs` | connecting to another node; the control connection |
 //! | `relay.rs` | device state between the VMM and the other node |
 //! | `reread.rs` | reading RAM again for the proof |
@@ -23,6 +23,7 @@ mod doubt;
 mod itself;
 mod listener;
 mod meter;
+mod network_card;
 mod node;
 mod peer;
 mod placement;

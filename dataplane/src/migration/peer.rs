@@ -1,7 +1,7 @@
 //! What is said on connections between nodes: hellos and control messages.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -205,6 +205,12 @@ impl ControlWriter {
             &payload,
             &self.meter,
         )?)
+    }
+
+    /// The address of this end.
+    pub(super) fn local_address(&self) -> Option<IpAddr> {
+        let address = self.stream.local_addr().ok()?;
+        Some(address.ip())
     }
 
     /// Ends the connection; its reader ends too.

@@ -1,9 +1,14 @@
 //! Where the workers of a migration run.
 
-use std::sync::OnceLock;
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
 
 use dwcp_api::TransferSettings;
-use dwcp_numa::{Topology, TopologyError};
+use dwcp_numa::{PlannedWorker, Topology, TopologyError, WorkerWish};
+
+use super::network_card::node_of_address;
+use crate::path::Lanes;
+use crate::ram::{RamLayout, RamNodes};
 
 /// This machine. It is read once: to look at all of its devices takes longer than to move a small
 /// guest (on a virtual machine, ten milliseconds and more).
@@ -31,32 +36,133 @@ pub(super) fn worker_count(settings: &TransferSettings, streams: u16) -> usize {
     usize::from(asked.min(streams)).max(1)
 }
 
-/// Places for the workers of one migration: as many as were asked for, or one per stream up to the
-/// cores, near each other.
-pub(super) fn plan_workers(
+/// Where the workers of one migration run, and how they share its RAM.
+#[derive(Debug, Default)]
+pub(super) struct Placement {
+    /// A place per worker.
+    pub(super) workers: Vec<WorkerPlace>,
+    /// The source's work, where it lies on several nodes.
+    pub(super) lanes: Option<Arc<Lanes>>,
+    /// Why so, where there was a choice; for a person to read.
+    pub(super) why: Option<String>,
+}
+
+/// Places the workers of one migration: as many as were asked for, or one per stream up to the cores.
+/// On a machine of several nodes they are near guest RAM, and near the network card that `local`, an
+/// address of this node, is on.
+pub(super) fn place(
     settings: &TransferSettings,
     streams: u16,
-) -> (Vec<WorkerPlace>, Option<String>) {
+    layout: &RamLayout,
+    local: Option<IpAddr>,
+) -> Placement {
     let count = worker_count(settings, streams);
     let topology = match machine() {
         Ok(topology) => topology.restricted_to(&dwcp_numa::allowed_cpus()),
-        Err(error) => {
-            let note = format!("topology is unknown ({error}): workers are not pinned");
-            return (vec![WorkerPlace::default(); count], Some(note));
-        }
+        Err(error) => return Placement::anywhere(count, &error.to_string()),
     };
-    let several = topology.nodes().len() > 1;
-    let place = |worker: &dwcp_numa::PlannedWorker| WorkerPlace {
-        cpu: settings.pin_workers.then_some(worker.cpu),
-        node: several.then_some(worker.node).flatten(),
-    };
-    (
-        topology
-            .plan_workers(count, None)
-            .workers
-            .iter()
-            .map(place)
-            .collect(),
-        None,
+    if topology.nodes().len() < 2 {
+        // There is nothing to find out.
+        return place_on(&topology, settings.pin_workers, count, None, None);
+    }
+    let card = local.and_then(|local| node_of_address(&topology, local));
+    let nodes = RamNodes::find(layout);
+    place_on(
+        &topology,
+        settings.pin_workers,
+        count,
+        Some((layout, &nodes)),
+        card,
     )
+}
+
+/// The part that asks nobody. `ram` is where guest RAM lies, on a machine of several nodes; `card` is
+/// the node of the network card.
+fn place_on(
+    topology: &Topology,
+    pin: bool,
+    count: usize,
+    ram: Option<(&RamLayout, &RamNodes)>,
+    card: Option<usize>,
+) -> Placement {
+    let shares = ram.map(|(_, nodes)| nodes.shares()).unwrap_or_default();
+    let plan = topology.plan_workers(&WorkerWish {
+        count,
+        ram: &shares,
+        device_node: card,
+    });
+    if plan.workers.is_empty() {
+        return Placement::anywhere(count, "no CPU is known to be ours");
+    }
+    let place = |worker: &PlannedWorker| WorkerPlace {
+        cpu: pin.then_some(worker.cpu),
+        node: worker.node.filter(|_| ram.is_some()),
+    };
+    Placement {
+        workers: plan.workers.iter().map(place).collect(),
+        lanes: ram.map(|(layout, nodes)| Arc::new(Lanes::by_node(layout, nodes))),
+        why: ram.map(|_| format!("NUMA: {}", plan.why)),
+    }
+}
+
+impl Placement {
+    /// Workers that run where the kernel puts them.
+    fn anywhere(count: usize, because: &str) -> Self {
+        Self {
+            workers: vec![WorkerPlace::default(); count],
+            lanes: None,
+            why: Some(format!(
+                "topology is unknown ({because}): workers are not pinned"
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ram::testing::ram;
+
+    /// 8 cores on each of two nodes.
+    const SERVER: &str = include_str!(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../numa/tests/topologies/servers/supermicro-2x-xeon-e5-2650-2-nodes.xml"
+    ));
+
+    fn nodes_of(placement: &Placement) -> Vec<Option<usize>> {
+        placement.workers.iter().map(|place| place.node).collect()
+    }
+
+    #[test]
+    fn with_one_node_nothing_is_split_and_nothing_is_said() {
+        let topology = Topology::from_synthetic("pack:1 [numa] core:4 pu:2").unwrap();
+        let placement = place_on(&topology, true, 2, None, None);
+        assert_eq!(nodes_of(&placement), [None, None]);
+        let cpus: Vec<_> = placement.workers.iter().map(|place| place.cpu).collect();
+        assert_eq!(cpus, [Some(0), Some(2)]);
+        assert_eq!((placement.lanes, placement.why), (None, None));
+    }
+
+    #[test]
+    fn with_two_nodes_workers_and_work_are_split_alike() {
+        let topology = Topology::from_xml(SERVER).unwrap();
+        let layout = ram(&[1024, 3072]);
+        let nodes = RamNodes::of([(0, 0..1024, Some(1)), (1, 0..3072, Some(0))]);
+        let placement = place_on(&topology, false, 4, Some((&layout, &nodes)), Some(1));
+        assert_eq!(nodes_of(&placement), [Some(1), Some(0), Some(0), Some(0)]);
+        assert!(placement.workers.iter().all(|place| place.cpu.is_none()));
+        let lanes = placement.lanes.unwrap();
+        assert_eq!(*lanes, Lanes::by_node(&layout, &nodes));
+        let why = placement.why.unwrap();
+        assert!(why.starts_with("NUMA: 4 of 4 workers"), "{why}");
+        assert!(why.contains("1 near the network card on node 1"), "{why}");
+    }
+
+    #[test]
+    fn there_are_workers_even_where_no_cpu_is_known() {
+        let topology = Topology::from_xml(SERVER).unwrap().restricted_to(&[]);
+        let placement = place_on(&topology, true, 3, None, None);
+        assert_eq!(nodes_of(&placement), [None; 3]);
+        assert!(placement.why.unwrap().contains("not pinned"));
+    }
 }

@@ -39,6 +39,9 @@ pub(super) struct Recorder {
     begun: Instant,
     pub(super) rounds: Vec<RoundReport>,
     pub(super) pages: PageCounts,
+    /// Pages that workers looked at, and those of them on another NUMA node.
+    pub(super) pages_visited: u64,
+    pub(super) pages_away: u64,
     pub(super) pause: PauseMoments,
     pub(super) transport: String,
     /// How guest pages left; empty when copies did.
@@ -97,6 +100,8 @@ impl Recorder {
             begun: now,
             rounds: vec![],
             pages: PageCounts::default(),
+            pages_visited: 0,
+            pages_away: 0,
             pause: PauseMoments::default(),
             transport: String::new(),
             send_method: "",
@@ -137,6 +142,12 @@ impl Recorder {
             tracing::warn!(vm = self.vm, "{note}");
             self.notes.push(note);
         }
+    }
+
+    /// Notes something that is as it should be, and good to know.
+    pub(super) fn remark(&mut self, remark: String) {
+        tracing::info!(vm = self.vm, "{remark}");
+        self.notes.push(remark);
     }
 
     pub(super) fn round_sent(&mut self, report: RoundReport) {

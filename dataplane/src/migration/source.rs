@@ -26,7 +26,7 @@ use super::vms::api_error;
 use crate::engine::{
     Mailbox, Reread, Session, SourceCommand, WorkerEvent, WorkerHandle, WorkerRound,
 };
-use crate::path::RoundWork;
+use crate::path::{Lanes, RoundWork};
 use crate::vmm::tracker::{self, DirtyTracker};
 use crate::vmm::{self, Vm};
 
@@ -80,6 +80,8 @@ pub(super) struct SourceDriver {
     pub(super) peer: Option<SocketAddr>,
     pub(super) relay: Option<Relay>,
     pub(super) workers: Vec<WorkerHandle<SourceCommand>>,
+    /// How they share a round, on a machine of several nodes.
+    pub(super) lanes: Option<Arc<Lanes>>,
     pub(super) tracker: Box<dyn DirtyTracker>,
     pub(super) session: Arc<Session>,
     pub(super) vm: Arc<Mutex<Box<dyn Vm>>>,
@@ -199,6 +201,7 @@ fn prepare(
         peer: None,
         relay: None,
         workers: vec![],
+        lanes: None,
         tracker: chosen.tracker,
         vm: Arc::new(Mutex::new(vm)),
         vm_stop: Arc::default(),
@@ -435,6 +438,12 @@ impl SourceDriver {
             Ending::Aborted => ("source", self.journal.epoch),
             Ending::Failed => ("unknown", self.journal.epoch),
         };
+        if self.lanes.is_some() {
+            let (away, all) = (self.recorder.pages_away, self.recorder.pages_visited);
+            self.recorder.remark(format!(
+                "NUMA: {away} of {all} pages read from another node"
+            ));
+        }
         let report = self.recorder.report(&End {
             outcome: &outcome,
             owner,

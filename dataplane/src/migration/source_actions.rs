@@ -13,6 +13,7 @@ use dwcp_wire::{AbortCode, Control, PageRange, RoundSummary, StreamHello, Stream
 use super::dial;
 use super::node::lock;
 use super::peer::{self, ControlWriter};
+use super::placement::place;
 use super::relay::Relay;
 use super::reread::reread;
 use super::source::{RoundUnderWay, SourceDriver, SourceInput};
@@ -137,12 +138,14 @@ impl SourceDriver {
         let settings = self.request.settings.clone();
         let time = Duration::from_millis(settings.connect_timeout_ms.into());
         let to = self.peer.ok_or(peer::PeerError::Closed)?;
-        let (places, note) = super::placement::plan_workers(&settings, streams);
-        if let Some(note) = note {
-            self.recorder.note(note);
+        let local = self.control.as_ref().and_then(ControlWriter::local_address);
+        let placement = place(&settings, streams, &self.session.layout, local);
+        self.lanes = placement.lanes;
+        if let Some(why) = placement.why {
+            self.recorder.remark(why);
         }
-        let count = places.len();
-        for (index, place) in places.into_iter().enumerate() {
+        let count = placement.workers.len();
+        for (index, place) in placement.workers.into_iter().enumerate() {
             let worker = WorkerSettings {
                 index,
                 io: settings.io,
@@ -218,7 +221,10 @@ impl SourceDriver {
                 block.set_range(range.page, range.count);
             }
         }
-        let work = Arc::new(RoundWork::new(round, dirty, forced));
+        let work = Arc::new(match &self.lanes {
+            Some(lanes) => RoundWork::by_lanes(round, dirty, forced, Arc::clone(lanes)),
+            None => RoundWork::new(round, dirty, forced),
+        });
         self.recorder.round = round;
         self.recorder.pages_in_round = work.pages();
         self.session.begin_round();
@@ -284,6 +290,8 @@ impl SourceDriver {
             sent.frames += part.counts.frames;
             sent.wire_bytes += part.counts.wire_bytes;
             sent.pages += part.counts.named;
+            self.recorder.pages_visited += part.counts.visited;
+            self.recorder.pages_away += part.counts.away;
             classes.zero += part.counts.zero;
             classes.unchanged += part.counts.unchanged;
             classes.compressed += part.counts.compressed;

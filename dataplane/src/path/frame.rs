@@ -114,6 +114,17 @@ impl FrameBuilder {
             || self.entries.len() + 2 > FRAME_ENTRIES_MAX
     }
 
+    /// Whether pages of `batch` may follow: a frame names pages of one block, in order, and a worker
+    /// that helps on another lane may go back.
+    fn may_go_on(&self, batch: &PageBatch) -> bool {
+        let end = match (&self.open, self.entries.last()) {
+            (Some(run), _) => run.page + run.pages as u32,
+            (None, Some(last)) => last.page + u32::from(last.count),
+            (None, None) => 0,
+        };
+        batch.block == self.block && batch.first_page >= end
+    }
+
     /// Where the next page is to be copied to.
     fn slot<'b>(&self, buffer: &'b mut [u8]) -> &'b mut Page {
         let end = self.end;
@@ -276,6 +287,8 @@ impl Default for FrameBuilder {
 pub struct OutgoingCounts {
     /// Pages looked at.
     pub visited: u64,
+    /// Those of them that lie on another NUMA node than the worker.
+    pub away: u64,
     /// Pages named in frames.
     pub named: u64,
     /// Zero pages, marks and those the destination holds anyway.
@@ -301,6 +314,7 @@ pub struct Outgoing<'a> {
     kernels: &'static Kernels,
     encoder: Encoder,
     by_reference: bool,
+    node: Option<usize>,
     builder: FrameBuilder,
     cursor: RoundCursor,
     batch: PageBatch,
@@ -328,6 +342,7 @@ impl<'a> Outgoing<'a> {
             kernels: kernels(),
             by_reference: by_reference && encoder.is_raw(),
             encoder,
+            node: None,
             builder: FrameBuilder::new(),
             cursor: RoundCursor::default(),
             batch: PageBatch::default(),
@@ -336,9 +351,16 @@ impl<'a> Outgoing<'a> {
         }
     }
 
+    /// Takes pages on this NUMA node first.
+    #[must_use]
+    pub const fn near(mut self, node: Option<usize>) -> Self {
+        self.node = node;
+        self
+    }
+
     /// Begins a round.
     pub fn begin(&mut self, work: &RoundWork) {
-        self.cursor = work.cursor();
+        self.cursor = work.cursor(self.node);
         self.batch = PageBatch::default();
         self.counts = OutgoingCounts::default();
         self.root = RamRoot::default();
@@ -378,12 +400,14 @@ impl<'a> Outgoing<'a> {
                     }
                     None => break,
                 }
-            }
-            if self.batch.block != self.builder.block() {
-                if !self.builder.is_empty() {
+                if self.cursor.is_away(work) {
+                    self.counts.away += u64::from(self.batch.dirty.count_ones());
+                }
+                if self.builder.is_empty() {
+                    self.builder.start(self.batch.block);
+                } else if !self.builder.may_go_on(&self.batch) {
                     break;
                 }
-                self.builder.start(self.batch.block);
             }
             self.take_page(buffer);
         }

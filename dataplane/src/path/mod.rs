@@ -19,6 +19,8 @@
 // In the order of the line, not of the alphabet.
 mod source;
 
+mod lanes;
+
 mod classify;
 
 mod encode;
@@ -40,6 +42,7 @@ pub use encode::Encoder;
 pub use frame::{
     DATA_OFFSET, FRAME_BUFFER_BYTES, FrameBuilder, Outgoing, OutgoingCounts, ReadyFrame,
 };
+pub use lanes::Lanes;
 pub use receive::{RECEIVE_BUFFER_BYTES, ReceiveError, Received, Receiver, Wanted};
 pub use source::{PageBatch, RoundCursor, RoundWork};
 pub use stream::{CreditError, StreamCredit};

@@ -1,15 +1,14 @@
 //! Stage 1 of 8: pick dirty pages.
 //!
 //! In: the dirty bitmap of a round. Out: batches of up to 64 pages of one block, a bitmap word
-//! each, every dirty page exactly once. Workers take chunks of words by one atomic addition: no
-//! queue, no lock.
+//! each, every dirty page exactly once. Workers take chunks of words by one atomic addition, those
+//! of pages near them first: no queue, no lock.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
+use super::lanes::Lanes;
 use crate::ram::{PAGES_PER_WORD, RamBitmap};
-
-/// Words that a worker takes at once: 1024 pages, 4 MiB.
-const CHUNK_WORDS: usize = 16;
 
 /// Up to 64 pages of one block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,22 +30,35 @@ pub struct RoundWork {
     pub round: u32,
     dirty: RamBitmap,
     forced: RamBitmap,
-    next_word: AtomicUsize,
-    words: usize,
+    lanes: Arc<Lanes>,
+    taken: Box<[AtomicUsize]>,
 }
 
 impl RoundWork {
-    /// A round over `dirty`; `forced` pages are part of it whether dirty or not.
+    /// A round over `dirty`; `forced` pages are part of it whether dirty or not. All pages are as
+    /// near to every worker.
     #[must_use]
-    pub fn new(round: u32, mut dirty: RamBitmap, forced: RamBitmap) -> Self {
+    pub fn new(round: u32, dirty: RamBitmap, forced: RamBitmap) -> Self {
+        let lanes = Arc::new(Lanes::whole(dirty.word_count()));
+        Self::by_lanes(round, dirty, forced, lanes)
+    }
+
+    /// As [`Self::new`], where `lanes` says which pages are near to whom. They must be those of the
+    /// bitmaps' RAM.
+    #[must_use]
+    pub fn by_lanes(
+        round: u32,
+        mut dirty: RamBitmap,
+        forced: RamBitmap,
+        lanes: Arc<Lanes>,
+    ) -> Self {
         dirty.union(&forced);
-        let words = dirty.word_count();
         Self {
             round,
             dirty,
             forced,
-            next_word: AtomicUsize::new(0),
-            words,
+            taken: lanes.untaken(),
+            lanes,
         }
     }
 
@@ -56,10 +68,15 @@ impl RoundWork {
         self.dirty.count()
     }
 
-    /// A worker's view of it.
+    /// The view of a worker near `node`.
     #[must_use]
-    pub const fn cursor(&self) -> RoundCursor {
-        RoundCursor { next: 0, end: 0 }
+    pub fn cursor(&self, node: Option<usize>) -> RoundCursor {
+        RoundCursor {
+            node,
+            lane: self.lanes.home(node),
+            next: 0,
+            end: 0,
+        }
     }
 
     /// The word `index`, counted through all blocks.
@@ -88,6 +105,8 @@ impl RoundWork {
 /// The chunk that a worker is at.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RoundCursor {
+    node: Option<usize>,
+    lane: usize,
     next: usize,
     end: usize,
 }
@@ -103,13 +122,15 @@ impl RoundCursor {
                     return Some(batch);
                 }
             }
-            self.next = work.next_word.fetch_add(CHUNK_WORDS, Ordering::Relaxed);
-            if self.next >= work.words {
-                self.end = self.next;
-                return None;
-            }
-            self.end = (self.next + CHUNK_WORDS).min(work.words);
+            let words = work.lanes.take(&work.taken, &mut self.lane)?;
+            (self.next, self.end) = (words.start, words.end);
         }
+    }
+
+    /// Whether the batch given last lies on another node than the worker.
+    #[must_use]
+    pub fn is_away(&self, work: &RoundWork) -> bool {
+        work.lanes.is_away(self.lane, self.node)
     }
 }
 
@@ -135,7 +156,7 @@ mod tests {
             let mut expected = dirty.clone();
             expected.union(&force);
             let work = RoundWork::new(1, dirty, force);
-            let mut cursors = [work.cursor(), work.cursor()];
+            let mut cursors = [work.cursor(None), work.cursor(None)];
             let mut seen = RamBitmap { blocks: vec![DirtyBitmap::new(1000), DirtyBitmap::new(2000)] };
             let mut count = 0;
             let mut turn = 0;

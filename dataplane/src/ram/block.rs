@@ -181,6 +181,15 @@ impl RamBlock {
         }
     }
 
+    /// Where a page is mapped here, to ask the kernel about it.
+    ///
+    /// # Panics
+    /// When `page` is outside the block.
+    #[must_use]
+    pub fn address(&self, page: u32) -> usize {
+        self.span(page, 1).0.expose_provenance()
+    }
+
     /// Makes sure that a run of pages has memory, and is mapped, before the kernel fills it.
     ///
     /// # Errors

@@ -4,9 +4,11 @@ mod access;
 mod bitmap;
 mod block;
 mod digest;
+mod nodes;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub use bitmap::{DirtyBitmap, PAGES_PER_WORD, RamBitmap};
 pub use block::{RamBlock, RamError, RamLayout, Room};
 pub use digest::Digests;
+pub use nodes::{NodeStretch, RamNodes};

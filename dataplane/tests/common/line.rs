@@ -1,11 +1,13 @@
 //! Both ends of the line of a page in one process, with byte pipes between them.
 
+use std::sync::Arc;
+
 use dwcp_api::Codec;
 use dwcp_dataplane::path::{
-    Applied, Encoder, FRAME_BUFFER_BYTES, Incoming, Outgoing, OutgoingCounts, PageTable,
+    Applied, Encoder, FRAME_BUFFER_BYTES, Incoming, Lanes, Outgoing, OutgoingCounts, PageTable,
     RECEIVE_BUFFER_BYTES, Received, Receiver, RoundWork,
 };
-use dwcp_dataplane::ram::{Digests, RamBitmap, RamBlock, RamLayout};
+use dwcp_dataplane::ram::{Digests, RamBitmap, RamBlock, RamLayout, RamNodes};
 use dwcp_simd::{FingerprintKey, PAGE_BYTES, Page, RamRoot};
 use dwcp_wire::{FrameHeader, FrameKind, PageRange};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -28,6 +30,22 @@ pub(crate) fn ram(block_pages: &[u32]) -> RamLayout {
         RamBlock::map(format!("block{index}"), file, bytes, 0).unwrap()
     };
     RamLayout::new(block_pages.iter().enumerate().map(block).collect()).unwrap()
+}
+
+/// RAM that lies on several NUMA nodes, in stretches of any length: the worker goes from one lane to
+/// another, forth and back.
+pub(crate) fn lanes(layout: &RamLayout, random: &mut Random) -> Arc<Lanes> {
+    let mut stretches = vec![];
+    for (index, block) in layout.blocks().iter().enumerate() {
+        let mut page = 0;
+        while page < block.pages() {
+            let end = (page + 64 * (1 + random.below(4) as u32)).min(block.pages());
+            let node = random.chance(80).then(|| random.below(3) as usize);
+            stretches.push((index, page..end, node));
+            page = end;
+        }
+    }
+    Arc::new(Lanes::by_node(layout, &RamNodes::of(stretches)))
 }
 
 impl End {

@@ -63,6 +63,9 @@ struct Guest {
     /// Allocate the RAM of an empty guest at the start.
     #[arg(long)]
     prealloc: bool,
+    /// NUMA nodes that the RAM comes from, in equal shares.
+    #[arg(long, value_delimiter = ',', value_name = "NODE,…")]
+    nodes: Vec<usize>,
 }
 
 fn kind(text: &str) -> Result<Kind, String> {
@@ -94,6 +97,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             hugetlb: guest.hugetlb,
             incoming: guest.incoming,
             prealloc: guest.prealloc,
+            nodes: guest.nodes,
         })?),
     }
 }

@@ -2,7 +2,7 @@
 
 use dwcp_qmp::MigrationStatus;
 use dwcp_testbed::Kind;
-use dwcp_testbed::guests::{GuestError, GuestKind, GuestOptions, QemuGuest, qemu_binary};
+use dwcp_testbed::guests::{GuestError, GuestKind, GuestOptions, Program, QemuGuest, qemu_binary};
 use dwcp_testbed::peers::{PeerError, PeerOptions, PeerSystem, run_peer};
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -239,4 +239,26 @@ fn one_stale_page_does_not_pass_for_a_good_move() {
         }
     });
     assert!(!good && reason.is_some_and(|reason| reason.contains("bad pages")));
+}
+
+/// What it prints and how it ends comes out of the guest.
+#[test]
+fn a_program_of_this_machine_runs_in_the_linux_guest() {
+    if is_skipped() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("folder");
+    let program = Program::new("/bin/sh", ["-c", "$0", "nonsense"]);
+    let guest = QemuGuest::builder("program", folder.path()).program(program);
+    let mut guest = match guest.spawn() {
+        Err(GuestError::NoImage { what, hint }) => {
+            eprintln!("SKIPPED: no {what}: {hint}");
+            return;
+        }
+        guest => guest.expect("a guest"),
+    };
+    // A shell says so when there is no such command.
+    assert_eq!(guest.wait_exit(LIMIT).expect("an end"), 127);
+    let text = guest.serial().text();
+    assert!(text.contains("nonsense"), "{text}");
 }

@@ -9,6 +9,10 @@
 //! Options come from the kernel's command line, see `GuestOptions`. `max_gap_ms` is the longest time
 //! between two turns of the loop by the guest's own clock, which stands still while the guest is
 //! stopped: it shows page faults served slowly, not the pause of a migration.
+//!
+//! Asked to, it runs a program instead: see `program.rs`.
+
+mod program;
 
 use dwcp_guest_page::{
     GuestOptions, PAGE_BYTES, Pace, UNWRITTEN, check_page, next_random, write_page,
@@ -119,23 +123,6 @@ fn stay_forever(last_words: &str) -> ! {
     }
 }
 
-fn mount_proc() {
-    let _ = std::fs::create_dir("/proc");
-    // SAFETY: three C strings that live as long as the program; no data argument.
-    let mounted = unsafe {
-        libc::mount(
-            c"proc".as_ptr(),
-            c"/proc".as_ptr(),
-            c"proc".as_ptr(),
-            0,
-            ptr::null(),
-        )
-    };
-    if mounted != 0 {
-        println!("DWCP no /proc: {}", std::io::Error::last_os_error());
-    }
-}
-
 /// Free RAM in MiB, by the kernel's estimate.
 fn available_mib() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -149,8 +136,13 @@ fn available_mib() -> u64 {
 }
 
 fn main() {
-    mount_proc();
+    if let Err(error) = program::mount(c"proc", c"/proc") {
+        println!("DWCP no /proc: {error}");
+    }
     let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if let Some(program) = program::wanted(&line) {
+        program::run(program);
+    }
     let options = GuestOptions::from_command_line(&line);
     let room = available_mib().saturating_sub(SPARE_MIB);
     let mib = if options.fill_mib == 0 {

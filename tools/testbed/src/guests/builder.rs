@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::images::GuestKind;
+use super::images::{GuestKind, Images};
+use super::program::Program;
 use super::qemu::QemuGuest;
 use super::serial::SerialLog;
 use super::{GuestError, GuestOptions};
@@ -52,6 +53,7 @@ pub struct QemuBuilder {
     folder: PathBuf,
     guest: GuestKind,
     options: GuestOptions,
+    program: Option<Program>,
     memory_mib: u64,
     backend: Backend,
     accel: String,
@@ -69,6 +71,7 @@ impl QemuBuilder {
             folder,
             guest: GuestKind::default(),
             options: GuestOptions::default(),
+            program: None,
             memory_mib: 256,
             backend: Backend::default(),
             accel: "tcg".into(),
@@ -91,6 +94,14 @@ impl QemuBuilder {
     #[must_use]
     pub fn options(mut self, options: GuestOptions) -> Self {
         self.options = options;
+        self
+    }
+
+    /// Runs a program of this machine in the Linux guest, instead of filling RAM.
+    #[must_use]
+    pub fn program(mut self, program: Program) -> Self {
+        self.guest = GuestKind::Linux;
+        self.program = Some(program);
         self
     }
 
@@ -174,7 +185,11 @@ impl QemuBuilder {
             Backend::SharedFile(path) => Some(path.clone()),
             Backend::Shared => Some(own_ram_path(&self.name)),
         };
-        let arguments = self.arguments(&qmp, &serial, ram.as_deref())?;
+        let mut images = self.guest.images()?;
+        if let Some(program) = &self.program {
+            images.initrd = Some(program.initramfs(&path("cpio"))?);
+        }
+        let arguments = self.arguments(&images, &qmp, &serial, ram.as_deref());
         let file_error = |source| GuestError::File {
             path: output.clone(),
             source,
@@ -210,11 +225,11 @@ impl QemuBuilder {
 
     fn arguments(
         &self,
+        images: &Images,
         qmp: &Path,
         serial: &Path,
         ram: Option<&Path>,
-    ) -> Result<Vec<OsString>, GuestError> {
-        let images = self.guest.images()?;
+    ) -> Vec<OsString> {
         let mut machine = "q35".to_owned();
         let mut out: Vec<OsString> = Vec::new();
         let mut add = |words: &[&OsStr]| out.extend(words.iter().map(|&word| word.to_owned()));
@@ -270,7 +285,7 @@ impl QemuBuilder {
             add(&["-S".as_ref()]);
         }
         out.extend(self.extra.iter().cloned());
-        Ok(out)
+        out
     }
 
     /// A backend and a node for each path.
@@ -290,6 +305,9 @@ impl QemuBuilder {
     }
 
     fn command_line(&self) -> String {
+        if let Some(program) = &self.program {
+            return format!("console=ttyS0 quiet panic=-1 {}", program.command_line());
+        }
         let GuestOptions {
             fill_mib,
             hot_mib,

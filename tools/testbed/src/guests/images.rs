@@ -54,7 +54,7 @@ impl GuestKind {
             Self::Linux => {
                 // First what may be missing, then what takes time.
                 let kernel = linux_kernel()?;
-                let init = find_or_build("dwcp-guest-init", "linux-init")?;
+                let init = linux_init()?;
                 Ok(Images {
                     kernel,
                     initrd: Some(initramfs(&init)?),
@@ -132,18 +132,32 @@ fn linux_kernel() -> Result<PathBuf, GuestError> {
     })
 }
 
-/// Packs the init; rewritten only when it differs, so that several may run at once.
-fn initramfs(init: &Path) -> Result<PathBuf, GuestError> {
-    let program = fs::read(init).map_err(|source| GuestError::File {
-        path: init.into(),
-        source,
-    })?;
+/// The init itself, for an archive of another making.
+pub(super) fn linux_init() -> Result<PathBuf, GuestError> {
+    find_or_build("dwcp-guest-init", "linux-init")
+}
+
+/// An archive that begins with the init and what the kernel needs to start it.
+pub(super) fn archive_of(init: &Path) -> Result<CpioWriter, GuestError> {
+    let program = read(init)?;
     let mut cpio = CpioWriter::new();
     cpio.folder("dev", 0o755);
     cpio.device("dev/console", 0o600, 5, 1);
     cpio.folder("proc", 0o755);
     cpio.file("init", 0o755, &program);
-    let bytes = cpio.finish();
+    Ok(cpio)
+}
+
+pub(super) fn read(file: &Path) -> Result<Vec<u8>, GuestError> {
+    fs::read(file).map_err(|source| GuestError::File {
+        path: file.into(),
+        source,
+    })
+}
+
+/// Packs the init; rewritten only when it differs, so that several may run at once.
+fn initramfs(init: &Path) -> Result<PathBuf, GuestError> {
+    let bytes = archive_of(init)?.finish();
     let folder = repository_root().map_or_else(env::temp_dir, |root| root.join(".cache/guests"));
     let path = folder.join("dwcp-guest-init.cpio");
     if fs::read(&path).is_ok_and(|present| present == bytes) {

@@ -4,6 +4,7 @@
 //! |-------------|------------------------------------------------------------------|
 //! | `images.rs` | finds or builds the bare kernel, the Linux init and its initramfs |
 //! | `cpio.rs`   | writes the initramfs                                             |
+//! | `program.rs`| a program of this machine, packed to run in the Linux guest      |
 //! | `builder.rs`| the arguments of one QEMU, and its start                         |
 //! | `qemu.rs`   | one running QEMU: waiting for it, its end                        |
 //! | `serial.rs` | reads the guest's own account of itself                          |
@@ -24,6 +25,7 @@
 mod builder;
 mod cpio;
 mod images;
+mod program;
 mod qemu;
 mod serial;
 
@@ -35,6 +37,7 @@ pub use builder::{Backend, QemuBuilder, qemu_binary};
 pub use cpio::CpioWriter;
 pub use dwcp_guest_page::GuestOptions;
 pub use images::{GuestKind, Images, repository_root};
+pub use program::Program;
 pub use qemu::QemuGuest;
 pub use serial::{SerialLog, TickLine, Verdict, verify};
 

@@ -95,6 +95,14 @@ impl QemuGuest {
         self.wait_for("READY line", timeout, SerialLog::ready_mib)
     }
 
+    /// Waits until the program that it was started for has ended, and returns its exit code.
+    ///
+    /// # Errors
+    /// As [`Self::wait_ready`].
+    pub fn wait_exit(&mut self, timeout: Duration) -> Result<i32, GuestError> {
+        self.wait_for("end of its program", timeout, SerialLog::exit_code)
+    }
+
     /// Waits until the guest printed `count` ticks, and returns the newest.
     ///
     /// # Errors
@@ -150,7 +158,10 @@ impl QemuGuest {
                     detail,
                 });
             }
-            self.check_alive()?;
+            if let Err(ended) = self.check_alive() {
+                // Its last words may have come since.
+                return look(&self.serial).ok_or(ended);
+            }
             if Instant::now() >= deadline {
                 return Err(GuestError::Timeout {
                     name: self.name.clone(),

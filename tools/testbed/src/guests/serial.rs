@@ -94,6 +94,16 @@ impl SerialLog {
         })
     }
 
+    /// How the program ended that the guest was started for.
+    #[must_use]
+    pub fn exit_code(&self) -> Option<i32> {
+        self.lines().iter().find_map(|line| {
+            line.trim_end()
+                .strip_prefix("DWCP EXIT ")
+                .and_then(|code| code.parse().ok())
+        })
+    }
+
     /// Every tick so far.
     #[must_use]
     pub fn ticks(&self) -> Vec<TickLine> {

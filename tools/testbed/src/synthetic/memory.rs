@@ -1,7 +1,7 @@
 //! The RAM of a synthetic guest, and its userfaultfd.
 
 use dwcp_guest_page::{Kind, PAGE_BYTES};
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::sys::memfd::{self, MFdFlags};
 use std::fs::File;
 use std::io;
@@ -25,7 +25,13 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(crate) fn new(mib: u64, hugetlb: bool, prealloc: bool) -> io::Result<Self> {
+    /// `nodes` get equal shares of it, in order; none leaves it to the kernel.
+    pub(crate) fn new(
+        mib: u64,
+        hugetlb: bool,
+        prealloc: bool,
+        nodes: &[usize],
+    ) -> io::Result<Self> {
         let mut flags = MFdFlags::MFD_CLOEXEC;
         let mut page_bytes = PAGE_BYTES as u64;
         if hugetlb {
@@ -35,12 +41,16 @@ impl Memory {
         let file = File::from(memfd::memfd_create(c"dwcp-guest-ram", flags)?);
         file.set_len(mib << 20)?;
         let bytes = usize::try_from(mib << 20).map_err(io::Error::other)?;
-        let mut options = MmapOptions::new();
+        let map = MmapOptions::new().len(bytes).map_raw(&file)?;
+        let share = bytes / nodes.len().max(1);
+        for (index, node) in nodes.iter().enumerate() {
+            let start = map.as_mut_ptr() as usize + index * share;
+            dwcp_numa::prefer_node(start, share, *node)?;
+        }
         if prealloc {
             // Touched, as QEMU does: pages that are only reserved would be cleared when first used.
-            options.populate();
+            map.advise(Advice::PopulateWrite)?;
         }
-        let map = options.len(bytes).map_raw(&file)?;
         Ok(Self {
             file,
             map,

@@ -80,6 +80,8 @@ pub struct SyntheticOptions {
     pub incoming: bool,
     /// Whether an empty guest has its RAM allocated, as QEMU does with `prealloc=on`.
     pub prealloc: bool,
+    /// NUMA nodes that RAM comes from, in equal shares of whole 2 MiB; empty leaves it to the kernel.
+    pub nodes: Vec<usize>,
 }
 
 impl Default for SyntheticOptions {
@@ -97,6 +99,7 @@ impl Default for SyntheticOptions {
             hugetlb: false,
             incoming: false,
             prealloc: false,
+            nodes: vec![],
         }
     }
 }
@@ -162,6 +165,9 @@ impl SyntheticOptions {
         }
         if self.hugetlb && !self.ram_mib.is_multiple_of(2) {
             return refuse("ram_mib", "must be even with 2 MiB huge pages".into());
+        }
+        if !self.nodes.is_empty() && !self.ram_mib.is_multiple_of(2 * self.nodes.len() as u64) {
+            return refuse("ram_mib", "must be 2 MiB, or a multiple, per node".into());
         }
         if self.zero_percent > 100 {
             return refuse(

@@ -61,7 +61,8 @@ impl SyntheticGuest {
     pub fn start(options: SyntheticOptions) -> Result<Self, SyntheticError> {
         options.check()?;
         let prealloc = options.incoming && options.prealloc;
-        let memory = Memory::new(options.ram_mib, options.hugetlb, prealloc).map_err(|source| {
+        let memory = Memory::new(options.ram_mib, options.hugetlb, prealloc, &options.nodes);
+        let memory = memory.map_err(|source| {
             let kind = if options.hugetlb {
                 "2 MiB huge pages"
             } else {
