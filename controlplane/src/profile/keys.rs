@@ -74,10 +74,11 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key(
         "transfer.send",
-        Kind::Choice(&["auto", "vmsplice", "sendfile", "write", "copy"]),
-        "How guest pages that are sent as they are get into the socket. auto tries vmsplice, \
-         sendfile and write on the first frames of each stream and keeps the fastest, or the one \
-         that costs the least CPU when the link is the limit. These send straight from guest RAM: \
+        Kind::Choice(&["auto", "zero-copy", "vmsplice", "sendfile", "write", "copy"]),
+        "How guest pages that are sent as they are get into the socket. auto tries \
+         zero-copy (io_uring, out as soon as the kernel says that it copied), vmsplice, sendfile and \
+         write on the first frames of each stream and keeps the fastest, or the one that costs the \
+         least CPU when the link is the limit. These send straight from guest RAM: \
          a page that the guest writes meanwhile arrives torn, is recognised and sent again. copy \
          copies each page first.",
     ),

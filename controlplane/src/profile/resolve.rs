@@ -35,6 +35,7 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
             _ => IoPath::Auto,
         },
         send: match word("transfer.send")? {
+            "zero-copy" => SendChoice::ZeroCopy,
             "vmsplice" => SendChoice::Vmsplice,
             "sendfile" => SendChoice::Sendfile,
             "write" => SendChoice::Write,
@@ -79,6 +80,7 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
     };
     let send = match settings.send {
         SendChoice::Auto => "auto",
+        SendChoice::ZeroCopy => "zero-copy",
         SendChoice::Vmsplice => "vmsplice",
         SendChoice::Sendfile => "sendfile",
         SendChoice::Write => "write",

@@ -66,6 +66,8 @@ pub enum SendChoice {
     /// frames.
     #[default]
     Auto,
+    /// By reference through the ring, also where the kernel copies.
+    ZeroCopy,
     /// By reference through a pipe.
     Vmsplice,
     /// By reference from the memory's file.

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use dwcp_wire::PageRange;
 use dwcp_wire::limits::FRAME_DATA_PAGES_MAX;
 
-use super::outbound::Spans;
+use super::spans::Spans;
 use super::{BufferId, Buffers, ReceiveInto};
 use crate::ram::RamLayout;
 

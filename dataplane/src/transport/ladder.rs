@@ -12,15 +12,33 @@ use std::time::{Duration, Instant};
 use dwcp_api::SendChoice;
 
 use super::SendMethod;
+use crate::cpu_time::thread_cpu_ns;
 
 /// Frames of a stretch that are not measured: the socket still holds those of the method before.
-const FRAMES_BEFORE: u32 = 16;
+const FRAMES_BEFORE: u32 = 8;
 
 /// Frames of a stretch that are: 12 MiB.
-const FRAMES_MEASURED: u32 = 48;
+const FRAMES_MEASURED: u32 = 24;
 
 /// A method must be faster by this much to win by speed; otherwise the cheaper one wins.
 const SPEED_MARGIN: f64 = 0.05;
+
+/// A moment, by the clock and by the CPU time of this thread. All that the worker does for a frame is
+/// alike whichever way its pages leave, but for what that way costs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    time: Instant,
+    cpu: Duration,
+}
+
+impl Moment {
+    pub(super) fn now() -> Self {
+        Self {
+            time: Instant::now(),
+            cpu: Duration::from_nanos(thread_cpu_ns()),
+        }
+    }
+}
 
 /// A method's figures.
 #[derive(Debug)]
@@ -28,7 +46,7 @@ struct Rung {
     method: SendMethod,
     frames: u32,
     /// When the next measured frame could begin; `None` before the first, and after a break.
-    since: Option<Instant>,
+    since: Option<Moment>,
     bytes: usize,
     time: Duration,
     cpu: Duration,
@@ -66,20 +84,30 @@ impl Rung {
 pub(super) struct Ladder {
     rungs: Vec<Rung>,
     chosen: Option<SendMethod>,
+    /// The operator left the choice to what is measured.
+    is_free: bool,
 }
 
 impl Ladder {
-    /// The methods that `choice` allows.
-    pub(super) fn new(choice: SendChoice) -> Self {
-        let methods: &[SendMethod] = match choice {
-            SendChoice::Auto => &SendMethod::ALL,
-            SendChoice::Vmsplice => &[SendMethod::Vmsplice],
-            SendChoice::Sendfile => &[SendMethod::Sendfile],
-            SendChoice::Write | SendChoice::Copy => &[SendMethod::Write],
+    /// The methods that `choice` allows, of those that the transport `has`. Writing is what remains
+    /// when there is none.
+    pub(super) fn new(choice: SendChoice, has: &[SendMethod]) -> Self {
+        let allowed = |method: &SendMethod| match choice {
+            SendChoice::Auto => true,
+            SendChoice::ZeroCopy => *method == SendMethod::ZeroCopy,
+            SendChoice::Vmsplice => *method == SendMethod::Vmsplice,
+            SendChoice::Sendfile => *method == SendMethod::Sendfile,
+            SendChoice::Write | SendChoice::Copy => *method == SendMethod::Write,
         };
+        let methods: Vec<_> = has.iter().copied().filter(allowed).collect();
         Self {
-            rungs: methods.iter().copied().map(Rung::new).collect(),
-            chosen: (methods.len() == 1).then_some(methods[0]),
+            chosen: match methods[..] {
+                [] => Some(SendMethod::Write),
+                [only] => Some(only),
+                _ => None,
+            },
+            is_free: choice == SendChoice::Auto,
+            rungs: methods.into_iter().map(Rung::new).collect(),
         }
     }
 
@@ -101,8 +129,8 @@ impl Ladder {
         self.chosen
     }
 
-    /// Notes a frame that left at `now`, and the CPU time of its calls.
-    pub(super) fn left(&mut self, method: SendMethod, bytes: usize, cpu: Duration, now: Instant) {
+    /// Notes a frame that left at `now`.
+    pub(super) fn left(&mut self, method: SendMethod, bytes: usize, now: Moment) {
         let Some(rung) = self.rungs.iter_mut().find(|rung| rung.method == method) else {
             return;
         };
@@ -111,9 +139,9 @@ impl Ladder {
             return;
         }
         if let Some(since) = rung.since.replace(now) {
-            rung.time += now.duration_since(since);
+            rung.time += now.time.duration_since(since.time);
+            rung.cpu += now.cpu.saturating_sub(since.cpu);
             rung.bytes += bytes;
-            rung.cpu += cpu;
         }
         self.choose();
     }
@@ -122,6 +150,14 @@ impl Ladder {
     pub(super) fn paused(&mut self) {
         for rung in &mut self.rungs {
             rung.since = None;
+        }
+    }
+
+    /// Notes that the kernel has copied what it was to send by reference: dearer than to write at once.
+    pub(super) fn copied(&mut self, method: SendMethod) {
+        let is_in = |rung: &Rung| rung.method == method && !rung.refused;
+        if self.is_free && self.rungs.iter().any(is_in) {
+            self.refused(method, &io::Error::other("the kernel copies the pages"));
         }
     }
 
@@ -164,13 +200,14 @@ mod tests {
     /// Lets frames leave until a method is chosen; `cost` gives a frame's time and CPU time in
     /// microseconds.
     fn carry(ladder: &mut Ladder, cost: impl Fn(SendMethod) -> (u64, u64)) {
-        let mut now = Instant::now();
+        let mut now = Moment::now();
         for _ in 0..1000 {
             let method = ladder.method();
             let (time, cpu) = cost(method);
-            now += Duration::from_micros(time);
+            now.time += Duration::from_micros(time);
+            now.cpu += Duration::from_micros(cpu);
             if ladder.is_probing() {
-                ladder.left(method, 1000, Duration::from_micros(cpu), now);
+                ladder.left(method, 1000, now);
             }
         }
     }
@@ -178,7 +215,7 @@ mod tests {
     #[test]
     fn the_fastest_method_is_chosen_whichever_it_is() {
         for fast in SendMethod::ALL {
-            let mut ladder = Ladder::new(SendChoice::Auto);
+            let mut ladder = Ladder::new(SendChoice::Auto, &SendMethod::ALL);
             carry(&mut ladder, |method| match method == fast {
                 true => (50, 90),
                 false => (60, 10),
@@ -191,7 +228,7 @@ mod tests {
     #[test]
     fn where_all_are_as_fast_the_cheapest_is_chosen() {
         for cheap in SendMethod::ALL {
-            let mut ladder = Ladder::new(SendChoice::Auto);
+            let mut ladder = Ladder::new(SendChoice::Auto, &SendMethod::ALL);
             carry(&mut ladder, |method| match method == cheap {
                 true => (102, 5),
                 false => (100, 9),
@@ -202,18 +239,18 @@ mod tests {
 
     #[test]
     fn the_time_between_rounds_is_no_methods_fault() {
-        let mut ladder = Ladder::new(SendChoice::Auto);
-        let (mut now, mut frames) = (Instant::now(), 0);
+        let mut ladder = Ladder::new(SendChoice::Auto, &SendMethod::ALL);
+        let (mut now, mut frames) = (Moment::now(), 0);
         while ladder.is_probing() {
             let method = ladder.method();
             // The fastest one's stretch is cut by two rounds' ends.
             if method == SendMethod::Sendfile && frames % 20 == 19 {
                 ladder.paused();
-                now += Duration::from_secs(1);
+                now.time += Duration::from_secs(1);
             }
             let is_fast = method == SendMethod::Sendfile;
-            now += Duration::from_micros(if is_fast { 50 } else { 60 });
-            ladder.left(method, 1000, Duration::from_micros(5), now);
+            now.time += Duration::from_micros(if is_fast { 50 } else { 60 });
+            ladder.left(method, 1000, now);
             frames += 1;
         }
         assert_eq!(ladder.chosen(), Some(SendMethod::Sendfile));
@@ -221,34 +258,58 @@ mod tests {
 
     #[test]
     fn every_method_carries_its_stretch_before_the_choice() {
-        let mut ladder = Ladder::new(SendChoice::Auto);
-        let now = Instant::now();
+        let mut ladder = Ladder::new(SendChoice::Auto, &SendMethod::ALL);
+        let now = Moment::now();
         for _ in 0..(FRAMES_BEFORE + FRAMES_MEASURED) as usize * SendMethod::ALL.len() {
             assert!(ladder.is_probing());
-            ladder.left(ladder.method(), 1024, Duration::ZERO, now);
+            ladder.left(ladder.method(), 1024, now);
         }
         assert!(!ladder.is_probing());
     }
 
     #[test]
     fn a_refused_method_is_never_taken_again() {
-        let mut ladder = Ladder::new(SendChoice::Auto);
+        let mut ladder = Ladder::new(SendChoice::Auto, &SendMethod::ALL);
         let error = io::Error::from_raw_os_error(libc::EINVAL);
         ladder.refused(SendMethod::Vmsplice, &error);
         carry(&mut ladder, |method| match method {
             SendMethod::Vmsplice => panic!("it was refused"),
             SendMethod::Sendfile => (50, 5),
-            SendMethod::Write => (90, 5),
+            SendMethod::Write | SendMethod::ZeroCopy => (90, 5),
         });
         assert_eq!(ladder.chosen(), Some(SendMethod::Sendfile));
     }
 
     #[test]
     fn what_the_operator_chose_is_taken_until_the_kernel_refuses() {
-        let mut ladder = Ladder::new(SendChoice::Sendfile);
+        let mut ladder = Ladder::new(SendChoice::Sendfile, &SendMethod::ALL);
         assert_eq!(ladder.method(), SendMethod::Sendfile);
         assert!(!ladder.is_probing());
         ladder.refused(SendMethod::Sendfile, &io::ErrorKind::Unsupported.into());
         assert_eq!(ladder.method(), SendMethod::Write);
+    }
+
+    #[test]
+    fn a_reference_that_the_kernel_copies_is_out_unless_it_was_asked_for() {
+        let mut ladder = Ladder::new(SendChoice::Auto, &SendMethod::ALL);
+        assert_eq!(ladder.method(), SendMethod::ZeroCopy);
+        ladder.copied(SendMethod::ZeroCopy);
+        carry(&mut ladder, |method| match method {
+            SendMethod::ZeroCopy => panic!("it is copied"),
+            _ => (50, 5),
+        });
+        assert_ne!(ladder.chosen(), Some(SendMethod::ZeroCopy));
+        let mut ladder = Ladder::new(SendChoice::ZeroCopy, &SendMethod::ALL);
+        ladder.copied(SendMethod::ZeroCopy);
+        assert_eq!(ladder.method(), SendMethod::ZeroCopy);
+    }
+
+    #[test]
+    fn what_the_transport_lacks_is_written() {
+        let ladder = Ladder::new(
+            SendChoice::ZeroCopy,
+            &[SendMethod::Vmsplice, SendMethod::Write],
+        );
+        assert_eq!(ladder.chosen(), Some(SendMethod::Write));
     }
 }

@@ -15,6 +15,7 @@ mod inbound;
 mod ladder;
 mod outbound;
 mod poll;
+mod spans;
 #[cfg(test)]
 mod suite;
 mod uring;
@@ -37,6 +38,9 @@ use crate::ram::RamLayout;
 /// How guest pages get into a socket without a copy of our own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendMethod {
+    /// References by the ring: io_uring's SENDMSG_ZC. Only where the kernel says that it does not copy,
+    /// and by the ring alone.
+    ZeroCopy,
     /// References in a pipe, moved to the socket: vmsplice(2), splice(2). The kernel copies nothing.
     Vmsplice,
     /// From the memory's file: sendfile(2), a call per run. Not from hugetlbfs.
@@ -47,12 +51,13 @@ pub enum SendMethod {
 
 impl SendMethod {
     /// All of them, the most promising first.
-    pub const ALL: [Self; 3] = [Self::Vmsplice, Self::Sendfile, Self::Write];
+    pub const ALL: [Self; 4] = [Self::ZeroCopy, Self::Vmsplice, Self::Sendfile, Self::Write];
 
     /// Its name in reports.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::ZeroCopy => "zero-copy",
             Self::Vmsplice => "vmsplice",
             Self::Sendfile => "sendfile",
             Self::Write => "write",

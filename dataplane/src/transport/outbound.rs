@@ -12,16 +12,15 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::time::{Duration, Instant};
 
 use dwcp_simd::PAGE_BYTES;
 use dwcp_wire::PageRange;
 use dwcp_wire::limits::FRAME_DATA_PAGES_MAX;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 
-use super::ladder::Ladder;
+use super::ladder::{Ladder, Moment};
+use super::spans::Spans;
 use super::{BufferId, Buffers, SendFrame, SendMethod};
-use crate::cpu_time::thread_cpu_ns;
 use crate::ram::RamLayout;
 
 /// A frame on its way.
@@ -35,8 +34,6 @@ struct Frame {
     taken_bytes: usize,
     /// Set when its first page leaves.
     method: Option<SendMethod>,
-    /// CPU time spent on the pages so far, while the ladder still measures.
-    cpu_ns: u64,
 }
 
 impl Frame {
@@ -50,6 +47,8 @@ impl Frame {
 pub(super) enum Progress {
     /// The frame is in the kernel's hands, its buffer free.
     Sent(BufferId),
+    /// Its pages are to leave by the ring: [`Outbound::pages_for_ring`].
+    ByRing,
     /// The socket has no room.
     Blocked,
     /// Nothing is queued.
@@ -116,7 +115,6 @@ impl Outbound {
             more: frame.more,
             taken_bytes: 0,
             method: None,
-            cpu_ns: 0,
         });
     }
 
@@ -168,30 +166,72 @@ impl Outbound {
             }
         }
         let total = frame.page_bytes();
-        let measured = self.ladder.is_probing() && total > 0;
-        let began = if measured { thread_cpu_ns() } else { 0 };
-        let method = frame.method.unwrap_or_else(|| self.ladder.method());
-        frame.method = Some(method);
-        let outcome = send_pages(frame, method, &mut self.pipe, socket, ram);
-        if measured {
-            frame.cpu_ns += thread_cpu_ns() - began;
+        let method = *frame.method.get_or_insert_with(|| self.ladder.method());
+        if method == SendMethod::ZeroCopy && total > 0 {
+            return Ok(Progress::ByRing);
         }
-        match outcome {
-            Ok(true) => {
-                if measured {
-                    let cpu = Duration::from_nanos(frame.cpu_ns);
-                    self.ladder.left(method, total, cpu, Instant::now());
-                }
-                Ok(self.pop().map_or(Progress::Idle, Progress::Sent))
-            }
+        match send_pages(frame, method, &mut self.pipe, socket, ram) {
+            Ok(true) => Ok(self.left(method, total)),
             Ok(false) => Ok(Progress::Blocked),
             // The kernel does not do it on this socket or this memory: the next rung goes on.
             Err(error) if is_unsupported(&error) && method != SendMethod::Write => {
-                // References that the socket did not take are given back.
-                frame.taken_bytes -= self.pipe.take().map_or(0, |pipe| pipe.bytes);
-                self.ladder.refused(method, &error);
-                frame.method = None;
+                self.refused(method, &error);
                 self.progress(socket, buffers, ram)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Notes that the front frame is out.
+    fn left(&mut self, method: SendMethod, total: usize) -> Progress {
+        if self.ladder.is_probing() && total > 0 {
+            self.ladder.left(method, total, Moment::now());
+        }
+        self.pop().map_or(Progress::Idle, Progress::Sent)
+    }
+
+    /// Notes that the front frame's pages cannot leave this way: the next method begins where it ended.
+    fn refused(&mut self, method: SendMethod, error: &io::Error) {
+        self.ladder.refused(method, error);
+        // References that the socket did not take are given back.
+        let back = self.pipe.take().map_or(0, |pipe| pipe.bytes);
+        if let Some(frame) = self.frames.front_mut() {
+            frame.taken_bytes -= back;
+            frame.method = None;
+        }
+    }
+
+    /// Sets `spans` to what is left of the front frame's pages. Returns whether more bytes will follow.
+    pub(super) fn pages_for_ring(&self, ram: &RamLayout, spans: &mut Spans) -> bool {
+        spans.clear();
+        let Some(frame) = self.frames.front() else {
+            return false;
+        };
+        spans.add(ram, &frame.runs, frame.taken_bytes);
+        frame.more
+    }
+
+    /// Notes what the ring says of the front frame's pages: bytes taken, or an error.
+    ///
+    /// # Errors
+    /// The socket's: the stream is over.
+    pub(super) fn ring_took(&mut self, outcome: io::Result<usize>) -> io::Result<Progress> {
+        let Some(frame) = self.frames.front_mut() else {
+            return Ok(Progress::Idle);
+        };
+        match outcome {
+            Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+            Ok(bytes) => {
+                frame.taken_bytes += bytes;
+                let total = frame.page_bytes();
+                if frame.taken_bytes < total {
+                    return Ok(Progress::ByRing);
+                }
+                Ok(self.left(SendMethod::ZeroCopy, total))
+            }
+            Err(error) if is_unsupported(&error) => {
+                self.refused(SendMethod::ZeroCopy, &error);
+                Ok(Progress::Idle)
             }
             Err(error) => Err(error),
         }
@@ -234,6 +274,8 @@ fn send_pages(
             }
             Ok(true)
         }
+        // The ring's: never asked for here.
+        SendMethod::ZeroCopy => Err(io::ErrorKind::Unsupported.into()),
         SendMethod::Vmsplice => {
             let pipe = match pipe {
                 Some(pipe) => pipe,
@@ -287,67 +329,6 @@ fn at(runs: &[PageRange], mut offset: usize) -> Option<(PageRange, usize)> {
         offset -= bytes;
     }
     None
-}
-
-/// Pieces of guest memory for one system call.
-#[derive(Debug)]
-pub(super) struct Spans {
-    pieces: [libc::iovec; FRAME_DATA_PAGES_MAX + 1],
-    count: usize,
-}
-
-impl Spans {
-    pub(super) const fn new() -> Self {
-        const NONE: libc::iovec = libc::iovec {
-            iov_base: std::ptr::null_mut(),
-            iov_len: 0,
-        };
-        Self {
-            pieces: [NONE; FRAME_DATA_PAGES_MAX + 1],
-            count: 0,
-        }
-    }
-
-    /// Adds `runs` from byte `skip` on. The addresses are valid while `ram` is mapped.
-    pub(super) fn add(&mut self, ram: &RamLayout, runs: &[PageRange], mut skip: usize) {
-        for run in runs {
-            let (base, bytes) = ram.blocks()[run.ram_block as usize].span(run.page, run.count);
-            if skip >= bytes {
-                skip -= bytes;
-                continue;
-            }
-            self.push(base.wrapping_add(skip), bytes - skip);
-            skip = 0;
-        }
-    }
-
-    /// Forgets all pieces.
-    pub(super) const fn clear(&mut self) {
-        self.count = 0;
-    }
-
-    /// Adds a piece.
-    pub(super) fn push(&mut self, base: *mut u8, bytes: usize) {
-        self.pieces[self.count] = libc::iovec {
-            iov_base: base.cast(),
-            iov_len: bytes,
-        };
-        self.count += 1;
-    }
-
-    pub(super) fn pieces(&self) -> &[libc::iovec] {
-        &self.pieces[..self.count]
-    }
-
-    /// The pieces as a message; it points to them.
-    pub(super) fn message(&self) -> libc::msghdr {
-        let pieces = self.pieces();
-        // SAFETY: `msghdr` is plain data, all zeros is a message of nothing.
-        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        message.msg_iov = pieces.as_ptr().cast_mut();
-        message.msg_iovlen = pieces.len();
-        message
-    }
 }
 
 /// `Ok(None)` for a call that would have had to wait.
@@ -432,6 +413,9 @@ fn is_unsupported(error: &io::Error) -> bool {
                 | libc::EBADF
                 | libc::EMFILE
                 | libc::ENFILE
+                // References are counted against RLIMIT_MEMLOCK and the socket's option memory.
+                | libc::ENOMEM
+                | libc::ENOBUFS
         )
     )
 }

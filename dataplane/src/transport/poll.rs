@@ -11,9 +11,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::inbound::{Inbound, read_spans};
 use super::ladder::Ladder;
-use super::outbound::{Outbound, Progress, Spans};
+use super::outbound::{Outbound, Progress};
+use super::spans::Spans;
 use super::{Buffers, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport, Wait};
 use crate::ram::RamLayout;
+
+/// Ways that need no ring.
+const METHODS: [SendMethod; 3] = [
+    SendMethod::Vmsplice,
+    SendMethod::Sendfile,
+    SendMethod::Write,
+];
 
 /// Non-blocking sockets and poll(2).
 #[derive(Debug)]
@@ -146,7 +154,7 @@ impl Transport for PollTransport {
         stream.set_nonblocking(true)?;
         self.streams.push(Stream {
             socket: stream,
-            sends: Outbound::new(Ladder::new(self.send)),
+            sends: Outbound::new(Ladder::new(self.send, &METHODS)),
             receive: Inbound::new(),
             receiving: false,
             closed: false,

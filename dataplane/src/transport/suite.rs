@@ -373,6 +373,25 @@ fn guest_pages_arrive_in_guest_pages_by_every_method() {
     });
 }
 
+/// Asked for by name it is taken although loopback copies; by itself it is given up.
+#[test]
+fn guest_pages_arrive_by_the_rings_zero_copy() {
+    on_each(|path| {
+        let method = pages_by(path, SendChoice::ZeroCopy, 20);
+        match path {
+            IoPath::Poll => assert_eq!(method, Some(SendMethod::Write)),
+            _ if method == Some(SendMethod::Write) => {
+                println!("skipped: the ring of this kernel has no SENDMSG_ZC");
+            }
+            _ => {
+                assert_eq!(method, Some(SendMethod::ZeroCopy));
+                let measured = pages_by(path, SendChoice::Auto, 250);
+                assert_ne!(measured, Some(SendMethod::ZeroCopy));
+            }
+        }
+    });
+}
+
 #[test]
 fn a_method_is_chosen_after_the_first_frames() {
     on_each(|path| {

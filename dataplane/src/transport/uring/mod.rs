@@ -4,43 +4,34 @@
 //! change places, and a stream's bytes must not.
 //!
 //! The ring carries what has no guest pages in it (acknowledgements, compressed frames), every
-//! receive, and every wait. Guest pages leave by the calls of `outbound.rs`: the ring would hand a
-//! splice to a kernel thread, which costs more than it saves.
+//! receive, and every wait. Guest pages leave by the calls of `outbound.rs`, or by the ring's own zero
+//! copy where that copies nothing. A splice stays a call: the ring would hand it to a kernel thread,
+//! which costs more than it saves.
+
+mod entry;
+mod sends;
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use dwcp_api::SendChoice;
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
+
+use entry::{Answer, Tag, tagged};
 
 use super::inbound::Inbound;
 use super::ladder::Ladder;
-use super::outbound::{Outbound, Progress, Spans};
+use super::outbound::{Outbound, Progress};
 use super::poll::drain_bell;
+use super::spans::{Message, Spans};
 use super::{Buffers, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport, Wait};
 use crate::ram::RamLayout;
 
 /// Two operations per stream, the bell, and room.
 const RING_ENTRIES: u32 = 128;
-
-/// `user_data`: what completed, and for which stream.
-#[derive(Clone, Copy)]
-enum Tag {
-    Send = 1,
-    Receive = 2,
-    Bell = 3,
-    /// Room in a socket, for what is sent without the ring.
-    Room = 4,
-    /// Bytes in a socket, on kernels where the ring does not wait for a non-blocking one.
-    Bytes = 5,
-}
-
-const fn user_data(tag: Tag, slot: Slot) -> u64 {
-    (tag as u64) << 32 | slot as u64
-}
 
 /// io_uring with registered buffers.
 pub struct UringTransport {
@@ -51,6 +42,7 @@ pub struct UringTransport {
     send: SendChoice,
     bell: OwnedFd,
     registered: bool,
+    has_zero_copy: bool,
     in_kernel: usize,
     backlog: VecDeque<squeue::Entry>,
     /// Taken out of the ring, not yet acted on; kept to be filled again.
@@ -63,6 +55,8 @@ struct Stream {
     sends: Outbound,
     /// The ring sends, or waits for room.
     sending: bool,
+    /// Guest pages that the ring sends.
+    pages: Message,
     receive: Inbound,
     /// The ring receives into `receive`, or waits for bytes.
     receiving: bool,
@@ -126,6 +120,9 @@ impl UringTransport {
                 false
             }
         };
+        let mut probe = Probe::new();
+        let has_zero_copy = ring.submitter().register_probe(&mut probe).is_ok()
+            && probe.is_supported(opcode::SendMsgZc::CODE);
         let mut transport = Self {
             ring,
             streams: vec![],
@@ -134,6 +131,7 @@ impl UringTransport {
             send,
             bell,
             registered,
+            has_zero_copy,
             in_kernel: 0,
             backlog: VecDeque::new(),
             done: vec![],
@@ -142,10 +140,18 @@ impl UringTransport {
         Ok((transport, notes))
     }
 
+    /// Ways for pages to leave: zero copy where this kernel's ring has it.
+    fn methods(&self) -> &'static [SendMethod] {
+        if self.has_zero_copy {
+            &SendMethod::ALL
+        } else {
+            &SendMethod::ALL[1..]
+        }
+    }
+
     fn watch_bell(&mut self) {
-        let bell = types::Fd(self.bell.as_raw_fd());
-        let entry = opcode::PollAdd::new(bell, libc::POLLIN as u32).build();
-        self.push(entry.user_data(user_data(Tag::Bell, 0)));
+        let entry = entry::poll(&self.bell, libc::POLLIN);
+        self.push(tagged(entry, Tag::Bell, 0));
     }
 
     fn push(&mut self, entry: squeue::Entry) {
@@ -158,7 +164,7 @@ impl UringTransport {
         while let Some(entry) = self.backlog.front() {
             // SAFETY: the entry names a descriptor that this transport owns and memory that outlives
             // the operation (see `Drop`): a buffer of its arena, or pieces of guest RAM that it
-            // holds, listed in the stream's own box, which changes only between two receives.
+            // holds, listed in a box of the stream's, which changes only between two operations.
             if unsafe { queue.push(entry) }.is_err() {
                 break;
             }
@@ -167,124 +173,49 @@ impl UringTransport {
         }
     }
 
-    /// Hands the front frame to the ring if it has no guest pages.
-    fn start_plain_send(&mut self, slot: Slot) {
-        let stream = &mut self.streams[slot];
-        let Some((buffer, range)) = stream.sends.plain_front() else {
-            return;
-        };
-        stream.sending = true;
-        let socket = types::Fd(stream.socket.as_raw_fd());
-        let address = self
-            .buffers
-            .address(buffer)
-            .wrapping_add(range.start)
-            .cast_const();
-        let bytes = range.len() as u32;
-        let entry = if self.registered {
-            opcode::WriteFixed::new(socket, address, bytes, buffer.0).build()
-        } else {
-            opcode::Send::new(socket, address, bytes)
-                .flags(libc::MSG_NOSIGNAL)
-                .build()
-        };
-        self.push(entry.user_data(user_data(Tag::Send, slot)));
-    }
-
-    /// Sends what can be sent at once on every stream, and asks for room where there is none.
-    fn progress_sends(&mut self, completions: &mut Vec<Completion>) {
-        for slot in 0..self.streams.len() {
-            loop {
-                let stream = &mut self.streams[slot];
-                if stream.closed || stream.sending || stream.sends.is_empty() {
-                    break;
-                }
-                if stream.sends.plain_front().is_some() {
-                    self.start_plain_send(slot);
-                    break;
-                }
-                let ram = self.ram.as_deref();
-                match stream
-                    .sends
-                    .progress(stream.socket.as_fd(), &mut self.buffers, ram)
-                {
-                    Ok(Progress::Sent(buffer)) => {
-                        completions.push(Completion::Sent { slot, buffer });
-                    }
-                    Ok(Progress::Blocked) => {
-                        stream.sending = true;
-                        self.watch(slot, libc::POLLOUT, Tag::Room);
-                    }
-                    Ok(Progress::Idle) => break,
-                    Err(error) => {
-                        self.close(slot, error, completions);
-                        break;
-                    }
-                }
-            }
-        }
-    }
-
     fn watch(&mut self, slot: Slot, events: libc::c_short, tag: Tag) {
-        let socket = types::Fd(self.streams[slot].socket.as_raw_fd());
-        let entry = opcode::PollAdd::new(socket, events as u32).build();
-        self.push(entry.user_data(user_data(tag, slot)));
+        let entry = entry::poll(&self.streams[slot].socket, events);
+        self.push(tagged(entry, tag, slot));
     }
 
     /// Hands the stream's request to the ring.
     fn start_receive(&mut self, slot: Slot) {
         let stream = &mut self.streams[slot];
-        let socket = types::Fd(stream.socket.as_raw_fd());
         let entry = if let Some((buffer, range)) = stream.receive.plain() {
             let address = self.buffers.address(buffer).wrapping_add(range.start);
-            let bytes = range.len() as u32;
-            if self.registered {
-                opcode::ReadFixed::new(socket, address, bytes, buffer.0).build()
-            } else {
-                opcode::Recv::new(socket, address, bytes).build()
-            }
+            let registered = self.registered.then_some(buffer.0);
+            entry::receive(&stream.socket, address, range.len() as u32, registered)
         } else {
             let ram = self.ram.as_deref();
             stream
                 .receive
                 .spans(&mut self.buffers, ram, &mut stream.spans);
-            let pieces = stream.spans.pieces();
-            opcode::Readv::new(socket, pieces.as_ptr(), pieces.len() as u32).build()
+            entry::receive_spans(&stream.socket, &stream.spans)
         };
-        self.push(entry.user_data(user_data(Tag::Receive, slot)));
+        self.push(tagged(entry, Tag::Receive, slot));
     }
 
-    fn complete(&mut self, entry: &cqueue::Entry, completions: &mut Vec<Completion>) {
-        self.in_kernel -= 1;
-        let data = entry.user_data();
-        let slot = (data & u64::from(u32::MAX)) as Slot;
-        match data >> 32 {
-            tag if tag == Tag::Send as u64 => self.complete_send(slot, entry.result(), completions),
-            tag if tag == Tag::Receive as u64 => {
-                self.complete_receive(slot, entry.result(), completions);
+    fn complete(&mut self, answer: &Answer, completions: &mut Vec<Completion>) {
+        let slot = answer.slot;
+        if answer.is_notification {
+            if answer.was_copied() {
+                self.streams[slot].sends.ladder.copied(SendMethod::ZeroCopy);
             }
+            return;
+        }
+        self.in_kernel -= 1;
+        match answer.tag {
+            Tag::Send => self.complete_send(slot, answer.result, completions),
+            Tag::Pages => self.complete_pages(slot, answer.outcome(), completions),
+            Tag::Receive => self.complete_receive(slot, answer.result, completions),
             // What goes wrong on the socket is told by the next call on it.
-            tag if tag == Tag::Room as u64 => self.streams[slot].sending = false,
-            tag if tag == Tag::Bytes as u64 => self.start_receive(slot),
-            _ => {
+            Tag::Room => self.streams[slot].sending = false,
+            Tag::Bytes => self.start_receive(slot),
+            Tag::Bell => {
                 drain_bell(&self.bell);
                 completions.push(Completion::Rung);
                 self.watch_bell();
             }
-        }
-    }
-
-    fn complete_send(&mut self, slot: Slot, result: i32, completions: &mut Vec<Completion>) {
-        if result == -libc::EAGAIN {
-            return self.watch(slot, libc::POLLOUT, Tag::Room);
-        }
-        let stream = &mut self.streams[slot];
-        stream.sending = false;
-        if result <= 0 {
-            return self.close(slot, error_of(result), completions);
-        }
-        if let Some(buffer) = stream.sends.plain_sent(result as usize) {
-            completions.push(Completion::Sent { slot, buffer });
         }
     }
 
@@ -359,8 +290,9 @@ impl Transport for UringTransport {
         stream.set_nonblocking(true)?;
         self.streams.push(Stream {
             socket: stream,
-            sends: Outbound::new(Ladder::new(self.send)),
+            sends: Outbound::new(Ladder::new(self.send, self.methods())),
             sending: false,
+            pages: Message::new(),
             receive: Inbound::new(),
             receiving: false,
             spans: Box::new(Spans::new()),
@@ -400,7 +332,7 @@ impl Transport for UringTransport {
         let mut done = std::mem::take(&mut self.done);
         done.extend(self.ring.completion());
         for entry in done.drain(..) {
-            self.complete(&entry, completions);
+            self.complete(&Answer::of(&entry), completions);
         }
         self.done = done;
         Ok(())
@@ -424,8 +356,10 @@ impl Drop for UringTransport {
             {
                 break;
             }
-            let done = self.ring.completion().count();
-            self.in_kernel = self.in_kernel.saturating_sub(done);
+            // Notifications end nothing: the kernel holds the pages that they are about by itself.
+            let ended = |entry: &cqueue::Entry| !Answer::of(entry).is_notification;
+            let ended = self.ring.completion().filter(ended).count();
+            self.in_kernel = self.in_kernel.saturating_sub(ended);
         }
     }
 }
