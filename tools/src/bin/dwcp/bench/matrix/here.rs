@@ -88,14 +88,8 @@ impl Here {
     }
 
     fn has_memory(&self, scenario: &Scenario<'_>) -> Found {
-        let own_mib = match scenario.guest.vmm {
-            GuestChoice::Synthetic if scenario.ram.mib > RAM_MIB_MAX => {
-                let most = RAM_MIB_MAX / 1024;
-                return Err(format!("a synthetic guest has at most {most} GiB of RAM"));
-            }
-            GuestChoice::Synthetic => PROCESS_MIB,
-            GuestChoice::Qemu | GuestChoice::Linux => QEMU_MIB,
-        };
+        let is_synthetic = scenario.guest.vmm == GuestChoice::Synthetic;
+        let own_mib = if is_synthetic { PROCESS_MIB } else { QEMU_MIB };
         let wanted = 2 * (scenario.ram.mib + own_mib) + SPARE_MIB;
         match *self.memory_mib.get_or_init(memory_available_mib) {
             Some(free) if wanted > free => Err(format!(
@@ -103,6 +97,10 @@ impl Here {
                 wanted as f64 / 1024.0,
                 free as f64 / 1024.0
             )),
+            _ if is_synthetic && scenario.ram.mib > RAM_MIB_MAX => {
+                let most = RAM_MIB_MAX / 1024;
+                Err(format!("a synthetic guest has at most {most} GiB of RAM"))
+            }
             _ => Ok(()),
         }
     }
@@ -123,10 +121,19 @@ fn guest(kind: GuestKind) -> Found {
 /// A link as it would be made, taken down at once.
 fn link(one_way_delay_ms: Option<u64>) -> Found {
     const RATE_MBIT_PER_S: u64 = 1000;
-    let refuse = |error: std::io::Error| format!("shaped links: {error}");
-    let link = VethLink::up().map_err(|error| format!("no link of its own: {error}"))?;
-    one_way_delay_ms.map_or(Ok(()), |delay| {
-        link.shape(RATE_MBIT_PER_S, delay).map_err(refuse)
+    let link = VethLink::up().map_err(|error| format!("no link of its own (root?): {error}"))?;
+    let Some(delay_ms) = one_way_delay_ms else {
+        return Ok(());
+    };
+    let shaped = link.shape(RATE_MBIT_PER_S, delay_ms);
+    shaped.map_err(|error| {
+        let words = error.to_string();
+        let discipline = if delay_ms > 0 { "netem" } else { "tbf" };
+        // What tc says of a discipline that the kernel has neither built in nor as a module.
+        match words.contains("qdisc kind is unknown") {
+            true => format!("this kernel cannot shape a link: no `{discipline}`"),
+            false => words,
+        }
     })
 }
 

@@ -135,6 +135,7 @@ impl Outcomes {
             None => "all invariants hold".to_owned(),
             Some((seed, invariant, what)) => format!("BROKEN {invariant}, seed {seed}: {what}"),
         };
-        format!("{} seeds: {}; {broken}", self.seeds, guests.join(", "))
+        let guests = guests.join("; ");
+        format!("{broken} in {} runs under faults: {guests}", self.seeds)
     }
 }

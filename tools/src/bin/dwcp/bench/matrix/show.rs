@@ -91,7 +91,7 @@ impl Row {
     }
 
     pub(super) fn simulated(scenario: &Scenario<'_>, why: &str, outcomes: Outcomes) -> Self {
-        let words = format!("simulated: {} ({why})", outcomes.words());
+        let words = format!("simulated, {why}: {}", outcomes.words());
         Self {
             good: Some(outcomes.broken.is_empty()),
             why: Some(why.to_owned()),
