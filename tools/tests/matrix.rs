@@ -68,7 +68,7 @@ fn every_scenario_of_the_program_has_one_class_and_a_refusal_its_reason() {
         match row["class"].as_str().unwrap() {
             "run" => assert!(row["why"].is_null() && name.ends_with("loopback")),
             "refused" => {
-                assert!(row["why"].as_str().unwrap().contains("RAM") || name.contains("roce"))
+                assert!(row["why"].as_str().unwrap().contains("RAM") || name.contains("roce"));
             }
             other => panic!("{name}: {other}"),
         }

@@ -37,6 +37,8 @@ pub(super) struct Link {
     pub(super) rate_mbit_per_s: u64,
     pub(super) one_way_delay_ms: u64,
     pub(super) profile: String,
+    /// Keys of the profile that differ, `KEY=VALUE`.
+    pub(super) set: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -88,18 +88,23 @@ impl<'a> Reader<'a> {
         all
     }
 
-    /// An axis has entries, and each of them once.
+    /// An axis has entries, and each of them once. Those that could not be read are not in `names`.
     pub(super) fn check_axis(&mut self, document: &DeTable<'a>, axis: &str, names: &[String]) {
-        let whole = 0..self.source.text.len().min(1);
-        let at = document.get(axis).map_or(whole, Spanned::span);
-        if names.is_empty() && self.faults.is_empty() {
+        let list = document
+            .get(axis)
+            .and_then(|list| list.get_ref().as_array());
+        let places: Vec<_> = list.into_iter().flatten().map(Spanned::span).collect();
+        if places.is_empty() && self.faults.is_empty() {
             let message = format!("no [[{axis}]]: there would be no scenario");
-            self.fault(at.clone(), message, "here", None);
+            self.fault(0..self.source.text.len().min(1), message, "here", None);
         }
-        for (index, name) in names.iter().enumerate() {
+        if places.len() != names.len() {
+            return;
+        }
+        for (index, (name, at)) in names.iter().zip(places).enumerate() {
             if names[..index].contains(name) {
                 let message = format!("{axis} `{name}` is there twice");
-                self.fault(at.clone(), message, "in this list", None);
+                self.fault(at, message, "the second", None);
             }
         }
     }
@@ -228,30 +233,40 @@ impl<'a> Entry<'_, 'a> {
 
     /// A list of known names; none when the key is left out.
     pub(super) fn names(&mut self, key: &'static str, known: &[String]) -> Vec<String> {
+        let known: Vec<_> = known.iter().map(String::as_str).collect();
+        let mut names = vec![];
+        for (text, at) in self.texts(key) {
+            if known.contains(&text.as_str()) {
+                names.push(text);
+            } else {
+                let message = format!("no {key} `{text}`");
+                self.reader.unknown(at, &text, message, &known);
+            }
+        }
+        names
+    }
+
+    /// A list of texts, each with its place; none when the key is left out.
+    pub(super) fn texts(&mut self, key: &'static str) -> Vec<(String, Range<usize>)> {
         self.known.push(key);
         let Some(value) = self.table.get(key) else {
             return vec![];
         };
         let Some(list) = value.get_ref().as_array() else {
-            self.wrong(value.span(), key, "a list of names");
+            self.wrong(value.span(), key, "a list of texts in quotes");
             return vec![];
         };
-        let known: Vec<_> = known.iter().map(String::as_str).collect();
-        let mut names = vec![];
-        for name in list {
-            match name.get_ref().as_str() {
-                Some(text) if known.contains(&text) => names.push(text.to_owned()),
-                Some(text) => {
-                    let message = format!("no {key} `{text}`");
-                    self.reader.unknown(name.span(), text, message, &known);
-                }
-                None => self.wrong(name.span(), key, "names in quotes"),
+        if list.is_empty() {
+            self.wrong(value.span(), key, "at least one entry; leave it out");
+        }
+        let mut texts = vec![];
+        for value in list {
+            match value.get_ref().as_str() {
+                Some(text) => texts.push((text.to_owned(), value.span())),
+                None => self.wrong(value.span(), key, "texts in quotes"),
             }
         }
-        if list.is_empty() {
-            self.wrong(value.span(), key, "at least one name; leave it out for all");
-        }
-        names
+        texts
     }
 
     fn refuse_unknown(&mut self) {

@@ -2,6 +2,7 @@
 
 use dwcp_api::RunResult;
 use dwcp_controlplane::config::{ConfigErrors, Dimension, Source};
+use dwcp_controlplane::profile;
 use dwcp_testbed::Kind;
 use dwcp_tools::lab::GuestChoice;
 
@@ -128,13 +129,15 @@ fn link(entry: &mut Entry<'_, '_>) -> Option<Link> {
     let medium = entry.choice("medium", &MEDIA);
     let rate_mbit_per_s = entry.integer("rate_mbit_per_s", 0..=1_000_000);
     let one_way_delay_ms = entry.integer("one_way_delay_ms", 0..=10_000);
-    let profile = entry.text("profile");
+    let profile = profile_of(entry);
+    let profile = profile?;
     let link = Link {
         name: name?,
         medium: medium?,
         rate_mbit_per_s: rate_mbit_per_s?,
         one_way_delay_ms: one_way_delay_ms?,
-        profile: profile?.0,
+        profile: profile.0,
+        set: profile.1,
     };
     let shaped = link.rate_mbit_per_s > 0 || link.one_way_delay_ms > 0;
     let hint = match link.medium {
@@ -147,6 +150,28 @@ fn link(entry: &mut Entry<'_, '_>) -> Option<Link> {
     let message = format!("link `{}` cannot be made so", link.name);
     entry.fault(entry.at(), message, "this link", Some(hint.into()));
     None
+}
+
+/// A profile that can be had, and changes that it takes.
+fn profile_of(entry: &mut Entry<'_, '_>) -> Option<(String, Vec<String>)> {
+    let name = entry.text("profile");
+    let set = entry.texts("set");
+    let (name, at) = name?;
+    let base = match profile::load(&name) {
+        Ok(base) => base,
+        Err(error) => {
+            let hint = "a mode, or the path of a profile's file".to_owned();
+            entry.fault(at, error.to_string(), "this profile", Some(hint));
+            return None;
+        }
+    };
+    for (change, at) in &set {
+        if let Err(error) = profile::with_changes(&base, [change.as_str()]) {
+            let hint = "one key in full: dwcp config explain KEY".to_owned();
+            entry.fault(at.clone(), error.to_string(), "this change", Some(hint));
+        }
+    }
+    Some((name, set.into_iter().map(|(change, _)| change).collect()))
 }
 
 fn of(entry: &mut Entry<'_, '_>, matrix: &Matrix) -> Where {

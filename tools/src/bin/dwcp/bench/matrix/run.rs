@@ -64,7 +64,7 @@ impl Links {
 /// Of the profile, or of a change.
 pub(super) fn settings(link: &Link, changes: &[String]) -> Result<TransferSettings, Failure> {
     let base = profile::load(&link.profile)?;
-    let changes = changes.iter().map(String::as_str);
+    let changes = link.set.iter().chain(changes).map(String::as_str);
     Ok(profile::with_changes(&base, changes)?)
 }
 

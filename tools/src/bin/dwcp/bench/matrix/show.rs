@@ -103,31 +103,19 @@ impl Row {
 
 /// The table, and how many of each class.
 pub(super) fn text(record: &Record<Row>) -> String {
-    const MIB: f64 = 1_048_576.0;
     let mut out = format!("{}\n\n", record.machine.line());
     let is_measured = record.runs.iter().any(|row| row.measured.is_some());
-    let heads = match is_measured {
-        true => "  total ms  pause ms   wire MiB   CPU s  ",
-        false => "  ",
+    let figures = |row: Option<&Measured>| match row {
+        _ if !is_measured => String::new(),
+        Some(measured) => measured.figures(),
+        None => " ".repeat(HEADS.len()),
     };
-    let _ = writeln!(out, "{:>3}  {:<32}{heads}outcome", "no", "scenario");
+    let heads = if is_measured { HEADS } else { "" };
+    let _ = writeln!(out, "{:>3}  {:<32}{heads}  outcome", "no", "scenario");
     for row in &record.runs {
-        let _ = write!(out, "{:>3}  {:<32}", row.number, row.name);
-        match &row.measured {
-            Some(measured) => {
-                let _ = write!(
-                    out,
-                    "  {:>8.0}  {:>8.1}  {:>9.1}  {:>6.2}",
-                    measured.total_ms,
-                    measured.downtime_ms,
-                    measured.wire_bytes as f64 / MIB,
-                    measured.cpu_s
-                );
-            }
-            None if is_measured => out.push_str(&" ".repeat(41 - 2)),
-            None => {}
-        }
-        let _ = writeln!(out, "  {}", row.outcome);
+        let (number, name, outcome) = (row.number, &row.name, &row.outcome);
+        let figures = figures(row.measured.as_ref());
+        let _ = writeln!(out, "{number:>3}  {name:<32}{figures}  {outcome}");
     }
     let counts: Vec<_> = ["run", "simulated", "refused", "not run"]
         .into_iter()
@@ -139,4 +127,20 @@ pub(super) fn text(record: &Record<Row>) -> String {
     let total = record.runs.len();
     let _ = writeln!(out, "\n{total} scenarios: {}", counts.join(", "));
     out
+}
+
+const HEADS: &str = "  total ms  pause ms   wire MiB   CPU s";
+
+impl Measured {
+    /// Below [`HEADS`].
+    fn figures(&self) -> String {
+        const MIB: f64 = 1_048_576.0;
+        format!(
+            "{:>10.0}{:>10.1}{:>11.1}{:>8.2}",
+            self.total_ms,
+            self.downtime_ms,
+            self.wire_bytes as f64 / MIB,
+            self.cpu_s
+        )
+    }
 }

@@ -217,6 +217,18 @@ fn every_fault_of_a_file_has_its_line_and_column() {
             "cannot be made so",
         ),
         ("otherwise = \"simulate\"", "", 0, "has no `otherwise`"),
+        (
+            "profile = \"hybrid\"",
+            "profile = \"hybird\"",
+            11,
+            "no profile `hybird`",
+        ),
+        (
+            "rounds_max=5",
+            "round_max=5",
+            0,
+            "unknown key `switchover.round_max`",
+        ),
     ] {
         let text = parse::BUILT_IN.replacen(from, to, 1);
         assert_ne!(text, parse::BUILT_IN, "{from}");
