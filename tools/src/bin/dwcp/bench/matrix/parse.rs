@@ -2,7 +2,7 @@
 
 use dwcp_api::RunResult;
 use dwcp_controlplane::config::{ConfigErrors, Dimension, Source};
-use dwcp_controlplane::profile;
+use dwcp_controlplane::profile::{self, ProfileError};
 use dwcp_testbed::Kind;
 use dwcp_tools::lab::GuestChoice;
 
@@ -168,7 +168,12 @@ fn profile_of(entry: &mut Entry<'_, '_>) -> Option<(String, Vec<String>)> {
     for (change, at) in &set {
         if let Err(error) = profile::with_changes(&base, [change.as_str()]) {
             let hint = "one key in full: dwcp config explain KEY".to_owned();
-            entry.fault(at.clone(), error.to_string(), "this change", Some(hint));
+            let message = match &error {
+                ProfileError::Faults(errors) => errors.faults.first().map(|it| it.message.clone()),
+                _ => None,
+            };
+            let message = message.unwrap_or_else(|| error.to_string());
+            entry.fault(at.clone(), message, "this change", Some(hint));
         }
     }
     Some((name, set.into_iter().map(|(change, _)| change).collect()))

@@ -168,75 +168,77 @@ fn filters_and_samples_choose() {
     assert!(none.contains("no scenario fits"), "{none}");
 }
 
-/// Each fault: what is changed in the built-in file, where it is then, and what is said.
+/// What is changed in the built-in file, its column then (0: what is missing has no place of its own),
+/// and what is said.
+const FAULTS: &[(&str, &str, usize, &str)] = &[
+    ("vmm = \"bare\"", "vm = \"bare\"", 1, "unknown key `vm`"),
+    ("vmm = \"bare\"", "vmm = \"bear\"", 7, "cannot be `bear`"),
+    ("filled_percent = 0", "filled_percent = 101", 18, "0 to 100"),
+    (
+        "size = \"1GiB\"",
+        "size = \"1GB\"",
+        8,
+        "`size` takes a size",
+    ),
+    (
+        "size = \"1GiB\"",
+        "size = \"256MiB\"",
+        0,
+        "256MiB` is there twice",
+    ),
+    ("size = \"1GiB\"", "size = \"1MiB\"", 8, "at least 64MiB"),
+    ("medium = \"rdma\"", "medium = 5", 10, "text in quotes"),
+    (
+        "needs = \"memory\"",
+        "needs = \"money\"",
+        9,
+        "cannot be `money`",
+    ),
+    ("link = [\"wan\"]", "link = [\"wann\"]", 9, "no link `wann`"),
+    ("link = [\"wan\"]", "link = []", 8, "leave it out"),
+    (
+        "result = [\"completed\", \"aborted\"]",
+        "result = [\"failed\"]",
+        11,
+        "no result",
+    ),
+    ("[[expect]]", "[[expects]]", 3, "unknown section `expects`"),
+    ("name = \"zero\"", "name = zero", 8, ""),
+    ("name = \"zero\"", "name = \"a/b\"", 8, "takes"),
+    (
+        "rate_mbit_per_s = 900",
+        "rate_mbit_per_s = 0",
+        0,
+        "cannot be made so",
+    ),
+    ("otherwise = \"simulate\"", "", 0, "has no `otherwise`"),
+    (
+        "profile = \"hybrid\"",
+        "profile = \"hybird\"",
+        11,
+        "no profile `hybird`",
+    ),
+    (
+        "rounds_max=5",
+        "round_max=5",
+        0,
+        "unknown key `switchover.round_max`",
+    ),
+];
+
 #[test]
 fn every_fault_of_a_file_has_its_line_and_column() {
     let line_of = |text: &str, part: &str| {
         let at = text.find(part).unwrap();
         text[..at].matches('\n').count() + 1
     };
-    for (from, to, column, says) in [
-        ("vmm = \"bare\"", "vm = \"bare\"", 1, "unknown key `vm`"),
-        ("vmm = \"bare\"", "vmm = \"bear\"", 7, "cannot be `bear`"),
-        ("filled_percent = 0", "filled_percent = 101", 18, "0 to 100"),
-        (
-            "size = \"1GiB\"",
-            "size = \"1GB\"",
-            8,
-            "`size` takes a size",
-        ),
-        (
-            "size = \"1GiB\"",
-            "size = \"256MiB\"",
-            0,
-            "256MiB` is there twice",
-        ),
-        ("size = \"1GiB\"", "size = \"1MiB\"", 8, "at least 64MiB"),
-        ("medium = \"rdma\"", "medium = 5", 10, "text in quotes"),
-        (
-            "needs = \"memory\"",
-            "needs = \"money\"",
-            9,
-            "cannot be `money`",
-        ),
-        ("link = [\"wan\"]", "link = [\"wann\"]", 9, "no link `wann`"),
-        ("link = [\"wan\"]", "link = []", 8, "leave it out"),
-        (
-            "result = [\"completed\", \"aborted\"]",
-            "result = [\"failed\"]",
-            11,
-            "no result",
-        ),
-        ("[[expect]]", "[[expects]]", 3, "unknown section `expects`"),
-        ("name = \"zero\"", "name = zero", 8, ""),
-        ("name = \"zero\"", "name = \"a/b\"", 8, "takes"),
-        (
-            "rate_mbit_per_s = 900",
-            "rate_mbit_per_s = 0",
-            0,
-            "cannot be made so",
-        ),
-        ("otherwise = \"simulate\"", "", 0, "has no `otherwise`"),
-        (
-            "profile = \"hybrid\"",
-            "profile = \"hybird\"",
-            11,
-            "no profile `hybird`",
-        ),
-        (
-            "rounds_max=5",
-            "round_max=5",
-            0,
-            "unknown key `switchover.round_max`",
-        ),
-    ] {
+    for &(from, to, column, says) in FAULTS {
         let text = parse::BUILT_IN.replacen(from, to, 1);
         assert_ne!(text, parse::BUILT_IN, "{from}");
         let errors = parse::parse("x.toml", &text).unwrap_err();
         let mut faults = errors.faults.iter();
         let fault = faults.find(|fault| fault.message.contains(says));
         let fault = fault.unwrap_or_else(|| panic!("{to}: {errors}"));
-        // 0: what is missing has no place of its own.
         if column > 0 {
             let line = line_of(&text, to);
             assert_eq!(
