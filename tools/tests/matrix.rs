@@ -162,3 +162,25 @@ fn what_is_wrong_is_said_with_line_and_column() {
         "{out}"
     );
 }
+
+/// A scenario that was begun and went wrong is a failure; the others are reported all the same.
+#[test]
+fn a_scenario_that_goes_wrong_is_an_exit_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = file(folder.path(), SMALL);
+    // Alone in a folder: the daemons that it would start are not there.
+    let alone = folder.path().join("dwcp");
+    std::fs::copy(env!("CARGO_BIN_EXE_dwcp"), &alone).unwrap();
+    let mut command = assert_cmd::Command::new(&alone);
+    command.args(["bench", "matrix", "--file", &small, "--seeds", "10"]);
+    let (out, err) = run(&mut command, 1);
+    assert!(
+        out.contains("WRONG: dwcp-dataplane is not in"),
+        "{out}\n{err}"
+    );
+    assert!(
+        out.contains("2 scenarios: 1 run, 1 simulated, 0 refused, 0 not run"),
+        "{out}"
+    );
+    assert!(err.contains("scenarios that went wrong: 1"), "{err}");
+}

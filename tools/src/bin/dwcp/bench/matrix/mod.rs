@@ -123,7 +123,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     match bad.count() {
         0 => Ok(()),
         count => Err(Failure::other(anyhow::anyhow!(
-            "{count} scenarios went wrong: see their outcome"
+            "scenarios that went wrong: {count}; see their outcome"
         ))),
     }
 }

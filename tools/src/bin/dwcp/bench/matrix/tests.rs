@@ -5,6 +5,7 @@ use dwcp_api::RunResult;
 
 use super::definition::{Matrix, Need, Scenario};
 use super::here::{Class, Here};
+use super::run::Measured;
 use super::{parse, select};
 use crate::failure::Failure;
 
@@ -137,6 +138,57 @@ fn only_a_guest_that_outruns_its_link_may_stay() {
     assert!(!may("rewrite-10/4GiB/lan-1g", RunResult::Failed));
     assert!(!may("rewrite-1/4GiB/veth", RunResult::Aborted));
     assert!(may("rewrite-1/4GiB/veth", RunResult::Completed));
+}
+
+#[test]
+fn a_guest_that_does_not_confirm_its_memory_is_never_good() {
+    let matrix = built_in();
+    let all = matrix.scenarios();
+    let scenario = |name: &str| all.iter().find(|it| it.name() == name).unwrap();
+    let measured = |result, verified| Measured {
+        total_ms: 1.0,
+        downtime_ms: 1.0,
+        wire_bytes: 1,
+        cpu_s: 1.0,
+        rounds: 1,
+        result,
+        verified,
+    };
+    for (name, result, verified, good, says) in [
+        (
+            "text/1GiB/veth",
+            RunResult::Completed,
+            true,
+            true,
+            "verified",
+        ),
+        (
+            "text/1GiB/veth",
+            RunResult::Completed,
+            false,
+            false,
+            "NOT VERIFIED",
+        ),
+        ("text/1GiB/veth", RunResult::Aborted, true, false, "WRONG"),
+        (
+            "rewrite-10/1GiB/lan-1g",
+            RunResult::Aborted,
+            true,
+            true,
+            "as fast as the link",
+        ),
+        (
+            "rewrite-10/1GiB/lan-1g",
+            RunResult::Aborted,
+            false,
+            false,
+            "NOT VERIFIED",
+        ),
+    ] {
+        let (judged, words) = measured(result, verified).judge(&matrix, scenario(name));
+        assert_eq!(judged, good, "{name}: {words}");
+        assert!(words.contains(says), "{name}: {words}");
+    }
 }
 
 #[test]
