@@ -87,13 +87,17 @@ fn summary(faults: &[ConfigError]) -> String {
 
 /// Text of a configuration, with the name it is shown under.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Source<'a> {
-    pub(crate) name: &'a str,
-    pub(crate) text: &'a str,
+pub struct Source<'a> {
+    /// Name of the file.
+    pub name: &'a str,
+    /// Its text.
+    pub text: &'a str,
 }
 
 impl Source<'_> {
-    pub(crate) fn fault(
+    /// A fault at a range of bytes of the text.
+    #[must_use]
+    pub fn fault(
         &self,
         at: Range<usize>,
         message: impl Into<String>,

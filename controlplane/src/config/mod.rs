@@ -8,13 +8,12 @@ mod read;
 mod schema;
 mod suggest;
 
-pub use error::{ConfigError, ConfigErrors};
+pub use error::{ConfigError, ConfigErrors, Source};
 pub use node::{NodeConfig, STATE_FOLDER, keys};
 pub use quantity::{Dimension, QuantityError, QuantityFault};
 pub use read::{Unreadable, read};
 pub use schema::{Key, Kind, Reload, Value, Values};
 
-pub(crate) use error::Source;
 pub use parse::is_address;
 pub(crate) use parse::parse;
 

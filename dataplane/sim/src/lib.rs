@@ -33,6 +33,7 @@ mod rng;
 mod run;
 mod schedule;
 mod sender;
+mod shape;
 mod source_node;
 mod source_vmm;
 mod stats;
@@ -42,5 +43,6 @@ mod world;
 
 pub use invariants::Violation;
 pub use mutation::Mutation;
-pub use run::{Caught, Report, Summary, hunt, run_many, run_seed};
+pub use run::{Caught, Report, Summary, hunt, run_many, run_seed, run_shaped};
+pub use shape::Shape;
 pub use stats::Stats;

@@ -4,6 +4,7 @@ use dwcp_proto::RoundLimits;
 
 use crate::faults::{Fault, PlannedFault};
 use crate::rng::Rng;
+use crate::shape::Shape;
 
 /// One millisecond.
 pub(crate) const MS: u64 = 1_000_000;
@@ -71,7 +72,8 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    pub(crate) fn draw(rng: &mut Rng) -> Self {
+    /// A shape, if there is one, stands for what would be drawn.
+    pub(crate) fn draw(rng: &mut Rng, shape: Option<Shape>) -> Self {
         let pages = rng.range(8, 120) as usize;
         let delay_least = rng.skewed(MS / 20, 150 * MS);
         let mut plan = Self {
@@ -104,6 +106,9 @@ impl Plan {
             epoch: rng.range(0, 5),
             faults: vec![],
         };
+        if let Some(shape) = shape {
+            shape.apply(&mut plan);
+        }
         plan.faults = Fault::draw_all(rng, &plan);
         plan
     }

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::invariants::Violation;
 use crate::mutation::Mutation;
+use crate::shape::Shape;
 use crate::stats::Stats;
 use crate::world::World;
 
@@ -27,7 +28,10 @@ pub struct Report {
 /// Runs one seed. A panic of a machine is a broken invariant like any other.
 #[must_use]
 pub fn run_seed(seed: u64, mutation: Mutation, keep_lines: bool) -> Report {
-    let mut world = World::new(seed, mutation, keep_lines);
+    run_world(World::new(seed, mutation, None, keep_lines))
+}
+
+fn run_world(mut world: World) -> Report {
     let result = catch_unwind(AssertUnwindSafe(|| world.run()));
     let violation = match result {
         Ok(result) => result.err(),
@@ -89,14 +93,26 @@ impl Summary {
 /// Runs `count` seeds from `first` on `jobs` threads. Stops early after many failures.
 #[must_use]
 pub fn run_many(first: u64, count: u64, jobs: u64, mutation: Mutation) -> Summary {
-    let jobs = jobs.max(1);
+    run_all(first, count, jobs, |seed| run_seed(seed, mutation, false))
+}
+
+/// As [`run_many`], without a planted bug, every run of that shape.
+#[must_use]
+pub fn run_shaped(first: u64, count: u64, jobs: u64, shape: Shape) -> Summary {
+    run_all(first, count, jobs, |seed| {
+        run_world(World::new(seed, Mutation::None, Some(shape), false))
+    })
+}
+
+fn run_all(first: u64, count: u64, jobs: u64, run: impl Fn(u64) -> Report + Sync) -> Summary {
+    let (jobs, run) = (jobs.max(1), &run);
     let mut summary = Summary::default();
     std::thread::scope(|scope| {
         let work = |job: u64| {
             move || {
                 let mut part = Summary::default();
                 for seed in (first + job..first + count).step_by(jobs as usize) {
-                    part.take(seed, &run_seed(seed, mutation, false));
+                    part.take(seed, &run(seed));
                     if part.failures.len() >= FAILURES_MAX {
                         break;
                     }

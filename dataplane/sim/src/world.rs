@@ -12,6 +12,7 @@ use crate::mutation::Mutation;
 use crate::plan::{FAULTS_END_NS, LIVENESS_NS, MS, Plan};
 use crate::rng::Rng;
 use crate::schedule::Schedule;
+use crate::shape::Shape;
 use crate::source_node::SourceNode;
 use crate::stats::Stats;
 use crate::trace::Trace;
@@ -148,15 +149,15 @@ pub(crate) struct World {
 impl World {
     /// The world of a seed, before anything has happened.
     #[must_use]
-    pub(crate) fn new(seed: u64, mutation: Mutation, keep_lines: bool) -> Self {
+    pub(crate) fn new(seed: u64, mutation: Mutation, shape: Option<Shape>, traced: bool) -> Self {
         let mut rng = Rng::new(seed);
-        let plan = Plan::draw(&mut rng);
+        let plan = Plan::draw(&mut rng, shape);
         let guest = Guest::new(&plan, &mut rng);
         let mut world = Self {
             now: MS,
             guest,
             mutation,
-            trace: Trace::new(keep_lines),
+            trace: Trace::new(traced),
             stats: Stats::default(),
             schedule: Schedule::new(),
             source: SourceNode::new(),

@@ -1,6 +1,6 @@
 //! Seeds: many, the same twice, and those that once showed something.
 
-use dwcp_sim::{Mutation, run_many, run_seed};
+use dwcp_sim::{Mutation, Shape, run_many, run_seed, run_shaped};
 
 /// Enough for every phase to be hit by every kind of fault; the program runs millions.
 const SEEDS: u64 = 2_000;
@@ -65,4 +65,23 @@ fn a_seed_means_the_same_run_every_time() {
     }
     let hash = |seed| run_seed(seed, Mutation::None, false).hash;
     assert_ne!(hash(1), hash(2));
+}
+
+/// A far, busy guest is moved or stays; a shape does not loosen an invariant.
+#[test]
+fn a_shape_changes_what_happens_and_not_what_must_hold() {
+    let run = |delay, share| {
+        let shape = Shape {
+            one_way_delay_ms: delay,
+            rewritten_per_mille_per_s: share,
+        };
+        let summary = run_shaped(0, 500, 2, shape);
+        assert_eq!(summary.seeds, 500);
+        assert_eq!(summary.failures, []);
+        summary.stats
+    };
+    let (near, far) = (run(1, 100), run(75, 100));
+    assert_ne!(near, far);
+    let idle = run(1, 0);
+    assert!(idle.guests["runs at the destination"] > 250, "{idle:?}");
 }

@@ -51,6 +51,32 @@ impl VethLink {
         Ok(link)
     }
 
+    /// Makes it as slow, and as long, as a link between machines: by `tbf`, or by `netem` where there
+    /// is a delay. Needs `tc` of iproute2, and a kernel that has them.
+    ///
+    /// # Errors
+    /// What `tc` said.
+    pub fn shape(&self, rate_mbit_per_s: u64, one_way_delay_ms: u64) -> io::Result<()> {
+        let (rate, delay) = (
+            format!("{rate_mbit_per_s}mbit"),
+            format!("{one_way_delay_ms}ms"),
+        );
+        // A burst holds the largest packet that TCP gives to the interface at once.
+        let slower = ["tbf", "rate", &rate, "burst", "256kb", "latency", "20ms"];
+        // All that is on its way at once has to fit.
+        let longer = ["netem", "delay", &delay, "rate", &rate, "limit", "100000"];
+        let discipline = match one_way_delay_ms {
+            0 => slower,
+            _ => longer,
+        };
+        for namespace in &self.namespaces {
+            let mut arguments = vec!["-n", namespace, "qdisc", "replace", "dev", "veth0", "root"];
+            arguments.extend(discipline);
+            run("tc", &arguments)?;
+        }
+        Ok(())
+    }
+
     /// Name of a side's namespace.
     #[must_use]
     pub fn namespace(&self, side: Side) -> &str {
@@ -100,14 +126,21 @@ impl Drop for VethLink {
 }
 
 fn ip(arguments: &[&str]) -> io::Result<()> {
-    let output = Command::new("ip").args(arguments).output()?;
+    run("ip", arguments)
+}
+
+fn run(program: &str, arguments: &[&str]) -> io::Result<()> {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .map_err(|error| io::Error::other(format!("{program} of iproute2: {error}")))?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
     Err(io::Error::other(format!(
-        "ip {}: {}",
-        arguments.join(" "),
-        said.trim()
+        "{program} {}: {said}",
+        arguments.join(" ")
     )))
 }

@@ -38,3 +38,25 @@ fn a_link_of_namespaces_carries_it_too() {
     };
     assert_eq!(run_mover(options, Some(&link)).unwrap().bytes, 4 << 20);
 }
+
+/// 8 MiB do not pass 200 Mbit/s in less than 0.3 s; the first bytes pass in a burst.
+#[test]
+fn a_shaped_link_is_as_slow_as_it_was_asked_to_be() {
+    let link = VethLink::up().and_then(|link| link.shape(200, 0).map(|()| link));
+    let link = match link {
+        Ok(link) => link,
+        Err(error) => {
+            println!("skipped: no shaped link: {error}");
+            return;
+        }
+    };
+    let options = WireOptions {
+        method: Method::Write,
+        mib: 8,
+        streams: 2,
+        proven: false,
+        backing: Backing::Allocated,
+    };
+    let run = run_mover(options, Some(&link)).unwrap();
+    assert!(run.seconds > 0.3, "{run:?}");
+}

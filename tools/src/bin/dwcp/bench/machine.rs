@@ -2,6 +2,16 @@
 
 use serde::Serialize;
 
+/// Memory that could be had now, MiB; `None` where the kernel does not say.
+pub(crate) fn memory_available_mib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(kib / 1024)
+}
+
 /// What a reader needs to judge a figure.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Machine {

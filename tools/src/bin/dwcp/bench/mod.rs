@@ -4,6 +4,7 @@
 mod faults;
 mod idle;
 mod machine;
+mod matrix;
 mod parts;
 mod peers;
 mod report;
@@ -32,6 +33,8 @@ enum Which {
     Parts(parts::Args),
     /// Let RAM, streams, the dirty rate or the number of migrations grow.
     Scale(scale::Args),
+    /// Every guest with every RAM over every link: 330 scenarios, those that fit run for real.
+    Matrix(Box<matrix::Args>),
     /// Leave a node alone, and see what its daemons cost.
     Idle(idle::Args),
     /// Show a record as a table and a page with plots, or compare two.
@@ -46,6 +49,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         Which::Wire(args) => wire::run(args, context),
         Which::Parts(args) => parts::run(args, context),
         Which::Scale(args) => scale::run(args, context),
+        Which::Matrix(args) => matrix::run(args, context),
         Which::Idle(args) => idle::run(args, context),
         Which::Report(args) => report::run(args, context),
         Which::Faults(args) => faults::run(args, context),

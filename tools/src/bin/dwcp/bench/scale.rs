@@ -10,7 +10,7 @@ use dwcp_testbed::wire::Backing;
 use dwcp_tools::lab::{Fleet, GuestChoice, GuestSpec};
 use serde::Serialize;
 
-use super::machine::Machine;
+use super::machine::{Machine, memory_available_mib};
 use crate::context::Context;
 use crate::failure::Failure;
 
@@ -174,14 +174,9 @@ impl Axis {
 impl Step {
     /// Why the machine cannot do it.
     fn too_large(&self) -> Option<String> {
-        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let kib: u64 = text
-            .lines()
-            .find_map(|line| line.strip_prefix("MemAvailable:"))
-            .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())?;
+        let free = memory_available_mib()?;
         // Source and destination, and a process for each.
         let wanted = 2 * self.guests as u64 * (self.mib_each + 8) + SPARE_MIB;
-        let free = kib / 1024;
         (wanted > free).then(|| format!("needs {wanted} MiB of memory, {free} MiB are available"))
     }
 

@@ -58,10 +58,17 @@ fn tables(out: &mut String, record: &Record) {
         for metric in &metrics {
             let _ = write!(out, "<th>{}", metric.head);
         }
+        let has_outcomes = of_case.iter().any(|group| !group.outcomes.is_empty());
+        if has_outcomes {
+            out.push_str("<th>outcome");
+        }
         for group in of_case {
             let _ = write!(out, "<tr><td>{}<td>{}", escape(&group.system), group.runs);
             for metric in &metrics {
                 let _ = write!(out, "<td>{}", group.cell(metric));
+            }
+            if has_outcomes {
+                let _ = write!(out, "<td>{}", escape(&group.outcome()));
             }
         }
         out.push_str("</table>");
@@ -71,10 +78,13 @@ fn tables(out: &mut String, record: &Record) {
 fn plots(out: &mut String, record: &Record) -> Result<(), plot::PlotError> {
     let groups = record.groups();
     for case in cases(record) {
-        let of_case: Vec<_> = groups.iter().filter(|group| group.case == case).collect();
+        let of_case = || groups.iter().filter(|group| group.case == case);
         for metric in &METRICS {
-            if of_case.iter().any(|group| group.has(metric.key)) {
-                out.push_str(&plot::runs(metric, &of_case)?);
+            if of_case().any(|group| group.has(metric.key)) {
+                let shown: Vec<_> = of_case()
+                    .filter(|group| !group.of(metric.key).is_empty())
+                    .collect();
+                out.push_str(&plot::runs(metric, &shown)?);
             }
         }
     }

@@ -63,16 +63,24 @@ fn markdown(record: &Record, groups: &[Group]) -> String {
         .iter()
         .filter(|metric| groups.iter().any(|group| group.has(metric.key)))
         .collect();
+    let mut heads: Vec<_> = metrics.iter().map(|metric| metric.head).collect();
+    let has_outcomes = groups.iter().any(|group| !group.outcomes.is_empty());
+    if has_outcomes {
+        heads.push("outcome");
+    }
+    let rules = "--:|".repeat(metrics.len()) + if has_outcomes { "---|" } else { "" };
     let mut out = format!("{}: {}\n", record.schema, record.machine_line());
     let mut case = "";
     for group in groups {
         if group.case != case {
             case = &group.case;
-            let heads: Vec<_> = metrics.iter().map(|metric| metric.head).collect();
             let _ = writeln!(out, "\n{case}\n\n| system | runs | {} |", heads.join(" | "));
-            let _ = writeln!(out, "|---|--:|{}", "--:|".repeat(metrics.len()));
+            let _ = writeln!(out, "|---|--:|{rules}");
         }
-        let cells: Vec<_> = metrics.iter().map(|metric| group.cell(metric)).collect();
+        let mut cells: Vec<_> = metrics.iter().map(|metric| group.cell(metric)).collect();
+        if has_outcomes {
+            cells.push(group.outcome().replace('|', "\\|"));
+        }
         let _ = writeln!(
             out,
             "| {} | {} | {} |",
@@ -100,6 +108,27 @@ mod tests {
         let text = markdown(&record, &record.groups());
         assert!(text.contains("| a | 3 | 2000 (1000-3000) |"), "{text}");
         assert!(text.contains("| b | 1 | 500 |"), "{text}");
+    }
+
+    /// A bench that says how its runs ended has a column for it; a run without figures has a row.
+    #[test]
+    fn outcomes_are_shown_where_there_are_any() {
+        let text = r#"{"schema":"dwcp.bench.matrix/1","runs":[
+            {"system":"text","case":"1GiB/veth","total_ms":10.0,"outcome":"completed, verified"},
+            {"system":"zero","case":"1GiB/veth","outcome":"refused: no <room>"}]}"#;
+        let record = Record::parse("x.json", text).unwrap();
+        let text = markdown(&record, &record.groups());
+        assert!(
+            text.contains("| text | 1 | 10 | completed, verified |"),
+            "{text}"
+        );
+        assert!(
+            text.contains("| zero | 1 |  | refused: no <room> |"),
+            "{text}"
+        );
+        let page = html::page(&record, None).unwrap();
+        assert!(page.contains("<td>refused: no &lt;room&gt;"), "{page}");
+        assert_eq!(page.matches("<svg").count(), 1);
     }
 
     #[test]

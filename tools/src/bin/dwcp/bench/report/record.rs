@@ -69,6 +69,8 @@ pub(super) struct Group {
     pub(super) runs: usize,
     /// Values by field, in the order of the runs.
     pub(super) values: std::collections::BTreeMap<&'static str, Vec<f64>>,
+    /// How its runs ended, each way once; empty where a bench does not say.
+    pub(super) outcomes: Vec<String>,
 }
 
 impl Record {
@@ -148,10 +150,15 @@ impl Record {
                         case,
                         runs: 0,
                         values: Default::default(),
+                        outcomes: vec![],
                     });
                     groups.len() - 1
                 });
             groups[at].runs += 1;
+            let outcome = text("outcome");
+            if !outcome.is_empty() && !groups[at].outcomes.contains(&outcome) {
+                groups[at].outcomes.push(outcome);
+            }
             for metric in METRICS {
                 if let Some(value) = run.get(metric.key).and_then(Value::as_f64) {
                     let values = groups[at].values.entry(metric.key).or_default();
@@ -173,6 +180,11 @@ impl Group {
     /// The values of a figure.
     pub(super) fn of(&self, key: &str) -> &[f64] {
         self.values.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// How its runs ended, in one cell.
+    pub(super) fn outcome(&self) -> String {
+        self.outcomes.join("; ")
     }
 
     /// Median, and the span where there is one.
