@@ -9,8 +9,9 @@
 //! LD_PRELOAD=libdwcp_preload.so DWCP_UFFD_SOCKET=/run/dwcp/vm1.uffd qemu-system-x86_64 …
 //! ```
 //! Each client of the socket gets one byte, `1` with a descriptor or `0` without (the kernel refuses
-//! userfaultfd). Only root and the VMM's own user are served. A VMM that forks into the background
-//! after its start (`-daemonize`) is not supported: the descriptor would belong to the parent.
+//! userfaultfd). Only root and the VMM's own user are served. The VMM may be started by a script that
+//! ends with `exec`. One that forks, or a VMM that forks into the background after its start
+//! (`-daemonize`), is not supported: the descriptor would belong to the parent.
 
 mod handout;
 mod uffd;
@@ -22,13 +23,22 @@ static CONSTRUCTOR: extern "C" fn() = start;
 
 const SOCKET_ENV: &str = "DWCP_UFFD_SOCKET";
 
+/// The process that serves the socket. A wrapper script becomes the VMM by `exec`: another program in
+/// the same process, which must serve anew. What a VMM starts is another process, and must not.
+const OWNER_ENV: &str = "DWCP_UFFD_OWNER";
+
 extern "C" fn start() {
     let Some(path) = std::env::var_os(SOCKET_ENV) else {
         return;
     };
-    // SAFETY: the loader runs constructors before `main` and before any thread exists, so nobody
-    // reads the environment meanwhile.
-    unsafe { std::env::remove_var(SOCKET_ENV) };
+    let own = std::process::id().to_string();
+    match std::env::var_os(OWNER_ENV) {
+        Some(owner) if owner != *own => return,
+        Some(_) => {}
+        // SAFETY: the loader runs constructors before `main` and before any thread exists, so nobody
+        // reads the environment meanwhile.
+        None => unsafe { std::env::set_var(OWNER_ENV, own) },
+    }
     if let Err(error) = handout::serve(path.as_ref(), uffd::create()) {
         eprintln!("dwcp-preload: {}: {error}", path.display());
     }
