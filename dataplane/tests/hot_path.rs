@@ -126,6 +126,7 @@ struct Pair<'a> {
     incoming: Incoming<'a>,
     receiver: Receiver,
     table: PageTable,
+    is_in_place: bool,
     buffer: BufferId,
     applied: Applied,
     sequence: u64,
@@ -207,13 +208,19 @@ impl Pair<'_> {
                     let table = &buffer[range];
                     let read = self.incoming.read_table(&header, table, &mut self.table);
                     read.unwrap();
-                    self.receiver.place(self.table.in_place());
+                    self.is_in_place =
+                        header.sequence % 2 == 0 && !self.table.in_place().is_empty();
+                    self.receiver.place(if self.is_in_place {
+                        self.table.in_place()
+                    } else {
+                        &[]
+                    });
                 }
                 Received::Frame(header, data) => {
-                    let in_place = !self.table.in_place().is_empty();
-                    let data = (!in_place).then_some(&buffer[data]);
+                    let data = (!self.is_in_place).then_some(&buffer[data]);
                     self.incoming
-                        .apply(&header, &self.table, data, &mut self.applied);
+                        .apply(&header, &self.table, data, &mut self.applied)
+                        .unwrap();
                     self.receiver.consume(buffer);
                     return true;
                 }
@@ -238,6 +245,7 @@ fn rounds(io: IoPath, codec: Codec) -> Vec<u64> {
         incoming: Incoming::new(&there, &held, &key),
         receiver: Receiver::new(0),
         table: PageTable::new(),
+        is_in_place: false,
         buffer: destination.transport.buffers().take().unwrap(),
         destination,
         applied: Applied::default(),

@@ -4,7 +4,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
+use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES, PageRange};
 
 use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
@@ -95,6 +95,8 @@ struct ReceiveStream {
     buffer: BufferId,
     /// Of the frame that is coming.
     table: PageTable,
+    /// Its data goes straight to RAM.
+    is_in_place: bool,
     applied: Applied,
     /// Free while no acknowledgement is on its way.
     ack_buffer: Option<BufferId>,
@@ -161,6 +163,7 @@ impl DestinationWorker<'_> {
             receiver: Receiver::new(index),
             buffer,
             table: PageTable::new(),
+            is_in_place: false,
             applied: Applied::default(),
             ack_buffer: Some(ack_buffer),
             sequence: 0,
@@ -190,11 +193,16 @@ impl DestinationWorker<'_> {
                         .read_table(&header, table, &mut stream.table)
                         .map_err(text)?;
                     self.session.place().map_err(text)?;
-                    if header.round == 0 {
+                    let block = &self.session.layout.blocks()[header.ram_block as usize];
+                    stream.is_in_place =
+                        block.is_filled_in_place() && !stream.table.in_place().is_empty();
+                    if stream.is_in_place && header.round == 0 {
                         self.populate(slot)?;
                     }
                     let stream = &mut self.streams[slot];
-                    stream.receiver.place(stream.table.in_place());
+                    stream
+                        .receiver
+                        .place(places(&stream.table, stream.is_in_place));
                     continue;
                 }
                 Received::Frame(header, data) => {
@@ -202,10 +210,10 @@ impl DestinationWorker<'_> {
                         marked = true;
                         tell(events, WorkerEvent::StreamRound(stream.end_round(&header)));
                     } else {
-                        let in_place = !stream.table.in_place().is_empty();
-                        let data = (!in_place).then_some(&buffer[data]);
+                        let data = (!stream.is_in_place).then_some(&buffer[data]);
                         self.line
-                            .apply(&header, &stream.table, data, &mut stream.applied);
+                            .apply(&header, &stream.table, data, &mut stream.applied)
+                            .map_err(text)?;
                         self.session.placed();
                         self.session.count(0, stream.table.named());
                     }
@@ -241,7 +249,7 @@ impl DestinationWorker<'_> {
         let wanted = stream.receiver.wanted();
         let pages = match wanted.placed_bytes {
             0 => &[],
-            _ => stream.table.in_place(),
+            _ => places(&stream.table, stream.is_in_place),
         };
         let wanted = ReceiveInto {
             pages,
@@ -280,6 +288,11 @@ impl ReceiveStream {
             applied: std::mem::take(&mut self.applied),
         }
     }
+}
+
+/// Where the data of a frame goes in RAM; nowhere when it is to be written.
+fn places(table: &PageTable, is_in_place: bool) -> &[PageRange] {
+    if is_in_place { table.in_place() } else { &[] }
 }
 
 fn text(error: impl std::fmt::Display) -> String {

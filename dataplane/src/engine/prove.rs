@@ -89,7 +89,7 @@ fn is_hole(block: &RamBlock, page: u32, hole: &mut Range<u32>) -> bool {
 /// A page's fingerprint; `None` when it is zero.
 fn fingerprint(session: &Session, block: &RamBlock, page: u32) -> Option<Fingerprint> {
     let mut copy: Page = [0; PAGE_BYTES];
-    block.read_page(page, &mut copy);
+    block.read_page_once(page, &mut copy);
     let is_zero = kernels().is_zero(&copy);
     (!is_zero).then(|| kernels().fingerprint(&session.key, &copy))
 }

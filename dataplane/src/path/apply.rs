@@ -10,7 +10,7 @@ use dwcp_wire::limits::SUSPECT_RANGES_MAX;
 use dwcp_wire::{FrameHeader, HEADER_BYTES, PageRange, RoundSummary, cover};
 
 use super::decode::{DecodeError, Decoder, PageSink, PageTable};
-use crate::ram::{Digests, RamLayout};
+use crate::ram::{Digests, RamError, RamLayout};
 
 /// What a stream brought in a round.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,6 +39,8 @@ struct Applier<'a> {
     kernels: &'static Kernels,
     suspects: Vec<PageRange>,
     root: RamRoot,
+    /// RAM that could not be written.
+    failure: Option<RamError>,
 }
 
 impl<'a> Incoming<'a> {
@@ -59,6 +61,7 @@ impl<'a> Incoming<'a> {
                 kernels: kernels(),
                 suspects: vec![],
                 root: RamRoot::default(),
+                failure: None,
             },
         }
     }
@@ -78,13 +81,16 @@ impl<'a> Incoming<'a> {
 
     /// Applies one frame and adds it to what its stream has brought. `data` is what came behind the
     /// table; `None` says that it was received in place.
+    ///
+    /// # Errors
+    /// [`RamError`]: there is no memory left. The digests no longer say what RAM holds.
     pub fn apply(
         &mut self,
         header: &FrameHeader,
         table: &PageTable,
         data: Option<&[u8]>,
         applied: &mut Applied,
-    ) {
+    ) -> Result<(), RamError> {
         match data {
             Some(data) => self.decoder.decode(table, data, &mut self.applier),
             None => table.placed(&mut self.applier),
@@ -98,10 +104,17 @@ impl<'a> Incoming<'a> {
             applied.suspects = cover(std::mem::take(&mut applied.suspects), SUSPECT_RANGES_MAX);
         }
         applied.root.merge(std::mem::take(&mut self.applier.root));
+        self.applier.failure.take().map_or(Ok(()), Err)
     }
 }
 
 impl Applier<'_> {
+    fn write(&mut self, block: u32, first: u32, pages: &[Page]) {
+        if let Err(error) = self.layout.blocks()[block as usize].write_pages(first, pages) {
+            self.failure.get_or_insert(error);
+        }
+    }
+
     fn hold(&mut self, block: u32, page: u32, fingerprint: Option<Fingerprint>) {
         let global = self.layout.global_page(block as usize, page);
         self.digests.set(global, fingerprint, &mut self.root);
@@ -120,14 +133,23 @@ impl PageSink for Applier<'_> {
         }
     }
 
-    fn page(&mut self, block: u32, page: u32, data: &Page, fingerprint_low: u64) {
-        let fingerprint = self.kernels.fingerprint(self.key, data);
-        if fingerprint.lo != fingerprint_low {
-            self.damaged(block, page, 1);
-            return;
+    fn pages(&mut self, block: u32, first: u32, data: &[Page], fingerprints_low: &[u64]) {
+        // Pages that are what was sent, and not yet written.
+        let mut good = 0..0;
+        for (index, (page, low)) in data.iter().zip(fingerprints_low).enumerate() {
+            let fingerprint = self.kernels.fingerprint(self.key, page);
+            let number = first + index as u32;
+            if fingerprint.lo == *low {
+                self.hold(block, number, Some(fingerprint));
+            } else {
+                self.write(block, first + good.start as u32, &data[good]);
+                good = index + 1..index + 1;
+                self.damaged(block, number, 1);
+                continue;
+            }
+            good.end = index + 1;
         }
-        self.layout.blocks()[block as usize].write_page(page, data);
-        self.hold(block, page, Some(fingerprint));
+        self.write(block, first + good.start as u32, &data[good]);
     }
 
     fn placed(&mut self, block: u32, page: u32, fingerprint_low: u64) {

@@ -16,8 +16,8 @@ use zstd_safe::DCtx;
 pub trait PageSink {
     /// Zero pages.
     fn zero(&mut self, block: u32, page: u32, count: u32);
-    /// A page, and the low half of the fingerprint that it was sent with.
-    fn page(&mut self, block: u32, page: u32, data: &Page, fingerprint_low: u64);
+    /// Pages that follow each other, and the low half of the fingerprint that each was sent with.
+    fn pages(&mut self, block: u32, first: u32, data: &[Page], fingerprints_low: &[u64]);
     /// A page whose data was placed in RAM as it came, and the low half of the fingerprint that it
     /// was sent with.
     fn placed(&mut self, block: u32, page: u32, fingerprint_low: u64);
@@ -223,8 +223,12 @@ impl Decoder {
     /// Decodes a frame's data, as its table describes it, into `sink`. Less data than that is
     /// damage: the pages it lacks are named to the sink as such.
     pub fn decode(&mut self, table: &PageTable, mut data: &[u8], sink: &mut impl PageSink) {
-        let mut fingerprints = table.fingerprints.iter().copied();
+        let mut fingerprints = &table.fingerprints[..];
         for entry in &table.entries {
+            let (own, others) = fingerprints
+                .split_at_checked(entry.pages_with_data())
+                .unwrap_or_default();
+            fingerprints = others;
             let (run, rest) = data
                 .split_at_checked(entry.data_bytes as usize)
                 .unwrap_or_default();
@@ -239,17 +243,10 @@ impl Decoder {
             };
             let Some(raw) = raw else {
                 sink.damaged(table.block, entry.page, u32::from(entry.count));
-                fingerprints
-                    .by_ref()
-                    .take(entry.pages_with_data())
-                    .for_each(drop);
                 continue;
             };
             let (pages, _) = raw.as_chunks::<PAGE_BYTES>();
-            for (page, data) in (entry.page..).zip(pages) {
-                let fingerprint = fingerprints.next().unwrap_or_default();
-                sink.page(table.block, page, data, fingerprint);
-            }
+            sink.pages(table.block, entry.page, pages, own);
         }
     }
 }

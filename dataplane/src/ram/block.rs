@@ -7,11 +7,11 @@ use dwcp_simd::{LivePage, PAGE_BYTES, Page};
 use dwcp_wire::limits::{RAM_BLOCK_BYTES_MAX, RAM_BLOCKS_MAX};
 use memmap2::MmapOptions;
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use nix::unistd::{Whence, lseek};
 
-use super::access::{FAULT_AROUND_PAGES, Mapping};
-use super::bitmap::{DirtyBitmap, RamBitmap};
+use super::access::Mapping;
+use super::bitmap::DirtyBitmap;
 
 /// Why RAM cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -56,12 +56,14 @@ pub enum RamError {
 #[derive(Debug)]
 pub struct RamBlock {
     name: String,
-    mapping: Mapping,
-    file: OwnedFd,
+    pub(super) mapping: Mapping,
+    pub(super) file: OwnedFd,
     bytes: u64,
     vmm_address: u64,
     /// All of it has memory, for as long as nobody takes it away.
-    is_allocated: AtomicBool,
+    pub(super) is_allocated: AtomicBool,
+    /// Its file can be written at an offset: not hugetlbfs, and not open for appending.
+    pub(super) is_writable: bool,
 }
 
 /// Memory of a file: `st_blocks` counts pieces of 512 bytes, see stat(2).
@@ -69,7 +71,7 @@ fn allocated_bytes(stat: &nix::sys::stat::FileStat) -> u64 {
     u64::try_from(stat.st_blocks).unwrap_or(0) * 512
 }
 
-const fn offset_of(page: u32) -> i64 {
+pub(super) const fn offset_of(page: u32) -> i64 {
     page as i64 * PAGE_BYTES as i64
 }
 
@@ -106,14 +108,20 @@ impl RamBlock {
             .len(bytes as usize)
             .map_raw(&file)
             .map_err(|source| system("mmap", source))?;
-        Ok(Self {
+        let mut block = Self {
             mapping: Mapping::new(map),
             name,
             file,
             bytes,
             vmm_address,
             is_allocated: AtomicBool::new(allocated_bytes(&stat) >= bytes),
-        })
+            is_writable: false,
+        };
+        let flags =
+            fcntl(&block.file, FcntlArg::F_GETFL).map_err(|errno| block.system("fcntl", errno))?;
+        block.is_writable = !OFlag::from_bits_truncate(flags).contains(OFlag::O_APPEND)
+            && !block.is_in_hugetlbfs()?;
+        Ok(block)
     }
 
     /// The VMM's name of it.
@@ -166,21 +174,6 @@ impl RamBlock {
         self.mapping.span(page as usize, count as usize)
     }
 
-    /// Maps pages ahead of their first use: `pages` are those to be read of the 64 from `first` on, a bit
-    /// each. A fault maps many of them at once, and what is mapped can be prefetched. A page without
-    /// memory is given it.
-    ///
-    /// # Panics
-    /// When one of the pages is outside the block.
-    pub fn map_ahead(&self, first: u32, mut pages: u64) {
-        while pages != 0 {
-            let bit = pages.trailing_zeros();
-            self.mapping.map_around((first + bit) as usize);
-            let next_piece = (bit / FAULT_AROUND_PAGES + 1) * FAULT_AROUND_PAGES;
-            pages &= u64::MAX.checked_shl(next_piece).unwrap_or(0);
-        }
-    }
-
     /// Where a page is mapped here, to ask the kernel about it.
     ///
     /// # Panics
@@ -188,25 +181,6 @@ impl RamBlock {
     #[must_use]
     pub fn address(&self, page: u32) -> usize {
         self.span(page, 1).0.expose_provenance()
-    }
-
-    /// Makes sure that a run of pages has memory, and is mapped, before the kernel fills it.
-    ///
-    /// # Errors
-    /// [`RamError::System`] when there is no memory left. A kernel that does not know the call (before
-    /// 5.14) finds the memory page by page, as it is filled.
-    pub fn populate(&self, page: u32, count: u32) -> Result<(), RamError> {
-        if self.is_allocated.load(Ordering::Relaxed) {
-            // A fault a piece costs half of the call below, which looks at every page.
-            (page..page + count)
-                .step_by(FAULT_AROUND_PAGES as usize)
-                .for_each(|page| self.mapping.map_around(page as usize));
-            return Ok(());
-        }
-        match self.mapping.populate(page as usize, count as usize) {
-            Ok(()) | Err(Errno::EINVAL) => Ok(()),
-            Err(errno) => Err(self.system("memory for pages", errno)),
-        }
     }
 
     /// Copies a page into RAM.
@@ -300,7 +274,7 @@ impl RamBlock {
         Ok(system.filesystem_type() == nix::sys::statfs::HUGETLBFS_MAGIC)
     }
 
-    fn system(&self, what: &'static str, errno: Errno) -> RamError {
+    pub(super) fn system(&self, what: &'static str, errno: Errno) -> RamError {
         RamError::System {
             name: self.name.clone(),
             what,
@@ -330,71 +304,4 @@ pub struct Room {
     pub file_system_bytes: Option<u64>,
     /// Huge pages, reserved when the VMM mapped them.
     pub is_reserved: bool,
-}
-
-/// All RAM blocks of a VM. Pages are numbered through all blocks for the whole-RAM proof.
-#[derive(Debug)]
-pub struct RamLayout {
-    blocks: Vec<RamBlock>,
-    first_page: Vec<u64>,
-    pages: u64,
-}
-
-impl RamLayout {
-    /// A layout of blocks in the VMM's order.
-    ///
-    /// # Errors
-    /// [`RamError::Blocks`].
-    pub fn new(blocks: Vec<RamBlock>) -> Result<Self, RamError> {
-        if blocks.is_empty() || blocks.len() > RAM_BLOCKS_MAX {
-            return Err(RamError::Blocks(blocks.len()));
-        }
-        let mut pages = 0;
-        let mut first_page = Vec::with_capacity(blocks.len());
-        for block in &blocks {
-            first_page.push(pages);
-            pages += u64::from(block.pages());
-        }
-        Ok(Self {
-            blocks,
-            first_page,
-            pages,
-        })
-    }
-
-    /// The blocks.
-    #[must_use]
-    pub fn blocks(&self) -> &[RamBlock] {
-        &self.blocks
-    }
-
-    /// Pages of all blocks.
-    #[must_use]
-    pub const fn pages(&self) -> u64 {
-        self.pages
-    }
-
-    /// Bytes of all blocks.
-    #[must_use]
-    pub const fn bytes(&self) -> u64 {
-        self.pages * PAGE_BYTES as u64
-    }
-
-    /// Number of a page through all blocks.
-    #[must_use]
-    pub fn global_page(&self, block: usize, page: u32) -> u64 {
-        self.first_page[block] + u64::from(page)
-    }
-
-    /// A bitmap of the right shape, empty.
-    #[must_use]
-    pub fn empty_bitmap(&self) -> RamBitmap {
-        RamBitmap {
-            blocks: self
-                .blocks
-                .iter()
-                .map(|b| DirtyBitmap::new(b.pages()))
-                .collect(),
-        }
-    }
 }

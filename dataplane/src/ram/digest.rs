@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use dwcp_simd::{Fingerprint, RamRoot};
 
-use super::block::RamLayout;
+use super::layout::RamLayout;
 
 /// Fingerprints of all pages, 16 bytes each, shared by the workers.
 ///

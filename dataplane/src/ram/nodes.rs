@@ -6,7 +6,8 @@ use std::ops::Range;
 use dwcp_numa::{NodeShare, node_of_policy, nodes_of_pages};
 use dwcp_simd::PAGE_BYTES;
 
-use super::block::{RamBlock, RamLayout};
+use super::block::RamBlock;
+use super::layout::RamLayout;
 
 /// Least pages of a stretch: a huge page of 2 MiB, which lies on one node.
 const STRETCH_PAGES: u32 = 512;

@@ -64,8 +64,9 @@ impl PageSink for Bounds {
         self.take(block, page, count);
     }
 
-    fn page(&mut self, block: u32, page: u32, _data: &Page, _fingerprint_low: u64) {
-        self.take(block, page, 1);
+    fn pages(&mut self, block: u32, first: u32, data: &[Page], fingerprints_low: &[u64]) {
+        assert_eq!(data.len(), fingerprints_low.len());
+        self.take(block, first, data.len() as u32);
     }
 
     fn placed(&mut self, block: u32, page: u32, _fingerprint_low: u64) {
@@ -111,7 +112,9 @@ impl Destination {
             assert_eq!(bounds.named, self.table.named());
         }
         let mut applied = Applied::default();
-        self.line.apply(header, &self.table, data, &mut applied);
+        self.line
+            .apply(header, &self.table, data, &mut applied)
+            .expect("there is memory");
         assert_eq!(applied.summary.pages, self.table.named());
         assert_eq!(applied.root, self.digests.root());
         self.check_and_empty(header.ram_block as usize);
