@@ -41,6 +41,10 @@ struct Options {
     /// Pin workers to cores
     #[arg(long)]
     pin: bool,
+    /// Microseconds for which workers of incoming migrations look for completions before they sleep
+    /// for them, at most; 0 sleeps at once
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1000))]
+    busy_poll_us: u16,
 }
 
 fn parse_io(text: &str) -> Result<IoPath, String> {
@@ -114,5 +118,6 @@ fn incoming_settings(options: &Options) -> TransferSettings {
         peer_silence_ms: 0,
         congestion_control: None,
         pin_workers: options.pin,
+        busy_poll_us: options.busy_poll_us,
     }
 }

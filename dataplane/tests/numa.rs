@@ -131,6 +131,7 @@ fn on_this_machine() {
     let settings = TransferSettings {
         streams: nodes.len() as u16,
         pin_workers: true,
+        busy_poll_us: 0,
         ..settings()
     };
     // At the destination in the other order: its own policy decides there.
@@ -204,6 +205,7 @@ fn look_at_workers(topology: &Topology, found: &mut Findings) {
             streams: 2,
             stream_window_bytes: 1 << 20,
             ack_bytes: 1 << 16,
+            busy_poll: Duration::ZERO,
         };
         let session = Arc::new(Session::new(common::line::ram(&[64]), 1, Codec::Raw));
         let events: Mailbox<WorkerEvent> = Mailbox::new().unwrap();

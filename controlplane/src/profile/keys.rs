@@ -102,6 +102,15 @@ pub(super) const KEYS: &[Key] = &[
          spare; worse when guests own every core.",
     ),
     key(
+        "transfer.busy_poll_us",
+        integer(0, 1000),
+        "Microseconds for which a worker of this node looks for completions before it sleeps for \
+         them, at most. It looks for as long as that has paid, and not at all once it has nothing to \
+         do. Worth a try where workers are pinned to cores of their own; on a busy node it takes \
+         time from the guests. 0 sleeps at once. For incoming migrations: dwcp-dataplane \
+         --busy-poll-us.",
+    ),
+    key(
         "pages.codec",
         Kind::Choice(&["raw", "zstd"]),
         "How pages that are neither zero nor unchanged are encoded. raw sends them as they are; \

@@ -66,6 +66,7 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
         connect_timeout_ms: ms("timeouts.connect")?,
         peer_silence_ms: ms("timeouts.peer_silence")?,
         congestion_control: (congestion_control != HOST).then(|| congestion_control.to_owned()),
+        busy_poll_us: u16::try_from(integer("transfer.busy_poll_us")?).ok()?,
         pin_workers: matches!(values.get("transfer.pin"), Some(Value::Boolean(true))),
     })
 }
@@ -116,6 +117,10 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
         ("transfer.send", word(send)),
         ("transfer.window", Value::Quantity(settings.window_bytes)),
         ("transfer.congestion_control", word(congestion_control)),
+        (
+            "transfer.busy_poll_us",
+            Value::Integer(settings.busy_poll_us.into()),
+        ),
         ("transfer.pin", Value::Boolean(settings.pin_workers)),
         ("pages.codec", word(codec)),
         ("pages.zstd_level", Value::Integer(level)),

@@ -43,6 +43,8 @@ pub struct TransferSettings {
     pub congestion_control: Option<String>,
     /// Pin workers to cores.
     pub pin_workers: bool,
+    /// How long a worker looks for completions before it sleeps for them, at most; 0 sleeps at once.
+    pub busy_poll_us: u16,
 }
 
 /// Transport loop of the workers.

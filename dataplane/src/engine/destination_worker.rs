@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES, PageRange};
 
+use super::busy_poll::BusyPoll;
 use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
 use crate::path::{Applied, Incoming, PageTable, Received, Receiver};
 use crate::transport::{
-    self, BufferId, Completion, ReceiveInto, SendFrame, Slot, Transport, TransportOptions, Wait,
+    self, BufferId, Completion, ReceiveInto, SendFrame, Slot, Transport, TransportOptions,
 };
 
 /// What a destination worker is told.
@@ -72,6 +73,7 @@ pub fn spawn_destination_worker<E: From<WorkerEvent> + Send + 'static>(
         );
         let mut worker = DestinationWorker {
             ack_bytes: settings.ack_bytes,
+            busy_poll: settings.busy_poll,
             session: &session,
             transport: opened.transport,
             line: Incoming::new(&session.layout, &session.digests, &session.key),
@@ -83,6 +85,7 @@ pub fn spawn_destination_worker<E: From<WorkerEvent> + Send + 'static>(
 
 struct DestinationWorker<'a> {
     ack_bytes: u64,
+    busy_poll: Duration,
     session: &'a Session,
     transport: Box<dyn Transport>,
     line: Incoming<'a>,
@@ -112,9 +115,14 @@ impl DestinationWorker<'_> {
         events: &Mailbox<E>,
     ) -> Result<(), String> {
         let mut completions = Vec::with_capacity(64);
+        let mut busy_poll = BusyPoll::new(self.busy_poll);
         loop {
-            self.transport
-                .wait(Wait::Upto(Duration::from_secs(1)), &mut completions)
+            busy_poll
+                .wait(
+                    &mut *self.transport,
+                    Duration::from_secs(1),
+                    &mut completions,
+                )
                 .map_err(|error| format!("{}: {error}", self.transport.name()))?;
             for completion in completions.drain(..) {
                 match completion {

@@ -9,6 +9,7 @@ use dwcp_api::SendChoice;
 use dwcp_simd::RamRoot;
 use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
 
+use super::busy_poll::BusyPoll;
 use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
 use crate::path::{Encoder, Outgoing, OutgoingCounts, RoundWork, StreamCredit};
@@ -136,16 +137,17 @@ impl SourceWorker<'_> {
         events: &Mailbox<E>,
     ) -> Result<(), String> {
         let mut completions = Vec::with_capacity(64);
+        let mut busy_poll = BusyPoll::new(self.settings.busy_poll);
         loop {
-            let busy = self.send_one_frame();
-            let wait = if busy {
-                Wait::No
+            let is_busy = self.send_one_frame();
+            let transport = &mut *self.transport;
+            let waited = if is_busy {
+                transport.wait(Wait::No, &mut completions)
             } else {
-                Wait::Upto(Duration::from_secs(1))
+                let most = Duration::from_secs(1);
+                busy_poll.wait(transport, most, &mut completions)
             };
-            self.transport
-                .wait(wait, &mut completions)
-                .map_err(|error| format!("{}: {error}", self.transport.name()))?;
+            waited.map_err(|error| format!("{}: {error}", self.transport.name()))?;
             for completion in completions.drain(..) {
                 match completion {
                     Completion::Sent { slot, buffer } => {

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use dwcp_api::{IoPath, SendChoice};
 
@@ -27,6 +28,8 @@ pub struct WorkerSettings {
     pub stream_window_bytes: u64,
     /// Bytes between acknowledgements of a stream.
     pub ack_bytes: u64,
+    /// How long to look for completions before sleeping for them, at most.
+    pub busy_poll: Duration,
 }
 
 /// What a worker tells its driver.

@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dwcp_api::{ApiError, ErrorCode};
 use dwcp_journal::RecordKind;
@@ -164,6 +164,7 @@ impl DestinationDriver {
                 streams: usize::from(streams).div_ceil(count),
                 stream_window_bytes: 0,
                 ack_bytes: self.offer.ack_bytes,
+                busy_poll: Duration::from_micros(self.settings.busy_poll_us.into()),
             };
             let mailbox = self.mailbox.clone();
             self.workers.push(spawn_destination_worker(

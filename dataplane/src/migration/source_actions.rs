@@ -155,6 +155,7 @@ impl SourceDriver {
                 streams: usize::from(streams).div_ceil(count),
                 stream_window_bytes: settings.window_bytes / u64::from(streams),
                 ack_bytes: 0,
+                busy_poll: Duration::from_micros(settings.busy_poll_us.into()),
             };
             let mailbox = self.mailbox.clone();
             self.workers.push(spawn_source_worker(

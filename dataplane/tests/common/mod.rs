@@ -75,6 +75,7 @@ pub(crate) fn settings() -> TransferSettings {
         peer_silence_ms: 5000,
         congestion_control: None,
         pin_workers: false,
+        busy_poll_us: 0,
     }
 }
 

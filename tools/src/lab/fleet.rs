@@ -46,8 +46,8 @@ impl Fleet {
         folder: &Path,
     ) -> Result<Self, LabError> {
         let binaries = Binaries::find()?;
-        let mut a = LabNode::start("node-a", folder, &binaries, settings.io)?;
-        let mut b = LabNode::start("node-b", folder, &binaries, settings.io)?;
+        let mut a = LabNode::start("node-a", folder, &binaries, settings)?;
+        let mut b = LabNode::start("node-b", folder, &binaries, settings)?;
         let mut guests = vec![];
         for index in 0..count {
             let name = format!("guest{index}");

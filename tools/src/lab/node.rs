@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use dwcp_api::node::{NodeStatus, Reply, Request};
-use dwcp_api::{ApiError, ErrorCode, IoPath};
+use dwcp_api::{ApiError, ErrorCode, IoPath, TransferSettings};
 
 use super::{Binaries, LabError};
 use crate::NodeClient;
@@ -29,7 +29,8 @@ pub struct LabNode {
     name: String,
     folder: PathBuf,
     binaries: Binaries,
-    io: IoPath,
+    /// What its data plane grants to migrations that come in.
+    incoming: [String; 4],
     /// Network namespace of its daemons, if not ours.
     namespace: Option<String>,
     /// Fixed after the first start: a restarted data plane must be found again.
@@ -40,7 +41,8 @@ pub struct LabNode {
 }
 
 impl LabNode {
-    /// Starts both daemons of a node and waits until they serve.
+    /// Starts both daemons of a node and waits until they serve. `settings` are those of the migrations
+    /// to come: the node is started with what it must grant them.
     ///
     /// # Errors
     /// [`LabError::Start`] with the end of the log.
@@ -48,9 +50,9 @@ impl LabNode {
         name: &str,
         folder: &Path,
         binaries: &Binaries,
-        io: IoPath,
+        settings: &TransferSettings,
     ) -> Result<Self, LabError> {
-        Self::start_within(name, folder, binaries, io, None)
+        Self::start_within(name, folder, binaries, settings, None)
     }
 
     /// As [`Self::start`], in a network namespace and with an address there.
@@ -61,7 +63,7 @@ impl LabNode {
         name: &str,
         folder: &Path,
         binaries: &Binaries,
-        io: IoPath,
+        settings: &TransferSettings,
         network: Option<(&str, &str)>,
     ) -> Result<Self, LabError> {
         let folder = folder.join(name);
@@ -71,7 +73,12 @@ impl LabNode {
             name: name.to_owned(),
             folder,
             binaries: binaries.clone(),
-            io,
+            incoming: [
+                "--io".into(),
+                io_name(settings.io).into(),
+                "--busy-poll-us".into(),
+                settings.busy_poll_us.to_string(),
+            ],
             namespace: network.map(|(namespace, _)| namespace.to_owned()),
             listen: format!("{}:0", network.map_or("127.0.0.1", |(_, address)| address)),
             data: None,
@@ -125,12 +132,11 @@ impl LabNode {
             .stdout(Stdio::null())
             .stderr(log);
         match plane {
-            Plane::Data => command.arg("--state-folder").arg(&self.folder).args([
-                "--listen",
-                &self.listen,
-                "--io",
-                io_name(self.io),
-            ]),
+            Plane::Data => command
+                .arg("--state-folder")
+                .arg(&self.folder)
+                .args(["--listen", &self.listen])
+                .args(&self.incoming),
             Plane::Control => command.arg("--state-folder").arg(&self.folder),
         };
         let child = command

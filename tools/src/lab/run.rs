@@ -75,10 +75,10 @@ impl Lab {
     ) -> Result<Self, LabError> {
         let binaries = Binaries::find()?;
         say("starting two nodes, a data plane and a control plane each");
-        let io = spec.settings.io;
+        let settings = &spec.settings;
         let at = |side| link.map(|link| (link.namespace(side), link.address(side)));
-        let a = LabNode::start_within("node-a", folder, &binaries, io, at(Side::A))?;
-        let b = LabNode::start_within("node-b", folder, &binaries, io, at(Side::B))?;
+        let a = LabNode::start_within("node-a", folder, &binaries, settings, at(Side::A))?;
+        let b = LabNode::start_within("node-b", folder, &binaries, settings, at(Side::B))?;
         say("starting the guest at node-a, and its empty place at node-b");
         let guest = GuestPair::start(&spec.guest, folder, &binaries)?;
         let mut lab = Self { a, b, guest };

@@ -1,21 +1,25 @@
 //! Raw movers move everything, whatever the method.
 
 use dwcp_testbed::link::VethLink;
-use dwcp_testbed::wire::{Backing, Method, WireOptions, run_mover};
+use dwcp_testbed::wire::{Backing, Method, Receive, WireOptions, run_mover};
 
 #[test]
 fn every_method_moves_all_of_the_memory() {
-    for method in Method::ALL {
+    for (method, receive) in Method::ALL
+        .into_iter()
+        .flat_map(|method| Receive::ALL.map(|receive| (method, receive)))
+    {
         for (streams, backing) in [(1, Backing::Allocated), (3, Backing::Fresh)] {
             let options = WireOptions {
                 method,
+                receive,
                 mib: 4,
                 streams,
                 backing,
                 proven: streams == 3,
             };
             let run = run_mover(options, None);
-            assert_eq!(run.unwrap().bytes, 4 << 20, "{method:?}");
+            assert_eq!(run.unwrap().bytes, 4 << 20, "{method:?} {receive:?}");
         }
     }
 }
@@ -31,6 +35,7 @@ fn a_link_of_namespaces_carries_it_too() {
     };
     let options = WireOptions {
         method: Method::Vmsplice,
+        receive: Receive::InPlace,
         mib: 4,
         streams: 2,
         backing: Backing::Fresh,
@@ -52,6 +57,7 @@ fn a_shaped_link_is_as_slow_as_it_was_asked_to_be() {
     };
     let options = WireOptions {
         method: Method::Write,
+        receive: Receive::InPlace,
         mib: 8,
         streams: 2,
         proven: false,

@@ -31,6 +31,7 @@ fn request(vm: &str) -> Request {
             peer_silence_ms: 1000,
             congestion_control: None,
             pin_workers: false,
+            busy_poll_us: 0,
         },
         dry_run: false,
     }

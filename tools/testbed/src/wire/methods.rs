@@ -85,40 +85,20 @@ pub(super) fn send(
     Ok(proof.0)
 }
 
-/// Receives a range of memory, straight into it. Returns its proof, where there is a key for one.
-pub(super) fn receive(
-    memory: &Memory,
-    range: Range<usize>,
-    socket: &TcpStream,
-    key: Option<&FingerprintKey>,
-) -> io::Result<u64> {
-    let (mut proof, mut proven) = (Wrapping(0), range.start);
-    let mut at = range.start;
-    while at < range.end {
-        let piece = memory.piece(at..range.end.min(at + UNIT_BYTES));
-        // SAFETY: the piece lies in the mapping, which outlives the call; this thread alone
-        // writes it.
-        let result = unsafe { libc::read(socket.as_raw_fd(), piece.iov_base, piece.iov_len) };
-        at += match moved(result)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            bytes => bytes,
-        };
-        if let Some(key) = key {
-            proof += prove(memory, &mut proven, at, key);
-        }
-    }
-    Ok(proof.0)
-}
-
 /// The proof of the whole pages from `proven` up to `end`.
-fn prove(memory: &Memory, proven: &mut usize, end: usize, key: &FingerprintKey) -> Wrapping<u64> {
+pub(super) fn prove(
+    memory: &Memory,
+    proven: &mut usize,
+    end: usize,
+    key: &FingerprintKey,
+) -> Wrapping<u64> {
     let end = end / PAGE_BYTES * PAGE_BYTES;
     let range = *proven..end.max(*proven);
     *proven = range.end;
     Wrapping(memory.proof(range, key))
 }
 
-fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+pub(super) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     fcntl(&write, FcntlArg::F_SETPIPE_SZ(UNIT_BYTES as i32))?;
     Ok((read, write))
@@ -141,6 +121,6 @@ fn write(socket: &TcpStream, piece: libc::iovec) -> io::Result<usize> {
     moved(unsafe { libc::writev(socket.as_raw_fd(), &raw const piece, 1) })
 }
 
-fn moved(result: isize) -> io::Result<usize> {
+pub(super) fn moved(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }

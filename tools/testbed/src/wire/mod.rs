@@ -2,10 +2,12 @@
 //! the limit of the machine for a mover of pages.
 //!
 //! A mover has a sending and a receiving thread for each stream. Every stream moves its own share of
-//! the memory, in order, in units of [`UNIT_BYTES`]. The receiver reads straight into the destination.
+//! the memory, in order, in units of [`UNIT_BYTES`]. The receiver fills the destination by one of the
+//! [`Receive`] ways.
 
 mod memory;
 mod methods;
+mod receive;
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -23,6 +25,7 @@ use dwcp_simd::FingerprintKey;
 use crate::link::{Side, VethLink};
 use memory::Memory;
 pub use methods::Method;
+pub use receive::Receive;
 
 /// Bytes handed over at once, a frame's data.
 pub const UNIT_BYTES: usize = 512 << 10;
@@ -35,6 +38,8 @@ const SEED: u64 = 0x5EED_0042;
 pub struct WireOptions {
     /// How the bytes get into the socket.
     pub method: Method,
+    /// How they get out of it.
+    pub receive: Receive,
     /// Memory, MiB.
     pub mib: u64,
     /// Streams, a thread each at both ends.
@@ -88,7 +93,7 @@ pub fn run_mover(options: WireOptions, link: Option<&VethLink>) -> io::Result<Wi
                 false => first + share,
             };
             let (source, destination, start) = (&source, &destination, &start);
-            let (method, key) = (options.method, key.as_ref());
+            let (method, how, key) = (options.method, options.receive, key.as_ref());
             threads.push(scope.spawn(move || {
                 let send = || methods::send(method, source, first..end, sender, key);
                 let sent = measured(start, send);
@@ -99,7 +104,7 @@ pub fn run_mover(options: WireOptions, link: Option<&VethLink>) -> io::Result<Wi
                 sent
             }));
             threads.push(scope.spawn(move || {
-                let receive = || methods::receive(destination, first..end, receiver, key);
+                let receive = || receive::receive(how, destination, first..end, receiver, key);
                 measured(start, receive)
             }));
         }

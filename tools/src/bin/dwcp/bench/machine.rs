@@ -23,6 +23,9 @@ pub(crate) struct Machine {
     pub(crate) ram_mib: u64,
     /// Kernel release.
     pub(crate) kernel: String,
+    /// TCP congestion control that a socket gets unless it asks for another: QEMU's own migration does
+    /// not ask.
+    pub(crate) congestion_control: String,
     /// QEMU in use.
     pub(crate) qemu: String,
     /// This package's version.
@@ -37,6 +40,10 @@ impl Machine {
             let line = text.lines().find_map(|line| line.strip_prefix(key));
             line.map(|value| value.trim_start_matches([' ', '\t', ':']).to_owned())
                 .unwrap_or_default()
+        };
+        let setting = |path: &str| {
+            let text = std::fs::read_to_string(path).unwrap_or_default();
+            text.trim().to_owned()
         };
         let ram = field("/proc/meminfo", "MemTotal:");
         let qemu = std::process::Command::new(dwcp_testbed::guests::qemu_binary())
@@ -58,10 +65,8 @@ impl Machine {
                 .parse::<u64>()
                 .unwrap_or(0)
                 / 1024,
-            kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")
-                .unwrap_or_default()
-                .trim()
-                .to_owned(),
+            kernel: setting("/proc/sys/kernel/osrelease"),
+            congestion_control: setting("/proc/sys/net/ipv4/tcp_congestion_control"),
             qemu: qemu.unwrap_or_else(|_| "none".into()),
             dwcp: env!("CARGO_PKG_VERSION").to_owned(),
         }
@@ -70,8 +75,8 @@ impl Machine {
     /// One line for people.
     pub(crate) fn line(&self) -> String {
         format!(
-            "{}, {} cores, {} MiB, Linux {}, {}",
-            self.cpu, self.cores, self.ram_mib, self.kernel, self.qemu
+            "{}, {} cores, {} MiB, Linux {}, {} by default, {}",
+            self.cpu, self.cores, self.ram_mib, self.kernel, self.congestion_control, self.qemu
         )
     }
 }

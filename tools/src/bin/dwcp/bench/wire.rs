@@ -6,7 +6,7 @@ use dwcp_api::{RunResult, TransferSettings};
 use dwcp_controlplane::profile;
 use dwcp_testbed::Kind;
 use dwcp_testbed::link::VethLink;
-use dwcp_testbed::wire::{Backing, Method, WireOptions, run_mover};
+use dwcp_testbed::wire::{Backing, Method, Receive, WireOptions, run_mover};
 use dwcp_tools::lab::{GuestChoice, GuestSpec};
 use serde::Serialize;
 
@@ -117,21 +117,33 @@ type Record = super::run::Record<Run>;
 #[derive(Clone, Copy, Debug)]
 struct Mover {
     method: Method,
+    receive: Receive,
     proven: bool,
 }
 
 impl Mover {
     fn name(self) -> String {
+        let receive = match self.receive {
+            Receive::InPlace => "",
+            Receive::Written => "-written",
+            Receive::Spliced => "-spliced",
+        };
         let proven = if self.proven { "-proven" } else { "" };
-        format!("{}{proven}", self.method.name())
+        format!("{}{receive}{proven}", self.method.name())
     }
 }
 
-/// All raw movers, those without proof first.
+/// All raw movers: the ways to send, the ways to receive, and all ways to send with the proof.
 fn movers() -> impl Iterator<Item = Mover> {
-    [false, true]
-        .into_iter()
-        .flat_map(|proven| Method::ALL.map(|method| Mover { method, proven }))
+    let by = |method, receive, proven| Mover {
+        method,
+        receive,
+        proven,
+    };
+    let sending = Method::ALL.map(|method| by(method, Receive::InPlace, false));
+    let receiving = [Receive::Written, Receive::Spliced].map(|how| by(Method::Write, how, false));
+    let proven = Method::ALL.map(|method| by(method, Receive::InPlace, true));
+    sending.into_iter().chain(receiving).chain(proven)
 }
 
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
@@ -174,6 +186,7 @@ fn by_mover(
 ) -> std::io::Result<Run> {
     let options = WireOptions {
         method: mover.method,
+        receive: mover.receive,
         proven: mover.proven,
         mib: args.size_mib,
         streams: args.streams.into(),
