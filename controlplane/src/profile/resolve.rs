@@ -71,6 +71,17 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
     })
 }
 
+const fn send_word(send: SendChoice) -> &'static str {
+    match send {
+        SendChoice::Auto => "auto",
+        SendChoice::ZeroCopy => "zero-copy",
+        SendChoice::Vmsplice => "vmsplice",
+        SendChoice::Sendfile => "sendfile",
+        SendChoice::Write => "write",
+        SendChoice::Copy => "copy",
+    }
+}
+
 /// The values that settings stand for: [`settings`] of them gives the same settings.
 pub(super) fn values(settings: &TransferSettings) -> Values {
     let word = |text: &str| Value::Text(text.to_owned());
@@ -78,14 +89,6 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
         IoPath::Auto => "auto",
         IoPath::Uring => "uring",
         IoPath::Poll => "poll",
-    };
-    let send = match settings.send {
-        SendChoice::Auto => "auto",
-        SendChoice::ZeroCopy => "zero-copy",
-        SendChoice::Vmsplice => "vmsplice",
-        SendChoice::Sendfile => "sendfile",
-        SendChoice::Write => "write",
-        SendChoice::Copy => "copy",
     };
     let (codec, level) = match settings.codec {
         Codec::Raw => ("raw", LEVEL_WHEN_RAW),
@@ -114,7 +117,7 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
         ("transfer.workers", Value::Integer(settings.workers.into())),
         ("transfer.at_once", Value::Integer(settings.at_once.into())),
         ("transfer.io", word(io)),
-        ("transfer.send", word(send)),
+        ("transfer.send", word(send_word(settings.send))),
         ("transfer.window", Value::Quantity(settings.window_bytes)),
         ("transfer.congestion_control", word(congestion_control)),
         (

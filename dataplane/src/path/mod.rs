@@ -27,6 +27,8 @@ mod encode;
 
 mod frame;
 
+mod outgoing;
+
 mod stream;
 
 mod receive;
@@ -39,10 +41,9 @@ pub use apply::{Applied, Incoming};
 pub use classify::{PageKind, classify};
 pub use decode::{DecodeError, Decoder, PageSink, PageTable};
 pub use encode::Encoder;
-pub use frame::{
-    DATA_OFFSET, FRAME_BUFFER_BYTES, FrameBuilder, Outgoing, OutgoingCounts, ReadyFrame,
-};
+pub use frame::{DATA_OFFSET, FRAME_BUFFER_BYTES, FrameBuilder, ReadyFrame};
 pub use lanes::Lanes;
+pub use outgoing::{Outgoing, OutgoingCounts};
 pub use receive::{RECEIVE_BUFFER_BYTES, ReceiveError, Received, Receiver, Wanted};
 pub use source::{PageBatch, RoundCursor, RoundWork};
 pub use stream::{CreditError, StreamCredit};

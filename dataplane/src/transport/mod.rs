@@ -11,6 +11,7 @@
 //! read or write can therefore not be freed under it.
 
 mod buffers;
+mod calls;
 mod inbound;
 mod ladder;
 mod outbound;

@@ -1,0 +1,212 @@
+//! Stages 1 to 4 of one worker: dirty pages in, frames out.
+
+use dwcp_simd::{Fingerprint, FingerprintKey, Kernels, RamRoot, kernels};
+use dwcp_wire::{PageClass, PageEntry, PageRange};
+
+use super::classify::{PageKind, classify};
+use super::encode::Encoder;
+use super::frame::{FrameBuilder, ReadyFrame};
+use super::source::{PageBatch, RoundCursor, RoundWork};
+use crate::ram::{Digests, RamLayout};
+
+/// What a worker has done in a round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OutgoingCounts {
+    /// Pages looked at.
+    pub visited: u64,
+    /// Those of them that lie on another NUMA node than the worker.
+    pub away: u64,
+    /// Pages named in frames.
+    pub named: u64,
+    /// Zero pages, marks and those the destination holds anyway.
+    pub zero: u64,
+    /// Pages that had not changed.
+    pub unchanged: u64,
+    /// Pages sent compressed.
+    pub compressed: u64,
+    /// Pages sent raw.
+    pub raw: u64,
+    /// Frames.
+    pub frames: u64,
+    /// Bytes of frames.
+    pub wire_bytes: u64,
+}
+
+impl OutgoingCounts {
+    /// Adds the pages that a frame names, by how they are carried.
+    fn add(&mut self, entries: &[PageEntry]) {
+        for entry in entries {
+            let pages = u64::from(entry.count);
+            self.named += pages;
+            match entry.class {
+                PageClass::Zero => self.zero += pages,
+                PageClass::Raw => self.raw += pages,
+                PageClass::Zstd => self.compressed += pages,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Stages 1 to 4 of one worker.
+#[derive(Debug)]
+pub struct Outgoing<'a> {
+    layout: &'a RamLayout,
+    digests: &'a Digests,
+    key: &'a FingerprintKey,
+    kernels: &'static Kernels,
+    encoder: Encoder,
+    by_reference: bool,
+    node: Option<usize>,
+    builder: FrameBuilder,
+    cursor: RoundCursor,
+    batch: PageBatch,
+    /// Counts of the round so far.
+    pub counts: OutgoingCounts,
+    /// Change of the root by what this worker has sent in the round.
+    pub root: RamRoot,
+}
+
+impl<'a> Outgoing<'a> {
+    /// A line over `layout`; `digests` is what the destination holds. With `by_reference`, pages
+    /// that are not encoded are not copied either.
+    #[must_use]
+    pub fn new(
+        layout: &'a RamLayout,
+        digests: &'a Digests,
+        key: &'a FingerprintKey,
+        encoder: Encoder,
+        by_reference: bool,
+    ) -> Self {
+        Self {
+            layout,
+            digests,
+            key,
+            kernels: kernels(),
+            by_reference: by_reference && encoder.is_raw(),
+            encoder,
+            node: None,
+            builder: FrameBuilder::new(),
+            cursor: RoundCursor::default(),
+            batch: PageBatch::default(),
+            counts: OutgoingCounts::default(),
+            root: RamRoot::default(),
+        }
+    }
+
+    /// Takes pages on this NUMA node first.
+    #[must_use]
+    pub const fn near(mut self, node: Option<usize>) -> Self {
+        self.node = node;
+        self
+    }
+
+    /// Begins a round.
+    pub fn begin(&mut self, work: &RoundWork) {
+        self.cursor = work.cursor(self.node);
+        self.batch = PageBatch::default();
+        self.counts = OutgoingCounts::default();
+        self.root = RamRoot::default();
+    }
+
+    /// Whether pages leave without a copy.
+    #[must_use]
+    pub const fn is_by_reference(&self) -> bool {
+        self.by_reference
+    }
+
+    /// Pages that the frame built last refers to.
+    #[must_use]
+    pub fn pages(&self) -> &[PageRange] {
+        self.builder.referred()
+    }
+
+    /// Builds the next frame of the round in `buffer`, or says `None` when the round has no more
+    /// pages that must be sent.
+    pub fn next_frame(
+        &mut self,
+        work: &RoundWork,
+        buffer: &mut [u8],
+        stream: u16,
+        sequence: u64,
+    ) -> Option<ReadyFrame> {
+        self.builder.start(self.batch.block);
+        while !self.builder.is_full() {
+            if self.batch.dirty == 0 {
+                match self.cursor.next_batch(work) {
+                    Some(batch) => {
+                        if work.round == 0 {
+                            let block = &self.layout.blocks()[batch.block as usize];
+                            block.map_ahead(batch.first_page, batch.dirty);
+                        }
+                        self.batch = batch;
+                    }
+                    None => break,
+                }
+                if self.cursor.is_away(work) {
+                    self.counts.away += u64::from(self.batch.dirty.count_ones());
+                }
+                if self.builder.is_empty() {
+                    self.builder.start(self.batch.block);
+                } else if !self.builder.may_go_on(&self.batch) {
+                    break;
+                }
+            }
+            self.take_page(buffer);
+        }
+        if self.builder.is_empty() {
+            return None;
+        }
+        let frame = self
+            .builder
+            .finish(&mut self.encoder, buffer, stream, sequence, work.round);
+        self.counts.add(self.builder.entries());
+        self.counts.frames += 1;
+        self.counts.wire_bytes += frame.bytes();
+        Some(frame)
+    }
+
+    /// Reads the batch's next page, once, and decides on what was read.
+    fn take_page(&mut self, buffer: &mut [u8]) {
+        let bit = self.batch.dirty.trailing_zeros();
+        self.batch.dirty &= self.batch.dirty - 1;
+        let page = self.batch.first_page + bit;
+        let forced = self.batch.forced >> bit & 1 == 1;
+        let block = self.batch.block as usize;
+        let global = self.layout.global_page(block, page);
+        let fingerprint = self.read_page(block, page, buffer);
+        self.counts.visited += 1;
+        match classify(self.key, fingerprint, self.digests.get(global), forced) {
+            PageKind::ZeroHeld => self.counts.zero += 1,
+            PageKind::Unchanged => self.counts.unchanged += 1,
+            PageKind::Zero => {
+                self.builder.push_zero(page, &mut self.encoder, buffer);
+                self.digests.set(global, None, &mut self.root);
+            }
+            PageKind::Data(fingerprint) => {
+                if self.by_reference {
+                    self.builder.push_reference(page, fingerprint);
+                } else {
+                    self.builder
+                        .push_data(page, fingerprint, &mut self.encoder, buffer);
+                }
+                self.digests.set(global, Some(fingerprint), &mut self.root);
+            }
+        }
+    }
+
+    /// One read of the page: where it is, or of a copy that will be encoded.
+    fn read_page(&self, block: usize, page: u32, buffer: &mut [u8]) -> Fingerprint {
+        let ram = &self.layout.blocks()[block];
+        if !self.by_reference {
+            let copy = self.builder.slot(buffer);
+            ram.read_page(page, copy);
+            return self.kernels.fingerprint(self.key, copy);
+        }
+        if self.batch.dirty != 0 {
+            let next = self.batch.first_page + self.batch.dirty.trailing_zeros();
+            ram.live_page(next).prefetch();
+        }
+        self.kernels.fingerprint_live(self.key, ram.live_page(page))
+    }
+}
