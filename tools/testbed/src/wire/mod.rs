@@ -105,7 +105,12 @@ pub fn run_mover(options: WireOptions, link: Option<&VethLink>) -> io::Result<Wi
             }));
             threads.push(scope.spawn(move || {
                 let receive = || receive::receive(how, destination, first..end, receiver, key);
-                measured(start, receive)
+                let received = measured(start, receive);
+                if received.is_err() {
+                    // Its sender would wait for room for ever: hugetlbfs cannot be written.
+                    let _ = sender.shutdown(Shutdown::Both);
+                }
+                received
             }));
         }
         start.wait();
