@@ -126,7 +126,6 @@ struct Pair<'a> {
     incoming: Incoming<'a>,
     receiver: Receiver,
     table: PageTable,
-    is_in_place: bool,
     buffer: BufferId,
     applied: Applied,
     sequence: u64,
@@ -208,16 +207,14 @@ impl Pair<'_> {
                     let table = &buffer[range];
                     let read = self.incoming.read_table(&header, table, &mut self.table);
                     read.unwrap();
-                    self.is_in_place =
-                        header.sequence % 2 == 0 && !self.table.in_place().is_empty();
-                    self.receiver.place(if self.is_in_place {
-                        self.table.in_place()
-                    } else {
-                        &[]
-                    });
+                    if header.sequence % 2 == 1 {
+                        self.table.receive_apart();
+                    }
+                    self.receiver.place(self.table.in_place());
                 }
                 Received::Frame(header, data) => {
-                    let data = (!self.is_in_place).then_some(&buffer[data]);
+                    let in_place = !self.table.in_place().is_empty();
+                    let data = (!in_place).then_some(&buffer[data]);
                     self.incoming
                         .apply(&header, &self.table, data, &mut self.applied)
                         .unwrap();
@@ -245,7 +242,6 @@ fn rounds(io: IoPath, codec: Codec) -> Vec<u64> {
         incoming: Incoming::new(&there, &held, &key),
         receiver: Receiver::new(0),
         table: PageTable::new(),
-        is_in_place: false,
         buffer: destination.transport.buffers().take().unwrap(),
         destination,
         applied: Applied::default(),

@@ -4,7 +4,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES, PageRange};
+use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
 
 use super::busy_poll::BusyPoll;
 use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
@@ -98,8 +98,6 @@ struct ReceiveStream {
     buffer: BufferId,
     /// Of the frame that is coming.
     table: PageTable,
-    /// Its data goes straight to RAM.
-    is_in_place: bool,
     applied: Applied,
     /// Free while no acknowledgement is on its way.
     ack_buffer: Option<BufferId>,
@@ -171,7 +169,6 @@ impl DestinationWorker<'_> {
             receiver: Receiver::new(index),
             buffer,
             table: PageTable::new(),
-            is_in_place: false,
             applied: Applied::default(),
             ack_buffer: Some(ack_buffer),
             sequence: 0,
@@ -202,15 +199,13 @@ impl DestinationWorker<'_> {
                         .map_err(text)?;
                     self.session.place().map_err(text)?;
                     let block = &self.session.layout.blocks()[header.ram_block as usize];
-                    stream.is_in_place =
-                        block.is_filled_in_place() && !stream.table.in_place().is_empty();
-                    if stream.is_in_place && header.round == 0 {
+                    if !block.is_filled_in_place() {
+                        stream.table.receive_apart();
+                    } else if header.round == 0 {
                         self.populate(slot)?;
                     }
                     let stream = &mut self.streams[slot];
-                    stream
-                        .receiver
-                        .place(places(&stream.table, stream.is_in_place));
+                    stream.receiver.place(stream.table.in_place());
                     continue;
                 }
                 Received::Frame(header, data) => {
@@ -218,7 +213,8 @@ impl DestinationWorker<'_> {
                         marked = true;
                         tell(events, WorkerEvent::StreamRound(stream.end_round(&header)));
                     } else {
-                        let data = (!stream.is_in_place).then_some(&buffer[data]);
+                        let in_place = !stream.table.in_place().is_empty();
+                        let data = (!in_place).then_some(&buffer[data]);
                         self.line
                             .apply(&header, &stream.table, data, &mut stream.applied)
                             .map_err(text)?;
@@ -257,7 +253,7 @@ impl DestinationWorker<'_> {
         let wanted = stream.receiver.wanted();
         let pages = match wanted.placed_bytes {
             0 => &[],
-            _ => places(&stream.table, stream.is_in_place),
+            _ => stream.table.in_place(),
         };
         let wanted = ReceiveInto {
             pages,
@@ -296,11 +292,6 @@ impl ReceiveStream {
             applied: std::mem::take(&mut self.applied),
         }
     }
-}
-
-/// Where the data of a frame goes in RAM; nowhere when it is to be written.
-fn places(table: &PageTable, is_in_place: bool) -> &[PageRange] {
-    if is_in_place { table.in_place() } else { &[] }
 }
 
 fn text(error: impl std::fmt::Display) -> String {

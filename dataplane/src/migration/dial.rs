@@ -21,11 +21,8 @@ pub(super) fn connect(address: &str, time: Duration) -> Result<TcpStream, PeerEr
         if left.is_zero() {
             return Err(failed(io::ErrorKind::TimedOut.into()));
         }
-        match TcpStream::connect_timeout(&candidate, left) {
-            Ok(stream) => {
-                stream.set_nodelay(true).map_err(failed)?;
-                return Ok(stream);
-            }
+        match open(candidate, left, None) {
+            Ok((stream, _)) => return Ok(stream),
             Err(error) => last = error,
         }
     }
@@ -33,27 +30,32 @@ pub(super) fn connect(address: &str, time: Duration) -> Result<TcpStream, PeerEr
 }
 
 /// Connects a data stream to where the control connection has led, and says what could not be set.
-///
-/// Congestion control is set before it connects: BBR switches pacing on as a connection opens, and a
-/// socket that leaves BBR later stays paced. On a short link that costs 40% of its speed.
 pub(super) fn connect_stream(
     peer: SocketAddr,
     time: Duration,
     congestion_control: Option<&str>,
 ) -> Result<(TcpStream, Option<String>), PeerError> {
-    let failed = |source| PeerError::Connect {
+    open(peer, time, congestion_control).map_err(|source| PeerError::Connect {
         address: peer.to_string(),
         source,
-    };
-    let socket = Socket::new(Domain::for_address(peer), Type::STREAM, Some(Protocol::TCP))
-        .map_err(failed)?;
+    })
+}
+
+/// Congestion control is set before the socket connects: BBR switches pacing on as a connection opens,
+/// and a socket that leaves BBR later stays paced. On a short link that costs 40% of its speed.
+fn open(
+    peer: SocketAddr,
+    time: Duration,
+    congestion_control: Option<&str>,
+) -> io::Result<(TcpStream, Option<String>)> {
+    let socket = Socket::new(Domain::for_address(peer), Type::STREAM, Some(Protocol::TCP))?;
     let note = congestion_control.and_then(|name| {
         let outcome = socket.set_tcp_congestion(name.as_bytes());
         let words = |error| format!("congestion control {name} cannot be set: {error}");
         outcome.err().map(words)
     });
-    socket.connect_timeout(&peer.into(), time).map_err(failed)?;
-    socket.set_tcp_nodelay(true).map_err(failed)?;
+    socket.connect_timeout(&peer.into(), time)?;
+    socket.set_tcp_nodelay(true)?;
     Ok((socket.into(), note))
 }
 

@@ -157,7 +157,12 @@ impl PageTable {
         }));
     }
 
-    /// Where the frame's data belongs in RAM, byte for byte; empty when it must be decoded first.
+    /// Has the data received into a buffer, also if it could go straight to RAM.
+    pub fn receive_apart(&mut self) {
+        self.in_place.clear();
+    }
+
+    /// Where the frame's data goes in RAM, byte for byte; empty when it is received into a buffer.
     #[must_use]
     pub fn in_place(&self) -> &[PageRange] {
         &self.in_place

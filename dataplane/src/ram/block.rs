@@ -8,6 +8,7 @@ use dwcp_wire::limits::{RAM_BLOCK_BYTES_MAX, RAM_BLOCKS_MAX};
 use memmap2::MmapOptions;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use nix::unistd::{Whence, lseek};
 
 use super::access::Mapping;
@@ -62,6 +63,7 @@ pub struct RamBlock {
     vmm_address: u64,
     /// All of it has memory, for as long as nobody takes it away.
     pub(super) is_allocated: AtomicBool,
+    is_in_hugetlbfs: bool,
     /// Its file can be written at an offset: not hugetlbfs, and not open for appending.
     pub(super) is_writable: bool,
 }
@@ -108,20 +110,21 @@ impl RamBlock {
             .len(bytes as usize)
             .map_raw(&file)
             .map_err(|source| system("mmap", source))?;
-        let mut block = Self {
+        let flags =
+            fcntl(&file, FcntlArg::F_GETFL).map_err(|errno| system("fcntl", errno.into()))?;
+        let appends = OFlag::from_bits_truncate(flags).contains(OFlag::O_APPEND);
+        let file_system = fstatfs(&file).map_err(|errno| system("fstatfs", errno.into()))?;
+        let is_in_hugetlbfs = file_system.filesystem_type() == HUGETLBFS_MAGIC;
+        Ok(Self {
             mapping: Mapping::new(map),
             name,
             file,
             bytes,
             vmm_address,
             is_allocated: AtomicBool::new(allocated_bytes(&stat) >= bytes),
-            is_writable: false,
-        };
-        let flags =
-            fcntl(&block.file, FcntlArg::F_GETFL).map_err(|errno| block.system("fcntl", errno))?;
-        block.is_writable = !OFlag::from_bits_truncate(flags).contains(OFlag::O_APPEND)
-            && !block.is_in_hugetlbfs()?;
-        Ok(block)
+            is_in_hugetlbfs,
+            is_writable: !appends && !is_in_hugetlbfs,
+        })
     }
 
     /// The VMM's name of it.
@@ -233,7 +236,7 @@ impl RamBlock {
     /// [`RamError::System`].
     pub fn data_from(&self, page: u32) -> Result<Option<u32>, RamError> {
         // hugetlbfs has no notion of it, and says that all is data.
-        if self.is_in_hugetlbfs()? {
+        if self.is_in_hugetlbfs {
             return Ok(None);
         }
         match lseek(&self.file, offset_of(page), Whence::SeekData) {
@@ -255,23 +258,15 @@ impl RamBlock {
         let stat =
             nix::sys::stat::fstat(&self.file).map_err(|errno| self.system("fstat", errno))?;
         let held_bytes = allocated_bytes(&stat);
-        let system =
-            nix::sys::statfs::fstatfs(&self.file).map_err(|errno| self.system("fstatfs", errno))?;
-        let is_reserved = self.is_in_hugetlbfs()?;
+        let system = fstatfs(&self.file).map_err(|errno| self.system("fstatfs", errno))?;
         // The kernel's own tmpfs, behind a memfd, has no size; hugetlbfs reserves at mmap.
-        let sized = system.blocks() > 0 && !is_reserved;
+        let sized = system.blocks() > 0 && !self.is_in_hugetlbfs;
         let free = system.blocks_available() * system.block_size() as u64;
         Ok(Room {
             held_bytes,
             file_system_bytes: sized.then_some(free),
-            is_reserved,
+            is_reserved: self.is_in_hugetlbfs,
         })
-    }
-
-    fn is_in_hugetlbfs(&self) -> Result<bool, RamError> {
-        let system =
-            nix::sys::statfs::fstatfs(&self.file).map_err(|errno| self.system("fstatfs", errno))?;
-        Ok(system.filesystem_type() == nix::sys::statfs::HUGETLBFS_MAGIC)
     }
 
     pub(super) fn system(&self, what: &'static str, errno: Errno) -> RamError {

@@ -84,8 +84,6 @@ impl Rung {
 pub(super) struct Ladder {
     rungs: Vec<Rung>,
     chosen: Option<SendMethod>,
-    /// The operator left the choice to what is measured.
-    is_free: bool,
 }
 
 impl Ladder {
@@ -106,7 +104,6 @@ impl Ladder {
                 [only] => Some(only),
                 _ => None,
             },
-            is_free: choice == SendChoice::Auto,
             rungs: methods.into_iter().map(Rung::new).collect(),
         }
     }
@@ -156,7 +153,8 @@ impl Ladder {
     /// Notes that the kernel has copied what it was to send by reference: dearer than to write at once.
     pub(super) fn copied(&mut self, method: SendMethod) {
         let is_in = |rung: &Rung| rung.method == method && !rung.refused;
-        if self.is_free && self.rungs.iter().any(is_in) {
+        // What alone is allowed was asked for by name.
+        if self.rungs.len() > 1 && self.rungs.iter().any(is_in) {
             self.refused(method, &io::Error::other("the kernel copies the pages"));
         }
     }

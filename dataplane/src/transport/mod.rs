@@ -51,6 +51,9 @@ pub enum SendMethod {
 }
 
 impl SendMethod {
+    /// Those that need no ring.
+    const BY_CALL: [Self; 3] = [Self::Vmsplice, Self::Sendfile, Self::Write];
+
     /// All of them, the most promising first.
     pub const ALL: [Self; 4] = [Self::ZeroCopy, Self::Vmsplice, Self::Sendfile, Self::Write];
 

@@ -16,13 +16,6 @@ use super::spans::Spans;
 use super::{Buffers, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport, Wait};
 use crate::ram::RamLayout;
 
-/// Ways that need no ring.
-const METHODS: [SendMethod; 3] = [
-    SendMethod::Vmsplice,
-    SendMethod::Sendfile,
-    SendMethod::Write,
-];
-
 /// Non-blocking sockets and poll(2).
 #[derive(Debug)]
 pub struct PollTransport {
@@ -154,7 +147,7 @@ impl Transport for PollTransport {
         stream.set_nonblocking(true)?;
         self.streams.push(Stream {
             socket: stream,
-            sends: Outbound::new(Ladder::new(self.send, &METHODS)),
+            sends: Outbound::new(Ladder::new(self.send, &SendMethod::BY_CALL)),
             receive: Inbound::new(),
             receiving: false,
             closed: false,

@@ -194,7 +194,6 @@ pub(crate) struct Pipe {
     receiver: Receiver,
     buffer: Vec<u8>,
     table: PageTable,
-    is_in_place: bool,
     /// Data that goes straight to RAM.
     placed: Vec<u8>,
 }
@@ -205,7 +204,6 @@ impl Pipe {
             receiver: Receiver::new(stream),
             buffer: vec![0; RECEIVE_BUFFER_BYTES],
             table: PageTable::new(),
-            is_in_place: false,
             placed: vec![],
         }
     }
@@ -247,20 +245,16 @@ impl Pipe {
                         return false;
                     }
                     // As of one block with all of its memory, and one without.
-                    self.is_in_place =
-                        header.sequence % 2 == 0 && !self.table.in_place().is_empty();
-                    self.receiver.place(if self.is_in_place {
-                        self.table.in_place()
-                    } else {
-                        &[]
-                    });
+                    if header.sequence % 2 == 1 {
+                        self.table.receive_apart();
+                    }
+                    self.receiver.place(self.table.in_place());
                 }
                 Ok(Received::Frame(header, data)) => {
                     if header.kind == FrameKind::Pages {
-                        if self.is_in_place {
-                            self.write_placed(layout);
-                        }
-                        let data = (!self.is_in_place).then_some(&self.buffer[data]);
+                        let in_place = !self.table.in_place().is_empty();
+                        self.write_placed(layout);
+                        let data = (!in_place).then_some(&self.buffer[data]);
                         line.apply(&header, &self.table, data, all).unwrap();
                     }
                     self.receiver.consume(&mut self.buffer);

@@ -145,7 +145,7 @@ impl UringTransport {
         if self.has_zero_copy {
             &SendMethod::ALL
         } else {
-            &SendMethod::ALL[1..]
+            &SendMethod::BY_CALL
         }
     }
 
