@@ -106,6 +106,7 @@ impl End {
             send: SendChoice::Vmsplice,
             buffers: 4,
             node: None,
+            stock: transport::BufferStock::default(),
             ram: Some(Arc::clone(ram)),
             bell: watched,
         });

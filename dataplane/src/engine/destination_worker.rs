@@ -59,6 +59,7 @@ pub fn spawn_destination_worker<E: From<WorkerEvent> + Send + 'static>(
             send: settings.send,
             buffers: settings.streams * 2,
             node: settings.node,
+            stock: settings.stock.clone(),
             ram: Some(Arc::clone(&session.layout)),
             bell,
         })

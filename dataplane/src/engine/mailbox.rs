@@ -10,7 +10,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 /// Messages that may wait. They are few: a round is one message to a worker and one back.
-const CAPACITY: usize = 4096;
+/// Every slot is written when the queue is made, by each migration for each of its threads.
+const CAPACITY: usize = 512;
 
 /// Why a message was not taken.
 #[derive(Debug, thiserror::Error)]

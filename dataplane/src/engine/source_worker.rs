@@ -75,6 +75,7 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
                 send: settings.send,
                 buffers: settings.streams + SEND_BUFFERS,
                 node: settings.node,
+                stock: settings.stock.clone(),
                 ram: Some(Arc::clone(&session.layout)),
                 bell,
             })

@@ -8,6 +8,7 @@ use dwcp_api::{IoPath, SendChoice};
 
 use super::{Mailbox, StreamRound, WorkerRound};
 use crate::cpu_time::thread_cpu_ns;
+use crate::transport::BufferStock;
 
 /// How a worker is to run.
 #[derive(Clone, Debug)]
@@ -22,6 +23,8 @@ pub struct WorkerSettings {
     pub cpu: Option<usize>,
     /// NUMA node for its buffers, if it matters.
     pub node: Option<usize>,
+    /// Where its buffers come from and go to.
+    pub stock: BufferStock,
     /// Streams that it will get.
     pub streams: usize,
     /// Window of each of them.

@@ -18,6 +18,7 @@ use super::destination::DestinationInput;
 use super::placement;
 use super::vms::{self, VmTable};
 use crate::engine::Mailbox;
+use crate::transport::BufferStock;
 use crate::vmm::RunState;
 
 /// How a node is to run.
@@ -130,6 +131,8 @@ pub struct Node {
     incoming: Mutex<HashMap<MigrationId, Mailbox<DestinationInput>>>,
     next_slot: AtomicUsize,
     pub(super) admission: Arc<Admission>,
+    /// Of workers that ended, for those to come.
+    pub(super) buffers: BufferStock,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -155,6 +158,7 @@ impl Node {
             incoming: Mutex::default(),
             next_slot: AtomicUsize::new(0),
             admission: Arc::default(),
+            buffers: BufferStock::default(),
         })
     }
 

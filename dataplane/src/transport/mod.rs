@@ -28,7 +28,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use buffers::{BUFFER_BYTES, BufferId, Buffers};
+pub use buffers::{BUFFER_BYTES, BufferId, BufferStock, Buffers};
 use dwcp_api::{IoPath, SendChoice};
 use dwcp_wire::PageRange;
 pub use poll::PollTransport;
@@ -222,6 +222,8 @@ pub struct TransportOptions {
     pub buffers: usize,
     /// NUMA node of the buffers.
     pub node: Option<usize>,
+    /// Where they come from and go to.
+    pub stock: BufferStock,
     /// Guest RAM that `send` and `receive` may name.
     pub ram: Option<Arc<RamLayout>>,
     /// An eventfd to watch.
@@ -238,11 +240,13 @@ pub fn open(options: TransportOptions) -> io::Result<Opened> {
         send,
         buffers,
         node,
+        stock,
         ram,
         bell,
     } = options;
+    let buffers = || Buffers::new(buffers, node, stock.clone());
     let poll = |bell, notes| {
-        let buffers = Buffers::new(buffers, node)?;
+        let buffers = buffers()?;
         let transport = Box::new(PollTransport::new(buffers, ram.clone(), send, bell));
         Ok(Opened { transport, notes })
     };
@@ -250,7 +254,7 @@ pub fn open(options: TransportOptions) -> io::Result<Opened> {
         return poll(bell, vec![]);
     }
     let watched = bell.try_clone()?;
-    match UringTransport::new(Buffers::new(buffers, node)?, ram.clone(), send, watched) {
+    match UringTransport::new(buffers()?, ram.clone(), send, watched) {
         Ok((transport, notes)) => Ok(Opened {
             transport: Box::new(transport),
             notes,

@@ -14,8 +14,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
-    BufferId, Completion, ReceiveInto, SendFrame, SendMethod, Transport, TransportOptions, Wait,
-    open,
+    BufferId, BufferStock, Completion, ReceiveInto, SendFrame, SendMethod, Transport,
+    TransportOptions, Wait, open,
 };
 use crate::ram::{RamLayout, testing};
 
@@ -49,6 +49,7 @@ fn options(io: IoPath, buffers: usize) -> TransportOptions {
         send: SendChoice::Auto,
         buffers,
         node: None,
+        stock: BufferStock::default(),
         ram: None,
         bell: bell().1,
     }

@@ -361,5 +361,8 @@ impl Drop for UringTransport {
             let ended = self.ring.completion().filter(ended).count();
             self.in_kernel = self.in_kernel.saturating_sub(ended);
         }
+        if self.in_kernel > 0 {
+            self.buffers.keep_from_stock();
+        }
     }
 }

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use dwcp_api::{IoPath, SendChoice};
 use dwcp_dataplane::engine::Mailbox;
-use dwcp_dataplane::transport::{self, BUFFER_BYTES, Buffers, SendFrame, TransportOptions, Wait};
+use dwcp_dataplane::transport::{
+    self, BUFFER_BYTES, BufferStock, Buffers, SendFrame, TransportOptions, Wait,
+};
 use dwcp_simd::{FingerprintKey, Kernels, LivePage, PAGE_BYTES, Page};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::Serialize;
@@ -137,7 +139,7 @@ fn rate(count: u64, mut work: impl FnMut()) -> f64 {
 }
 
 fn pool() -> f64 {
-    let Ok(mut buffers) = Buffers::new(8, None) else {
+    let Ok(mut buffers) = Buffers::new(8, None, BufferStock::default()) else {
         return 0.0;
     };
     rate(1000, || {
@@ -208,6 +210,7 @@ fn sends(is_batched: bool) -> std::io::Result<f64> {
         send: SendChoice::Copy,
         buffers: STREAMS,
         node: None,
+        stock: BufferStock::default(),
         ram: None,
         bell: watched,
     })?;
