@@ -106,7 +106,7 @@ impl End {
             send: SendChoice::Vmsplice,
             buffers: 4,
             node: None,
-            stock: transport::BufferStock::default(),
+            stock: transport::Stock::default(),
             ram: Some(Arc::clone(ram)),
             bell: watched,
         });

@@ -20,7 +20,7 @@ use dwcp_dataplane::engine::{
 };
 use dwcp_dataplane::path::{Lanes, RoundWork};
 use dwcp_dataplane::ram::{RamBlock, RamLayout, RamNodes};
-use dwcp_dataplane::transport::BufferStock;
+use dwcp_dataplane::transport::Stock;
 use dwcp_numa::{Topology, WorkerWish, nodes_of_pages};
 use dwcp_testbed::guests::{Backend, GuestError, Program, QemuGuest, qemu_binary};
 use dwcp_testbed::synthetic::SyntheticOptions;
@@ -203,7 +203,7 @@ fn look_at_workers(topology: &Topology, found: &mut Findings) {
             send: SendChoice::Auto,
             cpu: Some(cpu),
             node: Some(node.index),
-            stock: BufferStock::default(),
+            stock: Stock::default(),
             streams: 2,
             stream_window_bytes: 1 << 20,
             ack_bytes: 1 << 16,

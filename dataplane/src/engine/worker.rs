@@ -8,7 +8,7 @@ use dwcp_api::{IoPath, SendChoice};
 
 use super::{Mailbox, StreamRound, WorkerRound};
 use crate::cpu_time::thread_cpu_ns;
-use crate::transport::BufferStock;
+use crate::transport::Stock;
 
 /// How a worker is to run.
 #[derive(Clone, Debug)]
@@ -23,8 +23,8 @@ pub struct WorkerSettings {
     pub cpu: Option<usize>,
     /// NUMA node for its buffers, if it matters.
     pub node: Option<usize>,
-    /// Where its buffers come from and go to.
-    pub stock: BufferStock,
+    /// What earlier workers left to it, and it leaves to later ones.
+    pub stock: Stock,
     /// Streams that it will get.
     pub streams: usize,
     /// Window of each of them.

@@ -161,7 +161,7 @@ impl DestinationDriver {
                 send: self.settings.send,
                 cpu: place.cpu,
                 node: place.node,
-                stock: self.node.buffers.clone(),
+                stock: self.node.stock.clone(),
                 streams: usize::from(streams).div_ceil(count),
                 stream_window_bytes: 0,
                 ack_bytes: self.offer.ack_bytes,

@@ -18,7 +18,7 @@ use super::destination::DestinationInput;
 use super::placement;
 use super::vms::{self, VmTable};
 use crate::engine::Mailbox;
-use crate::transport::BufferStock;
+use crate::transport::Stock;
 use crate::vmm::RunState;
 
 /// How a node is to run.
@@ -131,8 +131,8 @@ pub struct Node {
     incoming: Mutex<HashMap<MigrationId, Mailbox<DestinationInput>>>,
     next_slot: AtomicUsize,
     pub(super) admission: Arc<Admission>,
-    /// Of workers that ended, for those to come.
-    pub(super) buffers: BufferStock,
+    /// What workers leave to those of the next migrations.
+    pub(super) stock: Stock,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -158,7 +158,7 @@ impl Node {
             incoming: Mutex::default(),
             next_slot: AtomicUsize::new(0),
             admission: Arc::default(),
-            buffers: BufferStock::default(),
+            stock: Stock::default(),
         })
     }
 

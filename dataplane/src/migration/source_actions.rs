@@ -152,7 +152,7 @@ impl SourceDriver {
                 send: settings.send,
                 cpu: place.cpu,
                 node: place.node,
-                stock: self.node.buffers.clone(),
+                stock: self.node.stock.clone(),
                 streams: usize::from(streams).div_ceil(count),
                 stream_window_bytes: settings.window_bytes / u64::from(streams),
                 ack_bytes: 0,

@@ -133,6 +133,12 @@ impl RamBlock {
         &self.name
     }
 
+    /// Whether its pages are hugetlbfs's: large, and for some calls none at all.
+    #[must_use]
+    pub const fn is_in_hugetlbfs(&self) -> bool {
+        self.is_in_hugetlbfs
+    }
+
     /// Size.
     #[must_use]
     pub const fn bytes(&self) -> u64 {

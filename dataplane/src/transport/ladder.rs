@@ -1,10 +1,11 @@
 //! Which way pages leave on a stream: tried on its first frames, chosen by what they reach.
 //!
 //! Belief would choose wrongly somewhere: what a kernel, a driver, huge pages or an encrypted socket
-//! make of a call is known only after the call, and on a short link part of its cost is paid by the
-//! other end. So each method carries a stretch of frames, one after the other; the fastest carries
-//! the rest. Where the link is the limit all are equally fast, and what the calls cost this end
-//! decides. A method that the kernel refuses is out at once. A frame is the same bytes by any method.
+//! make of a call is known only after the call. So each method carries a stretch of frames, one after
+//! the other; the one that cost this end the least CPU time carries the rest, unless it was much
+//! slower than another: then its cost is paid elsewhere. Speed alone would be chance: over so few
+//! frames it changes twofold with what else runs. A method that the kernel refuses is out at once.
+//! A frame is the same bytes by any method.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use dwcp_api::SendChoice;
 
 use super::SendMethod;
+use super::experience::{Experience, Place};
 use crate::cpu_time::thread_cpu_ns;
 
 /// Frames of a stretch that are not measured: the socket still holds those of the method before.
@@ -20,8 +22,8 @@ const FRAMES_BEFORE: u32 = 8;
 /// Frames of a stretch that are: 12 MiB.
 const FRAMES_MEASURED: u32 = 24;
 
-/// A method must be faster by this much to win by speed; otherwise the cheaper one wins.
-const SPEED_MARGIN: f64 = 0.05;
+/// A method that takes so many times as long as the fastest does not win, however cheap.
+const TIMES_AS_LONG_MAX: f64 = 2.0;
 
 /// A moment, by the clock and by the CPU time of this thread. All that the worker does for a frame is
 /// alike whichever way its pages leave, but for what that way costs.
@@ -38,11 +40,19 @@ impl Moment {
             cpu: Duration::from_nanos(thread_cpu_ns()),
         }
     }
+
+    #[cfg(test)]
+    pub(super) fn after(self, time: Duration) -> Self {
+        Self {
+            time: self.time + time,
+            cpu: self.cpu + time,
+        }
+    }
 }
 
 /// A method's figures.
-#[derive(Debug)]
-struct Rung {
+#[derive(Clone, Debug)]
+pub(super) struct Rung {
     method: SendMethod,
     frames: u32,
     /// When the next measured frame could begin; `None` before the first, and after a break.
@@ -66,7 +76,8 @@ impl Rung {
         }
     }
 
-    const fn is_open(&self) -> bool {
+    /// Whether it is still to be tried.
+    pub(super) const fn is_open(&self) -> bool {
         !self.refused && self.frames < FRAMES_BEFORE + FRAMES_MEASURED
     }
 
@@ -84,6 +95,8 @@ impl Rung {
 pub(super) struct Ladder {
     rungs: Vec<Rung>,
     chosen: Option<SendMethod>,
+    /// Where what is found here is remembered.
+    place: Option<(Place, Experience)>,
 }
 
 impl Ladder {
@@ -105,7 +118,21 @@ impl Ladder {
                 _ => None,
             },
             rungs: methods.into_iter().map(Rung::new).collect(),
+            place: None,
         }
+    }
+
+    /// The methods of a place: what earlier streams found there is not tried again.
+    pub(super) fn at(choice: SendChoice, place: Place, experience: &Experience) -> Self {
+        let mut ladder = Self::new(choice, place.has);
+        if choice == SendChoice::Auto {
+            if let Some(rungs) = experience.recall(&place, Instant::now()) {
+                ladder.rungs = rungs;
+                ladder.choose();
+            }
+            ladder.place = Some((place, experience.clone()));
+        }
+        ladder
     }
 
     /// The method for the next frame. Writing is what remains when all else is refused.
@@ -180,7 +207,7 @@ impl Ladder {
             .map(Rung::time_per_byte)
             .fold(f64::INFINITY, f64::min);
         let best = tried()
-            .filter(|rung| rung.time_per_byte() <= fastest * (1.0 + SPEED_MARGIN))
+            .filter(|rung| rung.time_per_byte() <= fastest * TIMES_AS_LONG_MAX)
             .min_by(|a, b| a.cpu_per_byte().total_cmp(&b.cpu_per_byte()));
         self.chosen = Some(best.map_or(SendMethod::Write, |rung| rung.method));
         tracing::info!(
@@ -188,6 +215,20 @@ impl Ladder {
             rungs = ?self.rungs,
             "how pages leave on this stream"
         );
+    }
+}
+
+impl Drop for Ladder {
+    /// What was tried to its end is remembered.
+    fn drop(&mut self) {
+        let Some((place, experience)) = self.place.take() else {
+            return;
+        };
+        let mut rungs = std::mem::take(&mut self.rungs);
+        for rung in rungs.iter_mut().filter(|rung| rung.is_open()) {
+            *rung = Rung::new(rung.method);
+        }
+        experience.note(place, rungs, Instant::now());
     }
 }
 
@@ -211,12 +252,12 @@ mod tests {
     }
 
     #[test]
-    fn the_fastest_method_is_chosen_whichever_it_is() {
+    fn a_method_that_costs_little_and_lasts_long_is_not_chosen() {
         for fast in SendMethod::ALL {
             let mut ladder = Ladder::new(SendChoice::Auto, &SendMethod::ALL);
             carry(&mut ladder, |method| match method == fast {
-                true => (50, 90),
-                false => (60, 10),
+                true => (50, 50),
+                false => (110, 10),
             });
             assert_eq!(ladder.chosen(), Some(fast));
             assert_eq!(ladder.method(), fast);
@@ -224,11 +265,11 @@ mod tests {
     }
 
     #[test]
-    fn where_all_are_as_fast_the_cheapest_is_chosen() {
+    fn the_cheapest_is_chosen_whichever_it_is_and_whatever_else_runs() {
         for cheap in SendMethod::ALL {
             let mut ladder = Ladder::new(SendChoice::Auto, &SendMethod::ALL);
             carry(&mut ladder, |method| match method == cheap {
-                true => (102, 5),
+                true => (150, 5),
                 false => (100, 9),
             });
             assert_eq!(ladder.chosen(), Some(cheap));
@@ -247,7 +288,7 @@ mod tests {
                 now.time += Duration::from_secs(1);
             }
             let is_fast = method == SendMethod::Sendfile;
-            now.time += Duration::from_micros(if is_fast { 50 } else { 60 });
+            now.time += Duration::from_micros(if is_fast { 50 } else { 120 });
             ladder.left(method, 1000, now);
             frames += 1;
         }
@@ -273,7 +314,7 @@ mod tests {
         carry(&mut ladder, |method| match method {
             SendMethod::Vmsplice => panic!("it was refused"),
             SendMethod::Sendfile => (50, 5),
-            SendMethod::Write | SendMethod::ZeroCopy => (90, 5),
+            SendMethod::Write | SendMethod::ZeroCopy => (90, 9),
         });
         assert_eq!(ladder.chosen(), Some(SendMethod::Sendfile));
     }

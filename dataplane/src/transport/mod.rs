@@ -12,6 +12,7 @@
 
 mod buffers;
 mod calls;
+mod experience;
 mod inbound;
 mod ladder;
 mod outbound;
@@ -35,9 +36,10 @@ pub use poll::PollTransport;
 pub use uring::UringTransport;
 
 use crate::ram::RamLayout;
+use experience::{Experience, Ladders};
 
 /// How guest pages get into a socket without a copy of our own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SendMethod {
     /// References by the ring: io_uring's SENDMSG_ZC. Only where the kernel says that it does not copy,
     /// and by the ring alone.
@@ -211,6 +213,15 @@ pub struct Opened {
     pub notes: Vec<String>,
 }
 
+/// What workers leave to those of the node's next migrations.
+#[derive(Clone, Debug, Default)]
+pub struct Stock {
+    /// Their buffers.
+    pub buffers: BufferStock,
+    /// What they found out about the ways to send.
+    experience: Experience,
+}
+
 /// What a transport is to be like.
 #[derive(Debug)]
 pub struct TransportOptions {
@@ -222,8 +233,8 @@ pub struct TransportOptions {
     pub buffers: usize,
     /// NUMA node of the buffers.
     pub node: Option<usize>,
-    /// Where they come from and go to.
-    pub stock: BufferStock,
+    /// What earlier workers left to this one, and it leaves to later ones.
+    pub stock: Stock,
     /// Guest RAM that `send` and `receive` may name.
     pub ram: Option<Arc<RamLayout>>,
     /// An eventfd to watch.
@@ -244,17 +255,18 @@ pub fn open(options: TransportOptions) -> io::Result<Opened> {
         ram,
         bell,
     } = options;
-    let buffers = || Buffers::new(buffers, node, stock.clone());
+    let buffers = || Buffers::new(buffers, node, stock.buffers.clone());
+    let ladders = Ladders::new(send, stock.experience);
     let poll = |bell, notes| {
-        let buffers = buffers()?;
-        let transport = Box::new(PollTransport::new(buffers, ram.clone(), send, bell));
+        let transport = PollTransport::new(buffers()?, ram.clone(), ladders.clone(), bell);
+        let transport = Box::new(transport);
         Ok(Opened { transport, notes })
     };
     if io == IoPath::Poll {
         return poll(bell, vec![]);
     }
     let watched = bell.try_clone()?;
-    match UringTransport::new(buffers()?, ram.clone(), send, watched) {
+    match UringTransport::new(buffers()?, ram.clone(), ladders.clone(), watched) {
         Ok((transport, notes)) => Ok(Opened {
             transport: Box::new(transport),
             notes,

@@ -6,11 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use dwcp_api::SendChoice;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::experience::Ladders;
 use super::inbound::{Inbound, read_spans};
-use super::ladder::Ladder;
 use super::outbound::{Outbound, Progress};
 use super::spans::Spans;
 use super::{Buffers, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport, Wait};
@@ -21,7 +20,7 @@ use crate::ram::RamLayout;
 pub struct PollTransport {
     buffers: Buffers,
     ram: Option<Arc<RamLayout>>,
-    send: SendChoice,
+    ladders: Ladders,
     bell: OwnedFd,
     streams: Vec<Stream>,
 }
@@ -41,13 +40,13 @@ impl PollTransport {
     pub const fn new(
         buffers: Buffers,
         ram: Option<Arc<RamLayout>>,
-        send: SendChoice,
+        ladders: Ladders,
         bell: OwnedFd,
     ) -> Self {
         Self {
             buffers,
             ram,
-            send,
+            ladders,
             bell,
             streams: vec![],
         }
@@ -145,9 +144,11 @@ impl Transport for PollTransport {
 
     fn add(&mut self, stream: TcpStream) -> io::Result<Slot> {
         stream.set_nonblocking(true)?;
+        let ram = self.ram.as_deref();
+        let ladder = self.ladders.for_stream(&stream, ram, &SendMethod::BY_CALL);
         self.streams.push(Stream {
             socket: stream,
-            sends: Outbound::new(Ladder::new(self.send, &SendMethod::BY_CALL)),
+            sends: Outbound::new(ladder),
             receive: Inbound::new(),
             receiving: false,
             closed: false,

@@ -14,8 +14,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
-    BufferId, BufferStock, Completion, ReceiveInto, SendFrame, SendMethod, Transport,
-    TransportOptions, Wait, open,
+    BufferId, Completion, ReceiveInto, SendFrame, SendMethod, Stock, Transport, TransportOptions,
+    Wait, open,
 };
 use crate::ram::{RamLayout, testing};
 
@@ -49,7 +49,7 @@ fn options(io: IoPath, buffers: usize) -> TransportOptions {
         send: SendChoice::Auto,
         buffers,
         node: None,
-        stock: BufferStock::default(),
+        stock: Stock::default(),
         ram: None,
         bell: bell().1,
     }

@@ -17,13 +17,12 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use dwcp_api::SendChoice;
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 
 use entry::{Answer, Tag, tagged};
 
+use super::experience::Ladders;
 use super::inbound::Inbound;
-use super::ladder::Ladder;
 use super::outbound::{Outbound, Progress};
 use super::poll::drain_bell;
 use super::spans::{Message, Spans};
@@ -39,7 +38,7 @@ pub struct UringTransport {
     streams: Vec<Stream>,
     buffers: Buffers,
     ram: Option<Arc<RamLayout>>,
-    send: SendChoice,
+    ladders: Ladders,
     bell: OwnedFd,
     registered: bool,
     has_zero_copy: bool,
@@ -83,7 +82,7 @@ impl UringTransport {
     pub fn new(
         mut buffers: Buffers,
         ram: Option<Arc<RamLayout>>,
-        send: SendChoice,
+        ladders: Ladders,
         bell: OwnedFd,
     ) -> io::Result<(Self, Vec<String>)> {
         let mut notes = vec![];
@@ -128,7 +127,7 @@ impl UringTransport {
             streams: vec![],
             buffers,
             ram,
-            send,
+            ladders,
             bell,
             registered,
             has_zero_copy,
@@ -141,7 +140,7 @@ impl UringTransport {
     }
 
     /// Ways for pages to leave: zero copy where this kernel's ring has it.
-    fn methods(&self) -> &'static [SendMethod] {
+    const fn methods(&self) -> &'static [SendMethod] {
         if self.has_zero_copy {
             &SendMethod::ALL
         } else {
@@ -288,9 +287,11 @@ impl Transport for UringTransport {
     fn add(&mut self, stream: TcpStream) -> io::Result<Slot> {
         // A splice that must wait waits inside the call, unless the socket says otherwise.
         stream.set_nonblocking(true)?;
+        let (ram, has) = (self.ram.as_deref(), self.methods());
+        let ladder = self.ladders.for_stream(&stream, ram, has);
         self.streams.push(Stream {
             socket: stream,
-            sends: Outbound::new(Ladder::new(self.send, self.methods())),
+            sends: Outbound::new(ladder),
             sending: false,
             pages: Message::new(),
             receive: Inbound::new(),

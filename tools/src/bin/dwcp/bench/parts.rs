@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use dwcp_api::{IoPath, SendChoice};
 use dwcp_dataplane::engine::Mailbox;
 use dwcp_dataplane::transport::{
-    self, BUFFER_BYTES, BufferStock, Buffers, SendFrame, TransportOptions, Wait,
+    self, BUFFER_BYTES, BufferStock, Buffers, SendFrame, Stock, TransportOptions, Wait,
 };
 use dwcp_simd::{FingerprintKey, Kernels, LivePage, PAGE_BYTES, Page};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -210,7 +210,7 @@ fn sends(is_batched: bool) -> std::io::Result<f64> {
         send: SendChoice::Copy,
         buffers: STREAMS,
         node: None,
-        stock: BufferStock::default(),
+        stock: Stock::default(),
         ram: None,
         bell: watched,
     })?;
