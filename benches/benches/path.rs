@@ -25,7 +25,17 @@ const PAGES: u32 = 16 * 1024;
 const RAM_BYTES: u64 = PAGES as u64 * PAGE_BYTES as u64;
 const RUN_PAGES: usize = 16;
 const SEED: u64 = 0x5EED_0042;
-const CODECS: [(&str, Codec); 2] = [("raw", Codec::Raw), ("zstd-1", Codec::Zstd { level: 1 })];
+const CODECS: [(&str, Codec); 3] = [
+    ("raw", Codec::Raw),
+    ("zstd-1", Codec::Zstd { level: 1 }),
+    (
+        "window-3",
+        Codec::Window {
+            level: 3,
+            window_bytes: 64 << 20,
+        },
+    ),
+];
 
 fn next(state: &mut u64) -> u64 {
     *state = state
@@ -85,11 +95,11 @@ fn send(
 ) {
     let (digests, key) = (Digests::new(layout), FingerprintKey::new(SEED));
     let work = everything(layout);
-    let encoder = Encoder::new(codec);
-    let mut line = Outgoing::new(layout, &digests, &key, encoder, by_reference);
+    let mut encoder = Encoder::new(codec, 1);
+    let mut line = Outgoing::new(layout, &digests, &key, by_reference);
     line.begin(&work);
     let mut sequence = 1;
-    while let Some(frame) = line.next_frame(&work, buffer, 0, sequence) {
+    while let Some(frame) = line.next_frame(&work, buffer, &mut encoder, 0, sequence) {
         take(&buffer[frame.head]);
         sequence += 1;
     }
@@ -149,7 +159,7 @@ fn bench_encode(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("encode");
     group.throughput(Throughput::Bytes(run.len() as u64));
     for level in [-5, 1, 3] {
-        let mut encoder = Encoder::new(Codec::Zstd { level });
+        let mut encoder = Encoder::new(Codec::Zstd { level }, 1);
         group.bench_function(format!("zstd{level:+}"), |bencher| {
             let copy = || run.to_vec();
             bencher.iter_batched_ref(copy, |run| encoder.encode(run), BatchSize::SmallInput);
@@ -237,7 +247,7 @@ fn bench_decode(criterion: &mut Criterion) {
     let mut group = stage(criterion, "decode");
     for (name, codec) in CODECS {
         let frames = frames(codec);
-        let (mut decoder, mut table) = (Decoder::new(), PageTable::new());
+        let (mut decoder, mut table) = (Decoder::new(1), PageTable::new());
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 let mut sink = Nowhere(0);
@@ -262,9 +272,10 @@ fn bench_apply(criterion: &mut Criterion) {
             let digests = Digests::new(&layout);
             let mut line = Incoming::new(&layout, &digests, &key);
             let (mut applied, mut table) = (Applied::default(), PageTable::new());
+            let mut decoder = Decoder::new(1);
             for frame in &frames {
                 let (header, data) = open(frame, &mut table);
-                line.apply(&header, &table, Some(data), &mut applied)
+                line.apply(&header, &table, Some(data), &mut decoder, &mut applied)
                     .expect("there is memory");
             }
             assert!(applied.suspects.is_empty());

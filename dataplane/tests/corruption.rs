@@ -84,7 +84,11 @@ impl Pair {
 }
 
 fn codec(random: &mut Random) -> Codec {
-    random.pick(&[Codec::Raw, Codec::Zstd { level: 1 }])
+    let window = Codec::Window {
+        level: 1,
+        window_bytes: 1 << 20,
+    };
+    random.pick(&[Codec::Raw, Codec::Zstd { level: 1 }, window])
 }
 
 fn flip(random: &mut Random, frames: u64, part: Part) -> Harm {

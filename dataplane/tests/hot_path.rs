@@ -15,7 +15,7 @@ use std::time::Duration;
 use common::Random;
 use dwcp_api::{Codec, IoPath, SendChoice};
 use dwcp_dataplane::path::{
-    Applied, Encoder, Incoming, Outgoing, PageTable, Received, Receiver, RoundWork,
+    Applied, Decoder, Encoder, Incoming, Outgoing, PageTable, Received, Receiver, RoundWork,
 };
 use dwcp_dataplane::ram::{Digests, RamLayout};
 use dwcp_dataplane::transport::{
@@ -127,6 +127,8 @@ struct Pair<'a> {
     incoming: Incoming<'a>,
     receiver: Receiver,
     table: PageTable,
+    encoder: Encoder,
+    decoder: Decoder,
     buffer: BufferId,
     applied: Applied,
     sequence: u64,
@@ -140,7 +142,8 @@ impl Pair<'_> {
         loop {
             let buffer = self.source.transport.buffers().take().unwrap();
             let bytes = self.source.transport.buffers().bytes_mut(buffer);
-            let frame = self.outgoing.next_frame(work, bytes, 0, self.sequence + 1);
+            let (encoder, sequence) = (&mut self.encoder, self.sequence + 1);
+            let frame = self.outgoing.next_frame(work, bytes, encoder, 0, sequence);
             let Some(frame) = frame else {
                 self.source.transport.buffers().give(buffer);
                 break;
@@ -217,7 +220,13 @@ impl Pair<'_> {
                     let in_place = !self.table.in_place().is_empty();
                     let data = (!in_place).then_some(&buffer[data]);
                     self.incoming
-                        .apply(&header, &self.table, data, &mut self.applied)
+                        .apply(
+                            &header,
+                            &self.table,
+                            data,
+                            &mut self.decoder,
+                            &mut self.applied,
+                        )
                         .unwrap();
                     self.receiver.consume(buffer);
                     return true;
@@ -239,7 +248,9 @@ fn rounds(io: IoPath, codec: Codec) -> Vec<u64> {
     let mut destination = End::new(io, &there, other);
     let mut pair = Pair {
         source: End::new(io, &here, one),
-        outgoing: Outgoing::new(&here, &sent, &key, Encoder::new(codec), true),
+        outgoing: Outgoing::new(&here, &sent, &key, codec == Codec::Raw),
+        encoder: Encoder::new(codec, 1),
+        decoder: Decoder::new(1),
         incoming: Incoming::new(&there, &held, &key),
         receiver: Receiver::new(0),
         table: PageTable::new(),
@@ -264,7 +275,11 @@ fn rounds(io: IoPath, codec: Codec) -> Vec<u64> {
 #[test]
 fn a_page_costs_no_allocation() {
     for io in [IoPath::Poll, IoPath::Uring] {
-        for codec in [Codec::Raw, Codec::Zstd { level: 1 }] {
+        let window = Codec::Window {
+            level: 3,
+            window_bytes: 1 << 20,
+        };
+        for codec in [Codec::Raw, Codec::Zstd { level: 1 }, window] {
             let counts = rounds(io, codec);
             assert_eq!(counts[1..], [0, 0, 0], "{io:?} {codec:?}: {counts:?}");
         }

@@ -4,7 +4,7 @@
 mod common;
 
 use common::Random;
-use common::line::{End, Leave, Pipe, Sent, bitmap, lanes, receive_round, send_round};
+use common::line::{End, Leave, Pipe, Sender, Sent, bitmap, lanes, receive_round, send_round};
 use dwcp_api::Codec;
 use dwcp_dataplane::path::RoundWork;
 use dwcp_dataplane::ram::RamBitmap;
@@ -13,13 +13,22 @@ use dwcp_wire::{FrameKind, HEADER_BYTES, PageRange};
 
 const SEED: u64 = 0x5EED_0042;
 const ZERO: Page = [0; PAGE_BYTES];
-const CODECS: [Codec; 6] = [
+const WINDOW: Codec = Codec::Window {
+    level: 3,
+    window_bytes: 1 << 20,
+};
+const CODECS: [Codec; 8] = [
     Codec::Raw,
     Codec::Raw,
     Codec::Zstd { level: -5 },
     Codec::Zstd { level: 1 },
     Codec::Zstd { level: 3 },
     Codec::Zstd { level: 9 },
+    WINDOW,
+    Codec::Window {
+        level: -5,
+        window_bytes: 64 << 20,
+    },
 ];
 
 /// Block sizes around the words of the bitmap and the chunks of a worker.
@@ -105,8 +114,9 @@ fn after_every_round_both_ends_hold_the_same() {
         let key = FingerprintKey::new(seed ^ SEED);
         let codec = random.pick(&CODECS);
         let streams = 1 + random.below(4) as usize;
-        let mut sequences = vec![0; streams];
-        let mut pipes: Vec<_> = (0..streams as u16).map(Pipe::new).collect();
+        let mut senders = Sender::of(streams, codec);
+        let pipe = |stream| Pipe::new(stream, streams);
+        let mut pipes: Vec<_> = (0..streams as u16).map(pipe).collect();
         for round in 0..5 {
             let place = format!("seed {seed}, round {round}, {codec:?}, blocks {sizes:?}");
             let dirty = bitmap(&source.layout, &rewrite(&source, random));
@@ -123,7 +133,7 @@ fn after_every_round_both_ends_hold_the_same() {
                 by_reference: random.chance(50),
                 ..Leave::copied(codec)
             };
-            let (frames, counts) = send_round(&mut source, &key, &work, leave, &mut sequences);
+            let (frames, counts) = send_round(&mut source, &key, &work, leave, &mut senders);
             let applied =
                 receive_round(&mut destination, &key, &frames, &mut pipes, random).expect(&place);
 
@@ -200,7 +210,8 @@ struct Trial {
     key: FingerprintKey,
     source: End,
     destination: End,
-    sequences: Vec<u64>,
+    codec: Codec,
+    senders: Vec<Sender>,
     pipes: Vec<Pipe>,
     before: Vec<Vec<Page>>,
 }
@@ -211,8 +222,9 @@ impl Trial {
             key: FingerprintKey::new(SEED),
             source: End::new(sizes),
             destination: End::new(sizes),
-            sequences: vec![0],
-            pipes: vec![Pipe::new(0)],
+            codec,
+            senders: Sender::of(1, codec),
+            pipes: vec![Pipe::new(0, 1)],
             before: vec![],
         };
         let dirty = rewrite(&trial.source, random);
@@ -231,14 +243,7 @@ impl Trial {
     ) -> Vec<Sent> {
         let layout = &self.source.layout;
         let work = RoundWork::new(round, bitmap(layout, dirty), bitmap(layout, forced));
-        send_round(
-            &mut self.source,
-            &self.key,
-            &work,
-            leave,
-            &mut self.sequences,
-        )
-        .0
+        send_round(&mut self.source, &self.key, &work, leave, &mut self.senders).0
     }
 
     /// The suspects, or `None` when a frame was refused.
@@ -294,6 +299,10 @@ fn named(frame: &Sent) -> Vec<PageRange> {
     entries.chunks(16).map(range).collect()
 }
 
+fn is_pages(frame: &&Sent) -> bool {
+    frame.header().kind == FrameKind::Pages
+}
+
 /// Flips one bit of a frame in a round and checks what comes of it. Returns whether it was refused.
 fn flip(
     trial: &mut Trial,
@@ -312,14 +321,23 @@ fn flip(
         assert!(!in_data, "{place}: data is never a reason to refuse");
         let lost: Vec<_> = frames[at..]
             .iter()
-            .filter(|frame| frame.header().kind == FrameKind::Pages)
+            .filter(is_pages)
             .flat_map(named)
             .collect();
         trial.check(&place, |block, page| contains(&lost, block, page));
         return true;
     };
     assert!(in_data, "{place}: a damaged header or table was taken");
-    let touched = named(&frames[at]);
+    let is_window = matches!(trial.codec, Codec::Window { .. });
+    // What a window carries later may rest on it.
+    let touched: Vec<_> = match is_window {
+        true => frames[at..]
+            .iter()
+            .filter(is_pages)
+            .flat_map(named)
+            .collect(),
+        false => named(&frames[at]),
+    };
     for suspect in &suspects {
         assert!(
             contains(&touched, suspect.ram_block, suspect.page),
@@ -328,7 +346,7 @@ fn flip(
     }
     let count: u32 = suspects.iter().map(|range| range.count).sum();
     // A run is up to 16 pages under one zstd frame; a bit that its format ignores harms nothing.
-    assert!(count <= 16, "{place}: {suspects:?}");
+    assert!(is_window || count <= 16, "{place}: {suspects:?}");
     trial.check_proof(&place);
     let again = trial.send(header.round + 1, &[], &suspects, Leave::copied(Codec::Raw));
     assert_eq!(trial.receive(&again, random), Some(vec![]), "{place}");
@@ -372,7 +390,7 @@ fn a_flipped_bit_is_refused_or_makes_its_pages_suspect() {
 /// One small frame of each codec, every bit of it.
 #[test]
 fn no_single_bit_of_a_frame_lets_a_wrong_page_in() {
-    for codec in [Codec::Raw, Codec::Zstd { level: 3 }] {
+    for codec in [Codec::Raw, Codec::Zstd { level: 3 }, WINDOW] {
         let random = &mut Random::new(SEED);
         let mut bits = 0..1;
         while let Some(bit) = bits.next() {

@@ -112,15 +112,24 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key(
         "pages.codec",
-        Kind::Choice(&["raw", "zstd"]),
+        Kind::Choice(&["raw", "zstd", "window"]),
         "How pages that are neither zero nor unchanged are encoded. raw sends them as they are; \
-         zstd compresses runs of them, and sends raw what does not get smaller.",
+         zstd compresses runs of 16 pages; window compresses all that a stream carries as one, so \
+         that a page is found again in what went before: fewest bytes, most memory. Both send raw \
+         what does not get smaller.",
     ),
     key(
         "pages.zstd_level",
         integer(-7, 19),
-        "Level of the zstd codec: lower is faster, higher is smaller. Without effect when \
+        "Level of the codecs zstd and window: lower is faster, higher is smaller. Without effect when \
          pages.codec is raw.",
+    ),
+    key(
+        "pages.zstd_window",
+        bytes(1 << 20, 128 << 20),
+        "How far back the codec window looks, over all streams together: each looks back over its \
+         share, rounded down to a power of two, and both ends keep as much in memory. Without \
+         effect with another codec.",
     ),
     key(
         "tracker.prefer",

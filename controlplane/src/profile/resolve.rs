@@ -6,6 +6,7 @@ use super::keys::HOST;
 use crate::config::{Value, Values};
 
 const LEVEL_WHEN_RAW: i64 = 1;
+const WINDOW_BYTES_WHEN_NONE: u64 = 64 << 20;
 
 /// The settings that a complete set of values stands for; `None` when one is absent or of the wrong
 /// type, which the parser and the tests of the built-in profiles rule out.
@@ -46,6 +47,10 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
         codec: match word("pages.codec")? {
             "zstd" => Codec::Zstd {
                 level: i32::try_from(integer("pages.zstd_level")?).ok()?,
+            },
+            "window" => Codec::Window {
+                level: i32::try_from(integer("pages.zstd_level")?).ok()?,
+                window_bytes: quantity("pages.zstd_window")?,
             },
             _ => Codec::Raw,
         },
@@ -90,9 +95,13 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
         IoPath::Uring => "uring",
         IoPath::Poll => "poll",
     };
-    let (codec, level) = match settings.codec {
-        Codec::Raw => ("raw", LEVEL_WHEN_RAW),
-        Codec::Zstd { level } => ("zstd", level.into()),
+    let (codec, level, window_bytes) = match settings.codec {
+        Codec::Raw => ("raw", LEVEL_WHEN_RAW, WINDOW_BYTES_WHEN_NONE),
+        Codec::Zstd { level } => ("zstd", level.into(), WINDOW_BYTES_WHEN_NONE),
+        Codec::Window {
+            level,
+            window_bytes,
+        } => ("window", level.into(), window_bytes),
     };
     let tracker = match settings.tracker {
         TrackerChoice::Auto => "auto",
@@ -127,6 +136,7 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
         ("transfer.pin", Value::Boolean(settings.pin_workers)),
         ("pages.codec", word(codec)),
         ("pages.zstd_level", Value::Integer(level)),
+        ("pages.zstd_window", Value::Quantity(window_bytes)),
         ("tracker.prefer", word(tracker)),
         (
             "switchover.downtime_limit",

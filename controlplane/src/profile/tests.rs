@@ -42,7 +42,13 @@ fn the_defaults_are_those_decided() {
     );
     assert_eq!(datacenter.congestion_control.as_deref(), Some("cubic"));
     let internet = load("internet").unwrap();
-    assert_eq!(internet.codec, Codec::Zstd { level: 1 });
+    assert_eq!(
+        internet.codec,
+        Codec::Window {
+            level: 3,
+            window_bytes: 64 << 20,
+        }
+    );
     assert_eq!((internet.streams, internet.window_bytes), (4, 128 << 20));
     assert_eq!(internet.congestion_control.as_deref(), Some("bbr"));
 }

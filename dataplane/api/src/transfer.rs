@@ -92,6 +92,13 @@ pub enum Codec {
         /// zstd level, -7..=19.
         level: i32,
     },
+    /// zstd over all that a stream carries, raw where a page would not get smaller.
+    Window {
+        /// zstd level, -7..=19.
+        level: i32,
+        /// How far back it looks, over all streams together.
+        window_bytes: u64,
+    },
 }
 
 /// Dirty tracker.

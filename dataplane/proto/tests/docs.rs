@@ -34,8 +34,13 @@ fn the_limits_are_the_programs() {
         ("FRAME_ENTRIES_MAX", limits::FRAME_ENTRIES_MAX as u64),
         ("RUN_PAGES_MAX", limits::RUN_PAGES_MAX as u64),
         ("TABLE_BYTES_MAX", limits::TABLE_BYTES_MAX as u64),
+        (
+            "WINDOW_OVERHEAD_BYTES_MAX",
+            limits::WINDOW_OVERHEAD_BYTES_MAX as u64,
+        ),
         ("PAYLOAD_BYTES_MAX", limits::PAYLOAD_BYTES_MAX as u64),
         ("FRAME_BYTES_MAX", limits::FRAME_BYTES_MAX as u64),
+        ("WINDOW_BYTES_MAX", limits::WINDOW_BYTES_MAX),
         ("CONTROL_BYTES_MAX", limits::CONTROL_BYTES_MAX as u64),
         ("DEVICE_BYTES_MAX", limits::DEVICE_BYTES_MAX as u64),
         ("RAM_BLOCKS_MAX", limits::RAM_BLOCKS_MAX as u64),

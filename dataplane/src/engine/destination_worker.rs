@@ -9,7 +9,7 @@ use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
 use super::busy_poll::BusyPoll;
 use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
-use crate::path::{Applied, Incoming, PageTable, Received, Receiver};
+use crate::path::{Applied, Decoder, Incoming, PageTable, Received, Receiver};
 use crate::transport::{
     self, BufferId, Completion, ReceiveInto, SendFrame, Slot, Transport, TransportOptions,
 };
@@ -79,6 +79,7 @@ pub fn spawn_destination_worker<E: From<WorkerEvent> + Send + 'static>(
             transport: opened.transport,
             line: Incoming::new(&session.layout, &session.digests, &session.key),
             streams: vec![],
+            streams_in_all: settings.streams_in_all,
         };
         worker.run(inbox, events)
     })
@@ -91,6 +92,8 @@ struct DestinationWorker<'a> {
     transport: Box<dyn Transport>,
     line: Incoming<'a>,
     streams: Vec<ReceiveStream>,
+    /// Of all workers.
+    streams_in_all: usize,
 }
 
 struct ReceiveStream {
@@ -99,6 +102,7 @@ struct ReceiveStream {
     buffer: BufferId,
     /// Of the frame that is coming.
     table: PageTable,
+    decoder: Decoder,
     applied: Applied,
     /// Free while no acknowledgement is on its way.
     ack_buffer: Option<BufferId>,
@@ -170,6 +174,7 @@ impl DestinationWorker<'_> {
             receiver: Receiver::new(index),
             buffer,
             table: PageTable::new(),
+            decoder: Decoder::new(self.streams_in_all),
             applied: Applied::default(),
             ack_buffer: Some(ack_buffer),
             sequence: 0,
@@ -216,8 +221,9 @@ impl DestinationWorker<'_> {
                     } else {
                         let in_place = !stream.table.in_place().is_empty();
                         let data = (!in_place).then_some(&buffer[data]);
+                        let (decoder, applied) = (&mut stream.decoder, &mut stream.applied);
                         self.line
-                            .apply(&header, &stream.table, data, &mut stream.applied)
+                            .apply(&header, &stream.table, data, decoder, applied)
                             .map_err(text)?;
                         self.session.placed();
                         self.session.count(0, stream.table.named());

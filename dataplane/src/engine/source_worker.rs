@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dwcp_api::SendChoice;
+use dwcp_api::{Codec, SendChoice};
 use dwcp_simd::RamRoot;
 use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
 
@@ -88,11 +88,10 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
                     notes: opened.notes,
                 },
             );
-            let encoder = Encoder::new(session.codec);
-            let by_reference = settings.send != SendChoice::Copy;
+            let by_reference = settings.send != SendChoice::Copy && session.codec == Codec::Raw;
             let (layout, digests) = (&session.layout, &session.digests);
-            let line = Outgoing::new(layout, digests, &session.key, encoder, by_reference)
-                .near(settings.node);
+            let line =
+                Outgoing::new(layout, digests, &session.key, by_reference).near(settings.node);
             let mut worker = SourceWorker {
                 settings: &settings,
                 session: &session,
@@ -125,6 +124,7 @@ struct SourceWorker<'a> {
 
 struct SendStream {
     index: u16,
+    encoder: Encoder,
     credit: StreamCredit,
     queued: VecDeque<BufferId>,
     ack_buffer: BufferId,
@@ -187,6 +187,7 @@ impl SourceWorker<'_> {
             .ok_or("no buffer for a stream")?;
         self.streams.push(SendStream {
             index,
+            encoder: Encoder::new(self.session.codec, self.settings.streams_in_all),
             credit: StreamCredit::new(self.settings.stream_window_bytes),
             queued: VecDeque::new(),
             ack_buffer,
@@ -199,6 +200,9 @@ impl SourceWorker<'_> {
 
     fn begin(&mut self, work: Arc<RoundWork>) {
         self.line.begin(&work);
+        if work.resends() {
+            self.streams.iter_mut().for_each(|s| s.encoder.restart());
+        }
         self.work = Some(work);
         self.drained = false;
         self.marked = 0;
@@ -224,7 +228,8 @@ impl SourceWorker<'_> {
         let bytes = self.transport.buffers().bytes_mut(buffer);
         let sequence = stream.credit.next_sequence();
         let visited = self.line.counts.visited;
-        let frame = self.line.next_frame(work, bytes, stream.index, sequence);
+        let (encoder, index) = (&mut stream.encoder, stream.index);
+        let frame = self.line.next_frame(work, bytes, encoder, index, sequence);
         let pages = self.line.counts.visited - visited;
         let Some(frame) = frame else {
             self.session.count(0, pages);

@@ -27,6 +27,8 @@ pub struct WorkerSettings {
     pub stock: Stock,
     /// Streams that it will get.
     pub streams: usize,
+    /// Streams of the migration.
+    pub streams_in_all: usize,
     /// Window of each of them.
     pub stream_window_bytes: u64,
     /// Bytes between acknowledgements of a stream.

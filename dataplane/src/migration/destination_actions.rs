@@ -163,6 +163,7 @@ impl DestinationDriver {
                 node: place.node,
                 stock: self.node.stock.clone(),
                 streams: usize::from(streams).div_ceil(count),
+                streams_in_all: streams.into(),
                 stream_window_bytes: 0,
                 ack_bytes: self.offer.ack_bytes,
                 busy_poll: Duration::from_micros(self.settings.busy_poll_us.into()),

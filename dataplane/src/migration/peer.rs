@@ -5,6 +5,7 @@ use std::net::{IpAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use dwcp_api::Codec;
 use dwcp_wire::limits::PAYLOAD_BYTES_MAX;
 use dwcp_wire::{
     Capabilities, Control, ControlError, FrameHeader, FrameKind, HEADER_BYTES, HeaderError, Hello,
@@ -52,6 +53,9 @@ pub(super) enum PeerError {
     /// Damaged on the way.
     #[error("payload checksum of a {0:?} frame does not match")]
     Checksum(FrameKind),
+    /// It is older than the codec.
+    #[error("the other node cannot read codec `{0}`: upgrade it, or set pages.codec = \"raw\"")]
+    Codec(&'static str),
 }
 
 /// Reads one frame whose payload is covered by its checksum.
@@ -133,6 +137,19 @@ pub(super) fn say_hello(
     let (header, payload) = read_frame(stream, meter)?;
     expect_kind(&header, FrameKind::HelloReply)?;
     Ok(negotiate(own, hello_from(&payload)?)?)
+}
+
+/// Whether a peer that can do this much reads what `codec` makes.
+pub(super) fn check_codec(can: Capabilities, codec: Codec) -> Result<(), PeerError> {
+    let (name, needed) = match codec {
+        Codec::Raw => return Ok(()),
+        Codec::Zstd { .. } => ("zstd", Capabilities::ZSTD),
+        Codec::Window { .. } => ("window", Capabilities::WINDOW),
+    };
+    if can.contains(needed) {
+        return Ok(());
+    }
+    Err(PeerError::Codec(name))
 }
 
 /// The destination's answer to a hello that was read.

@@ -88,7 +88,8 @@ impl SourceDriver {
         self.peer = Some(stream.peer_addr()?);
         stream.set_read_timeout(Some(time))?;
         let meter = Arc::clone(&self.recorder.meter);
-        peer::say_hello(&mut stream, &meter)?;
+        let (_, capabilities) = peer::say_hello(&mut stream, &meter)?;
+        peer::check_codec(capabilities, self.request.settings.codec)?;
         let silence = Duration::from_millis(self.request.settings.peer_silence_ms.into());
         self.control = Some(ControlWriter::new(stream.try_clone()?, silence, &meter)?);
         let mailbox = self.mailbox.clone();
@@ -154,6 +155,7 @@ impl SourceDriver {
                 node: place.node,
                 stock: self.node.stock.clone(),
                 streams: usize::from(streams).div_ceil(count),
+                streams_in_all: streams.into(),
                 stream_window_bytes: settings.window_bytes / u64::from(streams),
                 ack_bytes: 0,
                 busy_poll: Duration::from_micros(settings.busy_poll_us.into()),

@@ -26,7 +26,6 @@ pub struct Applied {
 /// Stages 7 and 8 of one worker.
 #[derive(Debug)]
 pub struct Incoming<'a> {
-    decoder: Decoder,
     block_pages: Vec<u32>,
     applier: Applier<'a>,
 }
@@ -48,7 +47,6 @@ impl<'a> Incoming<'a> {
     #[must_use]
     pub fn new(layout: &'a RamLayout, digests: &'a Digests, key: &'a FingerprintKey) -> Self {
         Self {
-            decoder: Decoder::new(),
             block_pages: layout
                 .blocks()
                 .iter()
@@ -79,8 +77,8 @@ impl<'a> Incoming<'a> {
         table.read(header, bytes, &self.block_pages)
     }
 
-    /// Applies one frame and adds it to what its stream has brought. `data` is what came behind the
-    /// table; `None` says that it was received in place.
+    /// Applies one frame, by its stream's decoder, and adds it to what the stream has brought. `data` is
+    /// what came behind the table; `None` says that it was received in place.
     ///
     /// # Errors
     /// [`RamError`]: there is no memory left. The digests no longer say what RAM holds.
@@ -89,10 +87,11 @@ impl<'a> Incoming<'a> {
         header: &FrameHeader,
         table: &PageTable,
         data: Option<&[u8]>,
+        decoder: &mut Decoder,
         applied: &mut Applied,
     ) -> Result<(), RamError> {
         match data {
-            Some(data) => self.decoder.decode(table, data, &mut self.applier),
+            Some(data) => decoder.decode(table, data, &mut self.applier),
             None => table.placed(&mut self.applier),
         }
         applied.summary.frames += 1;

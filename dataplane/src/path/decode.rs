@@ -5,12 +5,14 @@
 //! byte of data is placed anywhere: a frame that contradicts itself changes nothing.
 
 use dwcp_simd::{PAGE_BYTES, Page};
-use dwcp_wire::limits::{FRAME_DATA_PAGES_MAX, FRAME_ENTRIES_MAX, PAYLOAD_BYTES_MAX};
+use dwcp_wire::limits::{FRAME_DATA_PAGES_MAX, FRAME_ENTRIES_MAX, WINDOW_OVERHEAD_BYTES_MAX};
 use dwcp_wire::{
     ENTRY_BYTES, FINGERPRINT_BYTES, FrameHeader, PageClass, PageEntry, PageRange, TableError,
     table_bytes,
 };
 use zstd_safe::DCtx;
+
+use super::window::WindowDecoder;
 
 /// Takes what was decoded.
 pub trait PageSink {
@@ -50,6 +52,10 @@ pub struct PageTable {
     fingerprints: Vec<u64>,
     in_place: Vec<PageRange>,
     named: u64,
+    /// Data of the window's pages, at the end of the frame's.
+    window_bytes: usize,
+    window_pages: usize,
+    starts_window: bool,
 }
 
 impl PageTable {
@@ -62,6 +68,9 @@ impl PageTable {
             fingerprints: Vec::with_capacity(FRAME_DATA_PAGES_MAX),
             in_place: Vec::with_capacity(FRAME_DATA_PAGES_MAX),
             named: 0,
+            window_bytes: 0,
+            window_pages: 0,
+            starts_window: false,
         }
     }
 
@@ -94,13 +103,21 @@ impl PageTable {
         let data_bytes = self.read_entries(entry_bytes, pages)?;
         let with_data = self.pages_with_data();
         let described = table_bytes(entries, with_data) + data_bytes;
+        let window_bytes = header.payload_len().saturating_sub(described);
+        let window_most = match self.window_pages {
+            0 => 0,
+            pages => pages * PAGE_BYTES + WINDOW_OVERHEAD_BYTES_MAX,
+        };
         if with_data > FRAME_DATA_PAGES_MAX
             || table_bytes(entries, with_data) != bytes.len()
-            || described != header.payload_len()
-            || described > PAYLOAD_BYTES_MAX
+            || described + window_bytes != header.payload_len()
+            || window_bytes > window_most
+            || (window_bytes == 0) != (self.window_pages == 0)
         {
             return Err(size(header, described).into());
         }
+        self.window_bytes = window_bytes;
+        self.starts_window = header.starts_window;
         let (fingerprints, _) = fingerprints.as_chunks::<FINGERPRINT_BYTES>();
         self.fingerprints.clear();
         self.fingerprints
@@ -111,7 +128,7 @@ impl PageTable {
 
     fn read_entries(&mut self, bytes: &[u8], block_pages: u32) -> Result<usize, TableError> {
         self.entries.clear();
-        self.named = 0;
+        (self.named, self.window_pages) = (0, 0);
         let (mut next_page, mut data_bytes) = (0, 0);
         for (index, bytes) in bytes.as_chunks().0.iter().enumerate() {
             let entry = PageEntry::from_bytes(index, bytes)?;
@@ -131,6 +148,9 @@ impl PageTable {
             next_page = end;
             data_bytes += entry.data_bytes as usize;
             self.named += u64::from(entry.count);
+            if entry.class == PageClass::Window {
+                self.window_pages += usize::from(entry.count);
+            }
             self.entries.push(entry);
         }
         Ok(data_bytes)
@@ -174,6 +194,12 @@ impl PageTable {
         self.named
     }
 
+    /// The window's part of a frame's data; `None` when the frame has none, or less than that came.
+    fn window_data<'d>(&self, data: &'d [u8]) -> Option<&'d [u8]> {
+        let start = data.len().checked_sub(self.window_bytes)?;
+        (self.window_pages > 0).then(|| &data[start..])
+    }
+
     /// Hands the pages of a frame whose data lies in RAM already to `sink`.
     pub(super) fn placed(&self, sink: &mut impl PageSink) {
         let mut fingerprints = self.fingerprints.iter();
@@ -203,8 +229,14 @@ const fn size(header: &FrameHeader, described: usize) -> TableError {
     }
 }
 
-/// A worker's decoder.
+/// A stream's decoder.
 pub struct Decoder {
+    /// Made when the first run comes.
+    runs: Option<Runs>,
+    window: WindowDecoder,
+}
+
+struct Runs {
     context: DCtx<'static>,
     scratch: Vec<u8>,
 }
@@ -216,12 +248,12 @@ impl std::fmt::Debug for Decoder {
 }
 
 impl Decoder {
-    /// A decoder.
+    /// A decoder for one of `streams` streams.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(streams: usize) -> Self {
         Self {
-            context: DCtx::create(),
-            scratch: vec![0; FRAME_DATA_PAGES_MAX * PAGE_BYTES],
+            runs: None,
+            window: WindowDecoder::new(streams),
         }
     }
 
@@ -229,6 +261,10 @@ impl Decoder {
     /// damage: the pages it lacks are named to the sink as such.
     pub fn decode(&mut self, table: &PageTable, mut data: &[u8], sink: &mut impl PageSink) {
         let mut fingerprints = &table.fingerprints[..];
+        let mut window = table.window_data(data).and_then(|data| {
+            self.window
+                .decode(data, table.window_pages, table.starts_window)
+        });
         for entry in &table.entries {
             let (own, others) = fingerprints
                 .split_at_checked(entry.pages_with_data())
@@ -243,7 +279,23 @@ impl Decoder {
                     sink.zero(table.block, entry.page, u32::from(entry.count));
                     continue;
                 }
-                PageClass::Zstd => inflate(&mut self.context, &mut self.scratch, run, *entry),
+                PageClass::Window => {
+                    let count = usize::from(entry.count);
+                    let pages = window.and_then(|pages| pages.split_at_checked(count));
+                    window = pages.map(|(_, others)| others);
+                    match pages {
+                        Some((pages, _)) => sink.pages(table.block, entry.page, pages, own),
+                        None => sink.damaged(table.block, entry.page, u32::from(entry.count)),
+                    }
+                    continue;
+                }
+                PageClass::Zstd => {
+                    let runs = self.runs.get_or_insert_with(|| Runs {
+                        context: DCtx::create(),
+                        scratch: vec![0; FRAME_DATA_PAGES_MAX * PAGE_BYTES],
+                    });
+                    inflate(&mut runs.context, &mut runs.scratch, run, *entry)
+                }
                 _ => (run.len() == entry.data_bytes as usize).then_some(run),
             };
             let Some(raw) = raw else {
@@ -253,12 +305,6 @@ impl Decoder {
             let (pages, _) = raw.as_chunks::<PAGE_BYTES>();
             sink.pages(table.block, entry.page, pages, own);
         }
-    }
-}
-
-impl Default for Decoder {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

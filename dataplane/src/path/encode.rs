@@ -1,10 +1,13 @@
-//! Stage 3 of 8: make a run of pages smaller, where that is worth it.
+//! Stage 3 of 8: make pages smaller, where that is worth it.
 //!
-//! In: raw pages where they lie in the frame. Out: the same place, compressed or as it was.
+//! In: raw pages where they lie in the frame. Out: a run in the same place, compressed or as it was;
+//! or pages kept for the data of a window, which the frame ends with.
 
 use dwcp_api::Codec;
-use dwcp_simd::PAGE_BYTES;
+use dwcp_simd::{PAGE_BYTES, Page};
 use zstd_safe::{CCtx, CParameter};
+
+use super::window::{WindowEncoder, looks_random};
 
 /// Pages compressed together: 64 KiB. Larger blocks gain little, single pages lose a sixth.
 pub(super) const RUN_PAGES_MAX: usize = 16;
@@ -18,68 +21,108 @@ pub enum EncodedRun {
     Zstd(usize),
 }
 
-/// A worker's codec.
+/// A stream's codec.
 pub struct Encoder {
-    context: Option<CCtx<'static>>,
-    scratch: Vec<u8>,
+    kind: Kind,
+}
+
+enum Kind {
+    Raw,
+    Runs {
+        context: CCtx<'static>,
+        scratch: Vec<u8>,
+    },
+    Window(WindowEncoder),
 }
 
 impl std::fmt::Debug for Encoder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Encoder")
-            .field("zstd", &self.context.is_some())
-            .finish()
+        let kind = match self.kind {
+            Kind::Raw => "raw",
+            Kind::Runs { .. } => "zstd",
+            Kind::Window(_) => "window",
+        };
+        f.debug_tuple("Encoder").field(&kind).finish()
     }
 }
 
 impl Encoder {
-    /// An encoder for `codec`.
+    /// An encoder for one of `streams` streams by `codec`.
     #[must_use]
-    pub fn new(codec: Codec) -> Self {
-        let Codec::Zstd { level } = codec else {
-            return Self {
-                context: None,
-                scratch: vec![],
-            };
+    pub fn new(codec: Codec, streams: usize) -> Self {
+        let kind = match codec {
+            Codec::Raw => Kind::Raw,
+            Codec::Zstd { level } => Kind::runs(level),
+            Codec::Window {
+                level,
+                window_bytes,
+            } => Kind::Window(WindowEncoder::new(level, window_bytes, streams)),
         };
-        let mut context = CCtx::create();
-        let run_bytes = RUN_PAGES_MAX * PAGE_BYTES;
-        // Both hold for every level in zstd's range; an error leaves the default level.
-        let _ = context.set_parameter(CParameter::CompressionLevel(level));
-        let _ = context.set_parameter(CParameter::ContentSizeFlag(true));
-        Self {
-            context: Some(context),
-            scratch: vec![0; zstd_safe::compress_bound(run_bytes)],
-        }
-    }
-
-    /// Whether pages leave as they are: then they need not be copied either.
-    #[must_use]
-    pub const fn is_raw(&self) -> bool {
-        self.context.is_none()
+        Self { kind }
     }
 
     /// Longest run that this encoder takes.
     #[must_use]
     pub const fn run_pages_max(&self) -> usize {
-        if self.context.is_some() {
-            RUN_PAGES_MAX
-        } else {
-            usize::MAX
+        match self.kind {
+            Kind::Runs { .. } => RUN_PAGES_MAX,
+            Kind::Raw | Kind::Window(_) => usize::MAX,
         }
     }
 
     /// Compresses the pages in `run` in place if that saves an eighth.
     pub fn encode(&mut self, run: &mut [u8]) -> EncodedRun {
-        let Some(context) = &mut self.context else {
+        let Kind::Runs { context, scratch } = &mut self.kind else {
             return EncodedRun::Raw;
         };
-        match context.compress2(&mut self.scratch[..], run) {
+        match context.compress2(&mut scratch[..], run) {
             Ok(bytes) if bytes < run.len() - run.len() / 8 => {
-                run[..bytes].copy_from_slice(&self.scratch[..bytes]);
+                run[..bytes].copy_from_slice(&scratch[..bytes]);
                 EncodedRun::Zstd(bytes)
             }
             _ => EncodedRun::Raw,
+        }
+    }
+
+    /// Keeps a page for the window, unless there is none or it would not get smaller.
+    pub(super) fn keep(&mut self, page: &Page) -> bool {
+        let Kind::Window(window) = &mut self.kind else {
+            return false;
+        };
+        let is_kept = !looks_random(page);
+        if is_kept {
+            window.push(page);
+        }
+        is_kept
+    }
+
+    /// Puts the data of the pages that were kept to `out`. Returns its bytes, and whether a window
+    /// begins with them; `None` when no page was kept.
+    pub(super) fn finish(&mut self, out: &mut [u8]) -> Option<(usize, bool)> {
+        match &mut self.kind {
+            Kind::Window(window) if !window.is_empty() => Some(window.finish(out)),
+            _ => None,
+        }
+    }
+
+    /// Forgets what the stream has carried: the destination may not hold it.
+    pub fn restart(&mut self) {
+        if let Kind::Window(window) = &mut self.kind {
+            window.restart();
+        }
+    }
+}
+
+impl Kind {
+    fn runs(level: i32) -> Self {
+        let mut context = CCtx::create();
+        let run_bytes = RUN_PAGES_MAX * PAGE_BYTES;
+        // Both hold for every level in zstd's range; an error leaves the default level.
+        let _ = context.set_parameter(CParameter::CompressionLevel(level));
+        let _ = context.set_parameter(CParameter::ContentSizeFlag(true));
+        Self::Runs {
+            context,
+            scratch: vec![0; zstd_safe::compress_bound(run_bytes)],
         }
     }
 }

@@ -14,7 +14,10 @@
 use std::ops::Range;
 
 use dwcp_simd::{Fingerprint, PAGE_BYTES, Page, kernels};
-use dwcp_wire::limits::{FRAME_DATA_PAGES_MAX, FRAME_ENTRIES_MAX, RUN_PAGES_MAX, TABLE_BYTES_MAX};
+use dwcp_wire::limits::{
+    FRAME_DATA_PAGES_MAX, FRAME_ENTRIES_MAX, RUN_PAGES_MAX, TABLE_BYTES_MAX,
+    WINDOW_OVERHEAD_BYTES_MAX,
+};
 use dwcp_wire::{
     FrameHeader, FrameKind, HEADER_BYTES, PageClass, PageEntry, PageRange, table_bytes,
 };
@@ -26,7 +29,8 @@ use super::source::PageBatch;
 pub const DATA_OFFSET: usize = 8192;
 
 /// Bytes of a worker's frame buffer.
-pub const FRAME_BUFFER_BYTES: usize = DATA_OFFSET + FRAME_DATA_PAGES_MAX * PAGE_BYTES;
+pub const FRAME_BUFFER_BYTES: usize =
+    DATA_OFFSET + FRAME_DATA_PAGES_MAX * PAGE_BYTES + WINDOW_OVERHEAD_BYTES_MAX;
 
 const _: () = assert!(HEADER_BYTES + TABLE_BYTES_MAX <= DATA_OFFSET);
 
@@ -148,6 +152,11 @@ impl FrameBuilder {
         encoder: &mut Encoder,
         buffer: &mut [u8],
     ) {
+        if encoder.keep(self.slot(buffer)) {
+            self.close_run(encoder, buffer);
+            self.fingerprints.push(fingerprint.lo);
+            return self.name(page, PageClass::Window);
+        }
         let continues = self.open.is_some_and(|run| {
             run.page + run.pages as u32 == page && run.pages < encoder.run_pages_max()
         });
@@ -199,9 +208,14 @@ impl FrameBuilder {
 
     pub(super) fn push_zero(&mut self, page: u32, encoder: &mut Encoder, buffer: &mut [u8]) {
         self.close_run(encoder, buffer);
+        self.name(page, PageClass::Zero);
+    }
+
+    /// Names a page of a class whose entries have no data of their own.
+    fn name(&mut self, page: u32, class: PageClass) {
         if let Some(last) = self.entries.last_mut() {
             let follows = last.page + u32::from(last.count) == page;
-            if last.class == PageClass::Zero && follows && (last.count as usize) < RUN_PAGES_MAX {
+            if last.class == class && follows && (last.count as usize) < RUN_PAGES_MAX {
                 last.count += 1;
                 return;
             }
@@ -209,7 +223,7 @@ impl FrameBuilder {
         self.entries.push(PageEntry {
             page,
             count: 1,
-            class: PageClass::Zero,
+            class,
             data_bytes: 0,
         });
     }
@@ -239,6 +253,8 @@ impl FrameBuilder {
         round: u32,
     ) -> ReadyFrame {
         self.close_run(encoder, buffer);
+        let window = encoder.finish(&mut buffer[self.end..]);
+        self.end += window.map_or(0, |(bytes, _)| bytes);
         let referred_bytes: usize = self.referred.iter().map(PageRange::bytes).sum();
         let table = table_bytes(self.entries.len(), self.fingerprints.len());
         let table_start = DATA_OFFSET - table;
@@ -259,6 +275,7 @@ impl FrameBuilder {
             payload_bytes: (self.end - table_start + referred_bytes) as u32,
             table_bytes: table as u32,
             table_crc32c: kernels().crc32c(0, &buffer[table_start..DATA_OFFSET]),
+            starts_window: window.is_some_and(|(_, starts)| starts),
             ..FrameHeader::empty(FrameKind::Pages, stream, sequence)
         };
         let start = table_start - HEADER_BYTES;

@@ -5,7 +5,7 @@
 //! 1 source    dirty bitmap -> page batches      6 receive  bytes -> frame with a trusted header
 //! 2 classify  fingerprint -> zero, unchanged,   7 decode   frame -> pages, bounds checked
 //!             data                              8 apply    pages -> RAM, digests, root
-//! 3 encode    run of pages -> zstd, or raw
+//! 3 encode    run of pages -> zstd, window, raw
 //! 4 frame     runs -> header, table, data or references to it
 //! 5 stream    frame -> one of N streams, credit
 //! ```
@@ -24,6 +24,8 @@ mod lanes;
 mod classify;
 
 mod encode;
+
+mod window;
 
 mod frame;
 

@@ -41,7 +41,7 @@ impl OutgoingCounts {
             match entry.class {
                 PageClass::Zero => self.zero += pages,
                 PageClass::Raw => self.raw += pages,
-                PageClass::Zstd => self.compressed += pages,
+                PageClass::Zstd | PageClass::Window => self.compressed += pages,
                 _ => {}
             }
         }
@@ -55,7 +55,6 @@ pub struct Outgoing<'a> {
     digests: &'a Digests,
     key: &'a FingerprintKey,
     kernels: &'static Kernels,
-    encoder: Encoder,
     by_reference: bool,
     node: Option<usize>,
     builder: FrameBuilder,
@@ -68,14 +67,13 @@ pub struct Outgoing<'a> {
 }
 
 impl<'a> Outgoing<'a> {
-    /// A line over `layout`; `digests` is what the destination holds. With `by_reference`, pages
-    /// that are not encoded are not copied either.
+    /// A line over `layout`; `digests` is what the destination holds. With `by_reference`, pages are
+    /// neither copied nor encoded.
     #[must_use]
     pub fn new(
         layout: &'a RamLayout,
         digests: &'a Digests,
         key: &'a FingerprintKey,
-        encoder: Encoder,
         by_reference: bool,
     ) -> Self {
         Self {
@@ -83,8 +81,7 @@ impl<'a> Outgoing<'a> {
             digests,
             key,
             kernels: kernels(),
-            by_reference: by_reference && encoder.is_raw(),
-            encoder,
+            by_reference,
             node: None,
             builder: FrameBuilder::new(),
             cursor: RoundCursor::default(),
@@ -121,12 +118,13 @@ impl<'a> Outgoing<'a> {
         self.builder.referred()
     }
 
-    /// Builds the next frame of the round in `buffer`, or says `None` when the round has no more
-    /// pages that must be sent.
+    /// Builds the next frame of the round in `buffer`, by the encoder of the stream that it will leave
+    /// on, or says `None` when the round has no more pages that must be sent.
     pub fn next_frame(
         &mut self,
         work: &RoundWork,
         buffer: &mut [u8],
+        encoder: &mut Encoder,
         stream: u16,
         sequence: u64,
     ) -> Option<ReadyFrame> {
@@ -152,14 +150,14 @@ impl<'a> Outgoing<'a> {
                     break;
                 }
             }
-            self.take_page(buffer);
+            self.take_page(buffer, encoder);
         }
         if self.builder.is_empty() {
             return None;
         }
         let frame = self
             .builder
-            .finish(&mut self.encoder, buffer, stream, sequence, work.round);
+            .finish(encoder, buffer, stream, sequence, work.round);
         self.counts.add(self.builder.entries());
         self.counts.frames += 1;
         self.counts.wire_bytes += frame.bytes();
@@ -167,7 +165,7 @@ impl<'a> Outgoing<'a> {
     }
 
     /// Reads the batch's next page, once, and decides on what was read.
-    fn take_page(&mut self, buffer: &mut [u8]) {
+    fn take_page(&mut self, buffer: &mut [u8], encoder: &mut Encoder) {
         let bit = self.batch.dirty.trailing_zeros();
         self.batch.dirty &= self.batch.dirty - 1;
         let page = self.batch.first_page + bit;
@@ -180,15 +178,14 @@ impl<'a> Outgoing<'a> {
             PageKind::ZeroHeld => self.counts.zero += 1,
             PageKind::Unchanged => self.counts.unchanged += 1,
             PageKind::Zero => {
-                self.builder.push_zero(page, &mut self.encoder, buffer);
+                self.builder.push_zero(page, encoder, buffer);
                 self.digests.set(global, None, &mut self.root);
             }
             PageKind::Data(fingerprint) => {
                 if self.by_reference {
                     self.builder.push_reference(page, fingerprint);
                 } else {
-                    self.builder
-                        .push_data(page, fingerprint, &mut self.encoder, buffer);
+                    self.builder.push_data(page, fingerprint, encoder, buffer);
                 }
                 self.digests.set(global, Some(fingerprint), &mut self.root);
             }

@@ -30,6 +30,7 @@ pub struct RoundWork {
     pub round: u32,
     dirty: RamBitmap,
     forced: RamBitmap,
+    resends: bool,
     lanes: Arc<Lanes>,
     taken: Box<[AtomicUsize]>,
 }
@@ -41,6 +42,12 @@ impl RoundWork {
     pub fn new(round: u32, dirty: RamBitmap, forced: RamBitmap) -> Self {
         let lanes = Arc::new(Lanes::whole(dirty.word_count()));
         Self::by_lanes(round, dirty, forced, lanes)
+    }
+
+    /// Whether pages are sent again because they did not arrive as they were sent.
+    #[must_use]
+    pub const fn resends(&self) -> bool {
+        self.resends
     }
 
     /// As [`Self::new`], where `lanes` says which pages are near to whom. They must be those of the
@@ -55,6 +62,7 @@ impl RoundWork {
         dirty.union(&forced);
         Self {
             round,
+            resends: forced.count() > 0,
             dirty,
             forced,
             taken: lanes.untaken(),

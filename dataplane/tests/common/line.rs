@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use dwcp_api::Codec;
 use dwcp_dataplane::path::{
-    Applied, Encoder, FRAME_BUFFER_BYTES, Incoming, Lanes, Outgoing, OutgoingCounts, PageTable,
-    RECEIVE_BUFFER_BYTES, Received, Receiver, RoundWork,
+    Applied, Decoder, Encoder, FRAME_BUFFER_BYTES, Incoming, Lanes, Outgoing, OutgoingCounts,
+    PageTable, RECEIVE_BUFFER_BYTES, Received, Receiver, RoundWork,
 };
 use dwcp_dataplane::ram::{Digests, RamBitmap, RamBlock, RamLayout, RamNodes};
 use dwcp_simd::{FingerprintKey, PAGE_BYTES, Page, RamRoot};
@@ -128,6 +128,22 @@ impl Leave<'_> {
     }
 }
 
+/// The sending half of a stream.
+pub(crate) struct Sender {
+    sequence: u64,
+    encoder: Encoder,
+}
+
+impl Sender {
+    pub(crate) fn of(streams: usize, codec: Codec) -> Vec<Self> {
+        let sender = |_| Self {
+            sequence: 0,
+            encoder: Encoder::new(codec, streams),
+        };
+        (0..streams).map(sender).collect()
+    }
+}
+
 /// Runs a round at the source: as many workers as streams, in turns. Returns the frames of all
 /// streams in the order they were made, marks included, and the sums of what the workers counted.
 pub(crate) fn send_round(
@@ -135,22 +151,30 @@ pub(crate) fn send_round(
     key: &FingerprintKey,
     work: &RoundWork,
     leave: Leave<'_>,
-    sequences: &mut [u64],
+    senders: &mut [Sender],
 ) -> (Vec<Sent>, OutgoingCounts) {
-    let line = |_: &u64| {
-        let encoder = Encoder::new(leave.codec);
+    let line = |_: &Sender| {
         let (layout, digests) = (&source.layout, &source.digests);
-        Outgoing::new(layout, digests, key, encoder, leave.by_reference)
+        let by_reference = leave.by_reference && leave.codec == Codec::Raw;
+        Outgoing::new(layout, digests, key, by_reference)
     };
-    let mut lines: Vec<_> = sequences.iter().map(line).collect();
+    let mut lines: Vec<_> = senders.iter().map(line).collect();
     let mut buffer = vec![0; FRAME_BUFFER_BYTES];
     let (mut frames, mut counts) = (vec![], OutgoingCounts::default());
     lines.iter_mut().for_each(|line| line.begin(work));
+    if work.resends() {
+        senders
+            .iter_mut()
+            .for_each(|sender| sender.encoder.restart());
+    }
     let mut busy: Vec<usize> = (0..lines.len()).collect();
     while !busy.is_empty() {
         busy.retain(|&stream| {
-            let sequence = sequences[stream] + 1;
-            let frame = lines[stream].next_frame(work, &mut buffer, stream as u16, sequence);
+            let Sender { sequence, encoder } = &mut senders[stream];
+            *sequence += 1;
+            let sequence = *sequence;
+            let frame =
+                lines[stream].next_frame(work, &mut buffer, encoder, stream as u16, sequence);
             let bytes = frame.map(|frame| {
                 let pages = lines[stream].pages();
                 (leave.meanwhile)(source, pages);
@@ -165,7 +189,6 @@ pub(crate) fn send_round(
                 mark.round = work.round;
                 mark.to_bytes().to_vec()
             };
-            sequences[stream] = sequence;
             frames.push(Sent {
                 stream: stream as u16,
                 bytes: bytes.unwrap_or_else(mark),
@@ -194,16 +217,18 @@ pub(crate) struct Pipe {
     receiver: Receiver,
     buffer: Vec<u8>,
     table: PageTable,
+    decoder: Decoder,
     /// Data that goes straight to RAM.
     placed: Vec<u8>,
 }
 
 impl Pipe {
-    pub(crate) fn new(stream: u16) -> Self {
+    pub(crate) fn new(stream: u16, streams: usize) -> Self {
         Self {
             receiver: Receiver::new(stream),
             buffer: vec![0; RECEIVE_BUFFER_BYTES],
             table: PageTable::new(),
+            decoder: Decoder::new(streams),
             placed: vec![],
         }
     }
@@ -255,7 +280,8 @@ impl Pipe {
                         let in_place = !self.table.in_place().is_empty();
                         self.write_placed(layout);
                         let data = (!in_place).then_some(&self.buffer[data]);
-                        line.apply(&header, &self.table, data, all).unwrap();
+                        line.apply(&header, &self.table, data, &mut self.decoder, all)
+                            .unwrap();
                     }
                     self.receiver.consume(&mut self.buffer);
                 }

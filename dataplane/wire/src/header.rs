@@ -74,7 +74,7 @@ impl FrameKind {
 /// | 4 | 2 | `version` | the agreed version; 1 in a hello |
 /// | 6 | 2 | `kind` | [`FrameKind`] |
 /// | 8 | 2 | `stream` | 0..32; 0 on control connections |
-/// | 10 | 2 | flags | none are defined: anything else than 0 is refused |
+/// | 10 | 2 | flags | bit 0 in a page frame: a window begins ([`Self::starts_window`]); the others are 0 |
 /// | 12 | 4 | `round` | 0 is the first pass |
 /// | 16 | 8 | `sequence` | frames of this stream and direction, from 1 |
 /// | 24 | 4 | `ram_block` | index into the agreed RAM blocks |
@@ -113,7 +113,12 @@ pub struct FrameHeader {
     pub table_bytes: u32,
     /// CRC-32C of the first `table_bytes` of payload.
     pub table_crc32c: u32,
+    /// A page frame whose window data depends on no frame before it.
+    pub starts_window: bool,
 }
+
+/// [`FrameHeader::starts_window`] among the flags.
+const STARTS_WINDOW: u16 = 1 << 0;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -202,6 +207,7 @@ impl FrameHeader {
             payload_bytes: 0,
             table_bytes: 0,
             table_crc32c: 0,
+            starts_window: false,
         }
     }
 
@@ -228,7 +234,7 @@ impl FrameHeader {
             version: self.version.into(),
             kind: (self.kind as u16).into(),
             stream: self.stream.into(),
-            flags: 0.into(),
+            flags: u16::from(self.starts_window).into(),
             round: self.round.into(),
             sequence: self.sequence.into(),
             ram_block: self.ram_block.into(),
@@ -280,6 +286,7 @@ impl FrameHeader {
             payload_bytes: raw.payload_bytes.get(),
             table_bytes: raw.table_bytes.get(),
             table_crc32c: raw.table_crc32c.get(),
+            starts_window: raw.flags.get() & STARTS_WINDOW != 0,
         };
         header.check_payload()?;
         header.check_fields(raw.flags.get(), u64::from_le_bytes(raw.reserved))?;
@@ -332,7 +339,8 @@ impl FrameHeader {
         } else {
             self.ram_block == 0
         };
-        in_range("flags", u64::from(flags), flags == 0)?;
+        let known = if pages { STARTS_WINDOW } else { 0 };
+        in_range("flags", u64::from(flags), flags & !known == 0)?;
         in_range("reserved", reserved, reserved == 0)?;
         in_range(
             "stream",

@@ -24,6 +24,8 @@ impl Capabilities {
     pub const ZSTD: Self = Self(1 << 0);
     /// Device state may be relayed.
     pub const DEVICE_STATE: Self = Self(1 << 1);
+    /// Pages may come in the window of their stream.
+    pub const WINDOW: Self = Self(1 << 2);
 
     /// Bits in both.
     #[must_use]
@@ -40,7 +42,7 @@ impl Capabilities {
 
 /// Everything this program can do.
 pub const CAPABILITIES: Capabilities =
-    Capabilities(Capabilities::ZSTD.0 | Capabilities::DEVICE_STATE.0);
+    Capabilities(Capabilities::ZSTD.0 | Capabilities::DEVICE_STATE.0 | Capabilities::WINDOW.0);
 
 /// Payload of `Hello` and `HelloReply`; 64 bytes, frozen.
 ///

@@ -17,8 +17,16 @@ pub const RUN_PAGES_MAX: usize = u16::MAX as usize;
 pub const TABLE_BYTES_MAX: usize =
     FRAME_ENTRIES_MAX * crate::ENTRY_BYTES + FRAME_DATA_PAGES_MAX * crate::FINGERPRINT_BYTES;
 
+/// What the data of a window may be larger than its pages: zstd's headers, where nothing gets smaller.
+pub const WINDOW_OVERHEAD_BYTES_MAX: usize = 512;
+
 /// Largest payload of a page frame.
-pub const PAYLOAD_BYTES_MAX: usize = TABLE_BYTES_MAX + FRAME_DATA_PAGES_MAX * PAGE_BYTES;
+pub const PAYLOAD_BYTES_MAX: usize =
+    TABLE_BYTES_MAX + FRAME_DATA_PAGES_MAX * PAGE_BYTES + WINDOW_OVERHEAD_BYTES_MAX;
+
+/// Bytes of all windows of one migration, which its streams share: each has the largest power of two
+/// that is no more than its share.
+pub const WINDOW_BYTES_MAX: u64 = 128 << 20;
 
 /// Largest frame, header included; the size of a worker's buffers.
 pub const FRAME_BYTES_MAX: usize = crate::HEADER_BYTES + PAYLOAD_BYTES_MAX;

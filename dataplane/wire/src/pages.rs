@@ -4,7 +4,8 @@
 //! payload = entry[entries] (16 B each)  fingerprint[pages with data] (8 B each)  data
 //!           \__________________ table_bytes, under table_crc32c ______________/
 //! ```
-//! Data of the entries follows in their order, without gaps.
+//! Data of the entries follows in their order, without gaps. What remains of the payload is the data of
+//! all entries of class [`PageClass::Window`] together.
 
 use crate::limits::{FRAME_DATA_PAGES_MAX, PAGE_BYTES};
 
@@ -25,6 +26,8 @@ pub enum PageClass {
     Raw = 2,
     /// One zstd frame that yields all pages of the run.
     Zstd = 3,
+    /// Pages in the data of the stream's window, behind that of all other entries.
+    Window = 4,
 }
 
 /// One run of pages.
@@ -114,6 +117,7 @@ impl PageEntry {
             1 => PageClass::Zero,
             2 => PageClass::Raw,
             3 => PageClass::Zstd,
+            4 => PageClass::Window,
             _ => return Err(TableError::Entry(index)),
         };
         let word = |at: usize| {
@@ -131,7 +135,7 @@ impl PageEntry {
         let whole = entry.pages_with_data() * PAGE_BYTES;
         let found = entry.data_bytes as usize;
         let fits = match class {
-            PageClass::Zero => found == 0,
+            PageClass::Zero | PageClass::Window => found == 0,
             PageClass::Raw => found == whole,
             PageClass::Zstd => found > 0 && found < whole,
         };
@@ -151,7 +155,7 @@ impl PageEntry {
     pub const fn pages_with_data(self) -> usize {
         match self.class {
             PageClass::Zero => 0,
-            PageClass::Raw | PageClass::Zstd => self.count as usize,
+            PageClass::Raw | PageClass::Zstd | PageClass::Window => self.count as usize,
         }
     }
 }

@@ -26,16 +26,20 @@ fn pages_header() -> impl Strategy<Value = FrameHeader> {
         table,
         0..=FRAME_DATA_PAGES_MAX * PAGE_BYTES,
         any::<u32>(),
+        any::<bool>(),
     )
         .prop_map(
-            |(stream, round, sequence, ram_block, entries, table, data, crc)| FrameHeader {
-                round,
-                ram_block,
-                entries,
-                payload_bytes: (table + data) as u32,
-                table_bytes: table as u32,
-                table_crc32c: crc,
-                ..FrameHeader::empty(FrameKind::Pages, stream, sequence)
+            |(stream, round, sequence, ram_block, entries, table, data, crc, starts_window)| {
+                FrameHeader {
+                    round,
+                    ram_block,
+                    entries,
+                    payload_bytes: (table + data) as u32,
+                    table_bytes: table as u32,
+                    table_crc32c: crc,
+                    starts_window,
+                    ..FrameHeader::empty(FrameKind::Pages, stream, sequence)
+                }
             },
         )
 }
@@ -74,6 +78,7 @@ fn entry() -> impl Strategy<Value = PageEntry> {
             let most = u32::from(count) * PAGE_BYTES as u32 - 1;
             (page, count, PageClass::Zstd, 1 + bytes % most)
         }),
+        (any::<u32>(), 1..=most).prop_map(|(page, count)| (page, count, PageClass::Window, 0)),
     ]
     .prop_map(|(page, count, class, data_bytes)| PageEntry {
         page,

@@ -21,6 +21,10 @@ fn headers() -> Vec<(&'static str, FrameHeader)> {
         table_crc32c: 0xdead_beef,
         ..FrameHeader::empty(FrameKind::Pages, 5, 77)
     };
+    let new_window = FrameHeader {
+        starts_window: true,
+        ..pages
+    };
     let mark = FrameHeader {
         round: 3,
         ..FrameHeader::empty(FrameKind::RoundMark, 5, 78)
@@ -35,6 +39,7 @@ fn headers() -> Vec<(&'static str, FrameHeader)> {
         ("control", of(FrameKind::Control, 0, 17)),
         ("stream-hello", of(FrameKind::StreamHello, 31, 24)),
         ("pages", pages),
+        ("pages-new-window", new_window),
         ("round-mark", mark),
         ("ack", ack),
         ("device", of(FrameKind::Device, 0, 64)),
@@ -111,11 +116,12 @@ fn page_tables_are_as_frozen() {
         entry(0, 65_535, PageClass::Zero, 0),
         entry(0x0001_0000, 2, PageClass::Raw, 8192),
         entry(0xffff_fff0, 4, PageClass::Zstd, 1234),
+        entry(0xffff_fff4, 1, PageClass::Window, 0),
     ];
-    let fingerprints: [u64; 6] = [1, 2, 3, u64::MAX, 5, 0x0102_0304_0506_0708];
+    let fingerprints: [u64; 7] = [1, 2, 3, u64::MAX, 5, 0x0102_0304_0506_0708, 7];
     let mut bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_bytes()).collect();
     bytes.extend(fingerprints.iter().flat_map(|print| print.to_le_bytes()));
-    assert_eq!(bytes.len(), dwcp_wire::table_bytes(table.len(), 6));
+    assert_eq!(bytes.len(), dwcp_wire::table_bytes(table.len(), 7));
     check("page-table.hex", &[("table".to_owned(), bytes)]);
     let (_, bytes) = &read("page-table.hex")[0];
     for (index, (bytes, entry)) in bytes.chunks_exact(16).zip(table).enumerate() {

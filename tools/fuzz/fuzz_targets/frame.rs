@@ -1,5 +1,6 @@
-//! A page frame through stages 7 and 8, its data decoded from a buffer or found in RAM. Whatever it says: pages stay inside their block, a refused
-//! frame changes nothing, and RAM, digests and root agree afterwards.
+//! A page frame through stages 7 and 8, its data decoded from a buffer or found in RAM. Whatever it
+//! says: pages stay inside their block, a refused frame changes nothing, and RAM, digests and root
+//! agree afterwards.
 
 #![no_main]
 
@@ -12,13 +13,15 @@ use dwcp_simd::{FingerprintKey, PAGE_BYTES, Page, RamRoot, kernels};
 use dwcp_wire::FrameHeader;
 use libfuzzer_sys::fuzz_target;
 
+/// Streams that share the windows.
+const STREAMS: usize = 32;
+
 /// A destination, made once and left empty by every input: making it takes longer than a frame.
 struct Destination {
     layout: &'static RamLayout,
     digests: &'static Digests,
     key: &'static FingerprintKey,
     line: Incoming<'static>,
-    decoder: Decoder,
     table: PageTable,
 }
 
@@ -32,7 +35,6 @@ impl Destination {
             digests,
             key,
             line: Incoming::new(layout, digests, key),
-            decoder: Decoder::new(),
             table: PageTable::new(),
         }
     }
@@ -108,12 +110,18 @@ impl Destination {
                 next: 0,
                 named: 0,
             };
-            self.decoder.decode(&self.table, data, &mut bounds);
+            Decoder::new(STREAMS).decode(&self.table, data, &mut bounds);
             assert_eq!(bounds.named, self.table.named());
         }
         let mut applied = Applied::default();
         self.line
-            .apply(header, &self.table, data, &mut applied)
+            .apply(
+                header,
+                &self.table,
+                data,
+                &mut Decoder::new(STREAMS),
+                &mut applied,
+            )
             .expect("there is memory");
         assert_eq!(applied.summary.pages, self.table.named());
         assert_eq!(applied.root, self.digests.root());

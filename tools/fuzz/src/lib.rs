@@ -31,6 +31,9 @@ pub fn ram(block_pages: &[u32]) -> RamLayout {
     RamLayout::new(blocks.collect()).expect("a layout")
 }
 
+/// In the first byte of [`page_frame`]'s input.
+const STARTS_WINDOW: u8 = 1 << 4;
+
 /// Puts the magic and the right checksum on a header.
 pub fn seal(header: &mut [u8; HEADER_BYTES]) {
     header[..4].copy_from_slice(&MAGIC);
@@ -43,7 +46,7 @@ pub fn seal(header: &mut [u8; HEADER_BYTES]) {
 ///
 /// | byte | means |
 /// |--:|---|
-/// | 0 | bits 0..2 the RAM block; bit 2: `table_bytes` is taken from bytes 2..4; bit 3: fingerprints of raw pages are put right |
+/// | 0 | bits 0..2 the RAM block; bit 2: `table_bytes` is taken from bytes 2..4; bit 3: fingerprints of raw pages are put right; bit 4: a window begins |
 /// | 1 | entries, less one |
 /// | 4.. | payload |
 #[must_use]
@@ -66,6 +69,7 @@ pub fn page_frame(input: &[u8], stream: u16, sequence: u64) -> Option<(FrameHead
         payload_bytes: payload.len() as u32,
         table_bytes: table as u32,
         table_crc32c: kernels().crc32c(0, covered),
+        starts_window: flags & STARTS_WINDOW != 0,
         ..FrameHeader::empty(FrameKind::Pages, stream, sequence)
     };
     Some((header, payload))
@@ -131,7 +135,7 @@ pub fn sample_page(kind: u8) -> Page {
 
 /// Real frames of one block, as the source makes them: headers included, one after the other.
 #[must_use]
-pub fn real_frames(pages: &[u8], block: usize, encoder: Encoder) -> Vec<u8> {
+pub fn real_frames(pages: &[u8], block: usize, mut encoder: Encoder) -> Vec<u8> {
     let layout = ram(&BLOCK_PAGES);
     let digests = Digests::new(&layout);
     let key = FingerprintKey::new(SEED);
@@ -141,11 +145,11 @@ pub fn real_frames(pages: &[u8], block: usize, encoder: Encoder) -> Vec<u8> {
         forced.blocks[block].set_range(page, 1);
     }
     let work = RoundWork::new(0, layout.empty_bitmap(), forced);
-    let mut line = Outgoing::new(&layout, &digests, &key, encoder, false);
+    let mut line = Outgoing::new(&layout, &digests, &key, false);
     line.begin(&work);
     let mut buffer = vec![0; FRAME_BUFFER_BYTES];
     let (mut frames, mut sequence) = (vec![], 1);
-    while let Some(frame) = line.next_frame(&work, &mut buffer, 0, sequence) {
+    while let Some(frame) = line.next_frame(&work, &mut buffer, &mut encoder, 0, sequence) {
         frames.extend_from_slice(&buffer[frame.head]);
         sequence += 1;
     }

@@ -68,13 +68,21 @@ fn frames(folder: &Path) -> io::Result<()> {
         ("random", &[2]),
     ];
     for (name, pages) in kinds {
-        for (codec, level) in [("raw", None), ("zstd", Some(1))] {
-            let encoder = Encoder::new(level.map_or(Codec::Raw, |level| Codec::Zstd { level }));
-            let frame = real_frames(pages, 2, encoder);
+        let window = Codec::Window {
+            level: 1,
+            window_bytes: 1 << 20,
+        };
+        let codecs = [
+            ("raw", 0, Codec::Raw),
+            ("zstd", 0, Codec::Zstd { level: 1 }),
+            ("window", 16, window),
+        ];
+        for (codec, flags, by) in codecs {
+            let frame = real_frames(pages, 2, Encoder::new(by, 1));
             if frame.len() > SEED_BYTES_MAX - 128 {
                 continue;
             }
-            let mut input = vec![2, frame[28] - 1, frame[44], frame[45]];
+            let mut input = vec![2 | flags, frame[28] - 1, frame[44], frame[45]];
             input.extend_from_slice(&frame[HEADER_BYTES..]);
             let name = format!("{name}-{codec}");
             write(folder, "frame", &name, &input)?;
