@@ -108,6 +108,7 @@ fn incoming_settings(options: &Options) -> TransferSettings {
         send: SendChoice::Auto,
         window_bytes: 0,
         codec: Codec::Raw,
+        reuse: false,
         tracker: TrackerChoice::Auto,
         verify: Verify::Sample,
         sample_pages: 0,

@@ -132,6 +132,14 @@ pub(super) const KEYS: &[Key] = &[
          effect with another codec.",
     ),
     key(
+        "pages.reuse",
+        Kind::Boolean,
+        "Send only what the destination does not hold already: it reads the RAM of the waiting VM, \
+         and tells by fingerprints what is there, of an attempt that broke off for instance. What a \
+         lost connection leaves there is kept. Costs a read of that memory and 16 bytes a page; on a \
+         fast link the pages themselves are sooner sent.",
+    ),
+    key(
         "tracker.prefer",
         Kind::Choice(&["auto", "userfaultfd", "soft-dirty", "fingerprint"]),
         "How pages that the guest wrote are found. auto takes the first that works: userfaultfd \

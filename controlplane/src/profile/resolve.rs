@@ -23,6 +23,10 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
         Some(Value::Quantity(value)) => Some(*value),
         _ => None,
     };
+    let boolean = |key: &str| match values.get(key) {
+        Some(Value::Boolean(value)) => Some(*value),
+        _ => None,
+    };
     let ms = |key: &str| u32::try_from(quantity(key)?).ok();
     let congestion_control = word("transfer.congestion_control")?;
     Some(TransferSettings {
@@ -54,6 +58,7 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
             },
             _ => Codec::Raw,
         },
+        reuse: boolean("pages.reuse")?,
         tracker: match word("tracker.prefer")? {
             "userfaultfd" => TrackerChoice::Userfaultfd,
             "soft-dirty" => TrackerChoice::SoftDirty,
@@ -72,7 +77,7 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
         peer_silence_ms: ms("timeouts.peer_silence")?,
         congestion_control: (congestion_control != HOST).then(|| congestion_control.to_owned()),
         busy_poll_us: u16::try_from(integer("transfer.busy_poll_us")?).ok()?,
-        pin_workers: matches!(values.get("transfer.pin"), Some(Value::Boolean(true))),
+        pin_workers: boolean("transfer.pin")?,
     })
 }
 
@@ -137,6 +142,7 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
         ("pages.codec", word(codec)),
         ("pages.zstd_level", Value::Integer(level)),
         ("pages.zstd_window", Value::Quantity(window_bytes)),
+        ("pages.reuse", Value::Boolean(settings.reuse)),
         ("tracker.prefer", word(tracker)),
         (
             "switchover.downtime_limit",

@@ -22,6 +22,8 @@ pub struct TransferSettings {
     pub window_bytes: u64,
     /// How pages that are neither zero nor unchanged are encoded.
     pub codec: Codec,
+    /// Send only what the destination does not hold already.
+    pub reuse: bool,
     /// Which dirty tracker to use.
     pub tracker: TrackerChoice,
     /// How much of RAM is read again before the guest runs at the destination.

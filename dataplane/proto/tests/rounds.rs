@@ -3,8 +3,11 @@
 mod common;
 
 use common::*;
-use dwcp_proto::{Destination, DestinationAction, DestinationConfig, DestinationEvent};
-use dwcp_wire::Control;
+use dwcp_proto::{
+    Destination, DestinationAction, DestinationConfig, DestinationEvent, Phase, Source,
+    SourceAction, SourceEvent,
+};
+use dwcp_wire::{Control, HeldPages};
 
 /// A destination whose streams are joined.
 fn ready() -> Destination {
@@ -48,5 +51,41 @@ fn no_round_is_left_out_or_sent_twice() {
     let mut destination = ready();
     for round in 0..5 {
         assert!(!aborts(&receive(&mut destination, round)), "round {round}");
+    }
+}
+
+/// What the destination holds is told before it is ready, and only when it was asked for.
+#[test]
+fn held_pages_come_before_ready_and_when_asked_for() {
+    let held = || {
+        let fingerprint = dwcp_simd::Fingerprint { lo: 1, hi: 2 };
+        SourceEvent::Peer(Control::Held(HeldPages::new(0, 3, &[fingerprint])))
+    };
+    for (tell_held, is_ready, is_taken) in [
+        (true, false, true),
+        (true, true, false),
+        (false, false, false),
+    ] {
+        let mut config = source_config();
+        config.offer.tell_held = tell_held;
+        let mut source = Source::new(config);
+        let accept = Control::Accept {
+            token: 5,
+            streams: 2,
+        };
+        let mut events = vec![
+            SourceEvent::Start,
+            SourceEvent::Connected,
+            SourceEvent::Peer(accept),
+        ];
+        events.extend(is_ready.then_some(SourceEvent::Peer(Control::Ready)));
+        for event in events {
+            let _ = source.on_event(NOW, event);
+        }
+        let actions = source.on_event(NOW, held());
+        let taken = matches!(&actions[..], [SourceAction::TakeHeld(held)] if held.page == 3);
+        assert_eq!(taken, is_taken, "{actions:?}");
+        let is_over = source.phase() == Phase::Aborted;
+        assert_eq!(is_over, !is_taken);
     }
 }

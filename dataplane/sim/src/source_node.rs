@@ -144,6 +144,7 @@ impl World {
             ack_bytes: 64 * 1024,
             peer_silence_ms: (self.plan.silence_ns / MS) as u32,
             dry_run: false,
+            tell_held: false,
         }
     }
 
@@ -284,7 +285,8 @@ impl World {
                     self.source_command(attempt, SourceCommand::Resume);
                 }
             }
-            SourceAction::Journal(_) | SourceAction::Finish(_) => {}
+            // The simulated destination begins with empty RAM.
+            SourceAction::TakeHeld(_) | SourceAction::Journal(_) | SourceAction::Finish(_) => {}
         }
     }
 

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -66,16 +66,34 @@ impl<T> Mailbox<T> {
     /// # Errors
     /// [`MailboxError::Full`].
     pub fn push(&self, message: T) -> Result<(), MailboxError> {
-        self.inner
-            .queue
-            .push(message)
-            .map_err(|_| MailboxError::Full)?;
+        self.offer(message).map_err(|_| MailboxError::Full)
+    }
+
+    /// Leaves a message, or gives it back.
+    fn offer(&self, message: T) -> Result<(), T> {
+        self.inner.queue.push(message)?;
         // Below 0 another push has yet to say so, and will ring then.
         if self.inner.waiting.fetch_add(1, Ordering::AcqRel) == 0 {
             // A counter that is full is a bell that rings already.
             let _ = self.inner.bell.write(1);
         }
         Ok(())
+    }
+
+    /// As [`Self::push`], by a thread that can wait: for as long as the mailbox is full, `most` at most.
+    ///
+    /// # Errors
+    /// [`MailboxError::Full`].
+    pub fn push_within(&self, mut message: T, most: Duration) -> Result<(), MailboxError> {
+        let end = Instant::now() + most;
+        loop {
+            message = match self.offer(message) {
+                Ok(()) => return Ok(()),
+                Err(_) if Instant::now() >= end => return Err(MailboxError::Full),
+                Err(message) => message,
+            };
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// The oldest message. The owner of a bell that rang pops until there is none.

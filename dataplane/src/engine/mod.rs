@@ -3,6 +3,7 @@
 
 mod busy_poll;
 mod destination_worker;
+mod held;
 mod mailbox;
 mod prove;
 mod recycle;
@@ -11,6 +12,7 @@ mod source_worker;
 mod worker;
 
 pub use destination_worker::{DestinationCommand, StreamRound, spawn_destination_worker};
+pub use held::{NotThere, Stopped, held_messages, look_at_unknown, take_held};
 pub use mailbox::{Mailbox, MailboxError};
 pub use prove::{Reread, read_again, read_everything};
 pub use recycle::{NotWiped, keep_allocated, wipe_unknown};

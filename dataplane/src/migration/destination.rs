@@ -14,6 +14,7 @@ use dwcp_proto::{
     Destination, DestinationAction, DestinationConfig, DestinationEvent, Ending,
     Instant as ProtoInstant, JournalEntry, Outcome,
 };
+use dwcp_simd::RamRoot;
 use dwcp_wire::{AbortCode, Control, HEADER_BYTES, Offer, StreamHello, StreamRole};
 
 use super::meter::Meter;
@@ -22,7 +23,8 @@ use super::peer::{self, ControlWriter};
 use super::recorder::{End, Recorder, Subject, no_outcome};
 use super::relay::Relay;
 use crate::engine::{
-    DestinationCommand, Mailbox, NotWiped, Reread, Session, StreamRound, WorkerEvent, WorkerHandle,
+    DestinationCommand, Mailbox, NotWiped, Reread, Session, Stopped, StreamRound, WorkerEvent,
+    WorkerHandle,
 };
 use crate::vmm::Vm;
 
@@ -59,6 +61,8 @@ pub(super) enum DestinationInput {
     Reread(Reread),
     /// RAM holds nothing any more of what it held before; the pages that had to be looked at.
     Wiped(Result<u64, NotWiped>),
+    /// What RAM holds already is in the digests; the token for the streams.
+    Looked(Result<RamRoot, Stopped>, u128),
 }
 
 impl From<WorkerEvent> for DestinationInput {
@@ -93,11 +97,13 @@ pub(super) struct DestinationDriver {
     pub(super) copy_stays: bool,
     pub(super) vm_stop: Arc<AtomicBool>,
     pub(super) device_thread: Option<JoinHandle<()>>,
-    /// Writes RAM: it must have ended before the VM is given to anybody else.
-    pub(super) wipe_thread: Option<JoinHandle<()>>,
+    /// Reads or writes RAM: it must have ended before the VM is given to anybody else.
+    pub(super) ram_thread: Option<JoinHandle<()>>,
     pub(super) round: Vec<StreamRound>,
     pub(super) round_began: Instant,
     pub(super) questions: Vec<SyncSender<bool>>,
+    /// The source, or the way to it, is gone: it may come again.
+    pub(super) peer_lost: bool,
     /// A stream that ended, and when.
     pub(super) lost: Option<(String, Instant)>,
     pub(super) outcome: Option<Outcome>,
@@ -172,10 +178,11 @@ pub(super) fn run(
         copy_stays: false,
         vm_stop: Arc::default(),
         device_thread: None,
-        wipe_thread: None,
+        ram_thread: None,
         round: vec![],
         round_began: Instant::now(),
         questions: vec![],
+        peer_lost: false,
         lost: None,
         outcome: None,
     };
@@ -193,7 +200,8 @@ fn listen_to_peer(
             Ok(message) => DestinationEvent::Peer(message),
             Err(error) => DestinationEvent::PeerLost(format!("control connection: {error}")),
         };
-        if reader.push(DestinationInput::Event(event)).is_err() {
+        let event = DestinationInput::Event(event);
+        if reader.push_within(event, FIRST_SILENCE).is_err() {
             tracing::error!("destination driver hangs");
         }
     })
@@ -230,6 +238,7 @@ impl DestinationDriver {
             DestinationInput::DeviceLost(reason) => self.stream_lost(reason),
             DestinationInput::Reread(read) => self.was_reread(read),
             DestinationInput::Wiped(wiped) => self.was_wiped(wiped),
+            DestinationInput::Looked(looked, token) => self.was_looked_at(looked, token),
             DestinationInput::Join(join) => {
                 // Its hello was read before it was known to be ours.
                 let hello_bytes = HEADER_BYTES + StreamHello::BYTES;
@@ -245,6 +254,14 @@ impl DestinationDriver {
 
     fn feed(&mut self, event: DestinationEvent) {
         tracing::debug!(vm = self.offer.vm, phase = ?self.machine.phase(), ?event);
+        self.peer_lost |= matches!(
+            event,
+            DestinationEvent::PeerLost(_)
+                | DestinationEvent::Peer(Control::Abort {
+                    code: AbortCode::Connection,
+                    ..
+                })
+        );
         let now = ProtoInstant(self.recorder.started().elapsed().as_nanos() as u64 + 1);
         for action in self.machine.on_event(now, event) {
             tracing::debug!(vm = self.offer.vm, ?action);
@@ -255,7 +272,12 @@ impl DestinationDriver {
     fn perform(&mut self, action: DestinationAction) {
         match action {
             DestinationAction::PrepareVm(_) => self.prepare_vm(),
-            DestinationAction::Send(message) => self.send(&message),
+            DestinationAction::Send(message) => {
+                self.send(&message);
+                if matches!(message, Control::Accept { .. }) {
+                    self.tell_held();
+                }
+            }
             DestinationAction::ExpectStreams { token, streams } => {
                 self.expect_streams(token, streams);
             }
@@ -292,7 +314,7 @@ impl DestinationDriver {
         }
     }
 
-    fn send(&mut self, message: &Control) {
+    pub(super) fn send(&mut self, message: &Control) {
         // Another round may follow, unless RAM is proven.
         if let (
             Control::RoundReport {
@@ -353,7 +375,7 @@ impl DestinationDriver {
 
     /// Waits for the threads that use the VM or its RAM; `vm_stop` is set, so they end soon.
     pub(super) fn join_helpers(&mut self) {
-        let threads = [self.device_thread.take(), self.wipe_thread.take()];
+        let threads = [self.device_thread.take(), self.ram_thread.take()];
         for thread in threads.into_iter().flatten() {
             let _ = thread.join();
         }

@@ -1,12 +1,14 @@
 //! What the destination's machine asks for, carried out.
 
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dwcp_api::{ApiError, ErrorCode};
 use dwcp_journal::RecordKind;
 use dwcp_proto::DestinationEvent;
+use dwcp_simd::RamRoot;
 use dwcp_wire::{AbortCode, RefuseCode, StreamRole};
 
 use super::destination::{DestinationDriver, DestinationInput, StreamJoin};
@@ -17,7 +19,8 @@ use super::room::check_room;
 use super::source::random;
 use super::vms::is_moving;
 use crate::engine::{
-    DestinationCommand, Session, WorkerSettings, keep_allocated, spawn_destination_worker,
+    DestinationCommand, Session, Stopped, WorkerSettings, held_messages, keep_allocated,
+    look_at_unknown, spawn_destination_worker,
 };
 use crate::vmm::{self, VmmError};
 
@@ -25,14 +28,66 @@ pub(super) type Refusal = (RefuseCode, String);
 
 impl DestinationDriver {
     pub(super) fn prepare_vm(&mut self) {
-        let event = match self.try_prepare_vm() {
-            Ok(token) => DestinationEvent::VmReady {
-                token,
-                streams: self.offer.streams.min(self.settings.streams.max(1)),
-            },
-            Err((code, reason)) => DestinationEvent::VmRefused(code, reason),
-        };
+        let prepared = self.try_prepare_vm().and_then(|token| {
+            if self.offer.tell_held && !self.offer.dry_run {
+                return self.look_at_ram(token);
+            }
+            self.vm_is_ready(token);
+            Ok(())
+        });
+        if let Err((code, reason)) = prepared {
+            let event = DestinationEvent::VmRefused(code, reason);
+            self.pending.push_back(event);
+        }
+    }
+
+    fn vm_is_ready(&mut self, token: u128) {
+        let streams = self.offer.streams.min(self.settings.streams.max(1));
+        let event = DestinationEvent::VmReady { token, streams };
         self.pending.push_back(event);
+    }
+
+    /// Reads what RAM holds already. On a thread of its own: gigabytes take seconds, and meanwhile the
+    /// source must hear that this side lives.
+    fn look_at_ram(&mut self, token: u128) -> Result<(), Refusal> {
+        let Some(session) = self.session.clone() else {
+            return Ok(());
+        };
+        let (stop, mailbox) = (Arc::clone(&self.vm_stop), self.mailbox.clone());
+        let meter = Arc::clone(&self.recorder.meter);
+        let look = move || {
+            let _helper = meter.helper();
+            let looked = look_at_unknown(&session, &stop);
+            let _ = mailbox.push(DestinationInput::Looked(looked, token));
+        };
+        let thread = std::thread::Builder::new().name("dwcp-look".into());
+        let thread = thread.spawn(look);
+        self.ram_thread =
+            Some(thread.map_err(|error| (RefuseCode::Other, format!("no thread: {error}")))?);
+        Ok(())
+    }
+
+    pub(super) fn was_looked_at(&mut self, looked: Result<RamRoot, Stopped>, token: u128) {
+        if self.vm_stop.load(Ordering::Acquire) {
+            return;
+        }
+        match looked {
+            Ok(root) => {
+                self.recorder.ram_root = Some(root.0);
+                self.vm_is_ready(token);
+            }
+            Err(error) => self.failed(AbortCode::Other, error.to_string()),
+        }
+    }
+
+    /// Tells the source what RAM holds already, once it was told that the VM is ready for the rest.
+    pub(super) fn tell_held(&mut self) {
+        let Some(session) = self.session.clone().filter(|_| self.offer.tell_held) else {
+            return;
+        };
+        for message in held_messages(&session) {
+            self.send(&message);
+        }
     }
 
     fn try_prepare_vm(&mut self) -> Result<u128, Refusal> {
@@ -251,7 +306,6 @@ impl DestinationDriver {
 
     /// The guest must never run here. What came is given back to the system.
     pub(super) fn discard_vm(&mut self) {
-        use std::sync::atomic::Ordering;
         self.vm_stop.store(true, Ordering::Release);
         for worker in &mut self.workers {
             self.recorder.meter.count_cpu(worker.stop());
@@ -260,6 +314,10 @@ impl DestinationDriver {
         self.join_helpers();
         let Some(vm) = &self.vm else { return };
         match lock(vm).discard() {
+            Ok(true) if self.offer.tell_held && self.peer_lost => {
+                let text = "what had come stays in the VM's RAM for the next attempt";
+                self.recorder.note(text.into());
+            }
             Ok(true) => {
                 let blocks = self
                     .session

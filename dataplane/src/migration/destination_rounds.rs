@@ -59,7 +59,7 @@ impl DestinationDriver {
         };
         let thread = std::thread::Builder::new().name("dwcp-wipe".into());
         match thread.spawn(wipe) {
-            Ok(thread) => self.wipe_thread = Some(thread),
+            Ok(thread) => self.ram_thread = Some(thread),
             Err(error) => self.failed(AbortCode::Other, format!("no thread: {error}")),
         }
     }

@@ -34,6 +34,7 @@ mod reread;
 mod room;
 mod source;
 mod source_actions;
+mod source_rounds;
 mod vms;
 
 pub use listener::Listener;

@@ -57,6 +57,8 @@ pub(super) struct Recorder {
     /// Source: this node ended it, by a fault of its own or because it was asked to.
     pub(super) ended_here: bool,
     pub(super) ram_root: Option<u128>,
+    /// Pages that the destination held before the first round.
+    pub(super) held_pages: u64,
     pub(super) notes: Vec<String>,
     pub(super) dirty_pages_per_s: f64,
     pub(super) pages_in_round: u64,
@@ -113,6 +115,7 @@ impl Recorder {
             accepted: false,
             ended_here: false,
             ram_root: None,
+            held_pages: 0,
             notes: vec![],
             dirty_pages_per_s: 0.0,
             pages_in_round: 0,
@@ -154,6 +157,7 @@ impl Recorder {
         let classes = &report.classes;
         self.pages.zero += classes.zero;
         self.pages.unchanged += classes.unchanged;
+        self.pages.known += classes.known;
         self.pages.compressed += classes.compressed;
         self.pages.raw += classes.raw;
         self.rounds.push(report);

@@ -266,6 +266,7 @@ fn offer(
         ack_bytes: (window / 4).max(64 * 1024),
         peer_silence_ms: settings.peer_silence_ms,
         dry_run: request.dry_run,
+        tell_held: settings.reuse,
     }
 }
 
@@ -343,6 +344,7 @@ impl SourceDriver {
             SourceAction::Send(message) => self.send(&message),
             SourceAction::ArmTracker => self.arm_tracker(),
             SourceAction::OpenStreams { token, streams } => self.open_streams(token, streams),
+            SourceAction::TakeHeld(held) => self.take_held(&held),
             SourceAction::StartRound {
                 round,
                 again,

@@ -65,6 +65,7 @@ pub(crate) fn settings() -> TransferSettings {
         send: SendChoice::Auto,
         window_bytes: 16 << 20,
         codec: Codec::Raw,
+        reuse: false,
         tracker: TrackerChoice::Auto,
         verify: Verify::Sample,
         sample_pages: 512,

@@ -5,9 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::HeldPages;
 use crate::limits::{
-    CONTROL_BYTES_MAX, NAME_BYTES_MAX, PAGE_BYTES, PEER_SILENCE_MS_MAX, RAM_BLOCK_BYTES_MAX,
-    RAM_BLOCKS_MAX, REASON_BYTES_MAX, STREAMS_MAX, SUSPECT_RANGES_MAX,
+    CONTROL_BYTES_MAX, HELD_PAGES_MAX, NAME_BYTES_MAX, PAGE_BYTES, PEER_SILENCE_MS_MAX,
+    RAM_BLOCK_BYTES_MAX, RAM_BLOCKS_MAX, REASON_BYTES_MAX, STREAMS_MAX, SUSPECT_RANGES_MAX,
 };
 
 /// One RAM block, as both ends must have it.
@@ -48,6 +49,8 @@ pub struct Offer {
     pub peer_silence_ms: u32,
     /// Negotiate, then stop.
     pub dry_run: bool,
+    /// The destination is to tell what its RAM holds already.
+    pub tell_held: bool,
 }
 
 /// A run of pages of one block.
@@ -209,6 +212,8 @@ pub enum Control {
     },
     /// Either: still here.
     Alive,
+    /// D, between `Accept` and `Ready`, as often as it takes: pages that are in its RAM already.
+    Held(HeldPages),
 }
 
 /// Why a control message is refused.
@@ -265,6 +270,7 @@ fn check(message: &Control) -> Result<(), ControlError> {
         }
         Control::RoundReport { suspects, .. } => check_suspects(suspects),
         Control::OwnerQuery { vm, .. } => name("vm", vm),
+        Control::Held(held) => check_held(held),
         Control::Ready
         | Control::RoundEnd { .. }
         | Control::SwitchoverStart
@@ -339,6 +345,18 @@ fn check_suspects(suspects: &[PageRange]) -> Result<(), ControlError> {
         )?;
     }
     Ok(())
+}
+
+fn check_held(held: &HeldPages) -> Result<(), ControlError> {
+    let pages = held.pages() as u64;
+    if pages == 0 || !held.is_whole() {
+        let field = "held.pages";
+        return Err(ControlError::Field {
+            field,
+            value: pages,
+        });
+    }
+    limit("held.pages", pages, HELD_PAGES_MAX as u64)
 }
 
 fn check_streams(streams: u16) -> Result<(), ControlError> {

@@ -11,6 +11,7 @@
 
 mod control;
 mod header;
+mod held;
 mod hello;
 pub mod limits;
 mod pages;
@@ -21,6 +22,7 @@ pub use control::{
     decode_control, encode_control,
 };
 pub use header::{FrameHeader, FrameKind, HEADER_BYTES, HeaderError, MAGIC};
+pub use held::HeldPages;
 pub use hello::{
     CAPABILITIES, Capabilities, Hello, HelloError, StreamHello, StreamRole, VERSION_CURRENT,
     VERSION_OLDEST, negotiate,

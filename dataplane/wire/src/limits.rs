@@ -59,6 +59,9 @@ pub const PEER_SILENCE_MS_MAX: u32 = 3_600_000;
 /// Page ranges in one suspect report; a peer with more suspects reports ranges that cover them.
 pub const SUSPECT_RANGES_MAX: usize = 8192;
 
+/// Pages whose fingerprints one message tells.
+pub const HELD_PAGES_MAX: usize = 12_000;
+
 const _: () = {
     assert!(CONTROL_BYTES_MAX <= PAYLOAD_BYTES_MAX);
     // One range for each block always fits.
@@ -66,5 +69,6 @@ const _: () = {
     assert!(DEVICE_BYTES_MAX <= PAYLOAD_BYTES_MAX);
     // A range is at most three varints of 5 bytes.
     assert!(SUSPECT_RANGES_MAX * 15 + 1024 <= CONTROL_BYTES_MAX);
+    assert!(HELD_PAGES_MAX * crate::held::FINGERPRINT_BYTES + 1024 <= CONTROL_BYTES_MAX);
     assert!(FRAME_BYTES_MAX <= 1024 * 1024);
 };

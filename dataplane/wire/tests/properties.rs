@@ -115,6 +115,7 @@ fn any_offer() -> impl Strategy<Value = Offer> {
                     verify_full: full,
                     sample_pages: sample,
                     dry_run: dry,
+                    tell_held: dry,
                     ..offer()
                 }
             },

@@ -159,8 +159,9 @@ fn every_control_message_has_a_vector() {
         Control::OwnerQuery { .. } => 12,
         Control::OwnerAnswer { .. } => 13,
         Control::Alive => 14,
+        Control::Held(_) => 15,
     };
-    let mut seen = [false; 15];
+    let mut seen = [false; 16];
     for (name, message) in messages() {
         let index = count(&message);
         seen[index] = true;
@@ -171,5 +172,5 @@ fn every_control_message_has_a_vector() {
             "the first byte names the message"
         );
     }
-    assert_eq!(seen, [true; 15]);
+    assert_eq!(seen, [true; 16]);
 }

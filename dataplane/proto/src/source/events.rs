@@ -1,6 +1,6 @@
 //! What a source is told, and what it wants done.
 
-use dwcp_wire::{AbortCode, Control, Offer, PageRange, RoundSummary};
+use dwcp_wire::{AbortCode, Control, HeldPages, Offer, PageRange, RoundSummary};
 
 use crate::{JournalEntry, Outcome, RoundLimits};
 
@@ -87,6 +87,8 @@ pub enum SourceAction {
         /// How many.
         streams: u16,
     },
+    /// The destination holds these pages already.
+    TakeHeld(HeldPages),
     /// Collect dirty pages and send them, with a mark behind them on each stream.
     StartRound {
         /// Its number.

@@ -280,6 +280,7 @@ pub(crate) const fn message_name(message: &Control) -> &'static str {
         Control::OwnerQuery { .. } => "OwnerQuery",
         Control::OwnerAnswer { .. } => "OwnerAnswer",
         Control::Alive => "Alive",
+        Control::Held(_) => "Held",
     }
 }
 

@@ -49,6 +49,11 @@ impl Source {
             SourceEvent::TrackerArmed => setup.armed = true,
             SourceEvent::StreamsOpen => setup.streams = true,
             SourceEvent::Peer(Control::Ready) => setup.ready = true,
+            SourceEvent::Peer(Control::Held(held))
+                if self.config.offer.tell_held && !setup.ready =>
+            {
+                return (State::Setup(setup), vec![SourceAction::TakeHeld(held)]);
+            }
             event => return self.unexpected(&State::Setup(setup), &event),
         }
         if !(setup.armed && setup.streams && setup.ready) {

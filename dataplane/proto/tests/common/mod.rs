@@ -30,6 +30,7 @@ pub(crate) fn offer() -> Offer {
         ack_bytes: 64 * 1024,
         peer_silence_ms: 2000,
         dry_run: false,
+        tell_held: false,
     }
 }
 
@@ -58,9 +59,8 @@ pub(crate) fn round_report(round: u32, suspects: Vec<PageRange>, proven: bool) -
     }
 }
 
-/// A source in pre-copy; round 0 has been asked for.
-pub(crate) fn source_in_precopy() -> Source {
-    let mut source = Source::new(SourceConfig {
+pub(crate) fn source_config() -> SourceConfig {
+    SourceConfig {
         offer: offer(),
         limits: RoundLimits {
             downtime_ns_max: 1_000_000_000,
@@ -68,7 +68,12 @@ pub(crate) fn source_in_precopy() -> Source {
             abort_if_not_converged: false,
         },
         silence_ns: 2_000_000_000,
-    });
+    }
+}
+
+/// A source in pre-copy; round 0 has been asked for.
+pub(crate) fn source_in_precopy() -> Source {
+    let mut source = Source::new(source_config());
     let accept = Control::Accept {
         token: 5,
         streams: 2,

@@ -21,6 +21,7 @@ fn request(vm: &str) -> Request {
             send: SendChoice::Auto,
             window_bytes: 1 << 20,
             codec: Codec::Raw,
+            reuse: false,
             tracker: TrackerChoice::Auto,
             verify: Verify::Sample,
             sample_pages: 1,

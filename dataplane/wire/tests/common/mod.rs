@@ -2,7 +2,10 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use dwcp_wire::{AbortCode, Control, Offer, PageRange, RamBlockInfo, RefuseCode, RoundSummary};
+use dwcp_simd::Fingerprint;
+use dwcp_wire::{
+    AbortCode, Control, HeldPages, Offer, PageRange, RamBlockInfo, RefuseCode, RoundSummary,
+};
 
 /// The lines of a vector file: name and bytes.
 pub(crate) fn read(file: &str) -> Vec<(String, Vec<u8>)> {
@@ -66,6 +69,7 @@ pub(crate) fn offer() -> Offer {
         ack_bytes: 1 << 20,
         peer_silence_ms: 2000,
         dry_run: false,
+        tell_held: false,
     }
 }
 
@@ -119,6 +123,20 @@ fn agreement() -> Vec<(&'static str, Control)> {
         ("owner-answer-yes", Control::OwnerAnswer { committed: true }),
         ("owner-answer-no", Control::OwnerAnswer { committed: false }),
         ("alive", Control::Alive),
+        (
+            "held",
+            Control::Held(HeldPages::new(
+                1,
+                4711,
+                &[
+                    Fingerprint { lo: 1, hi: 2 },
+                    Fingerprint {
+                        lo: u64::MAX,
+                        hi: 0x0102_0304_0506_0708,
+                    },
+                ],
+            )),
+        ),
     ]
 }
 

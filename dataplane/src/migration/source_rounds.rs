@@ -1,0 +1,165 @@
+//! Rounds at the source: what the destination holds already, what is dirty, what was sent.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use dwcp_api::{PageCounts, RoundReport};
+use dwcp_proto::{RoundMeasure, SourceEvent};
+use dwcp_simd::{PAGE_BYTES, RamRoot};
+use dwcp_wire::{AbortCode, HeldPages, PageRange, RoundSummary};
+
+use super::source::{RoundUnderWay, SourceDriver};
+use super::source_actions::ms_since;
+use crate::engine::{SourceCommand, WorkerRound, take_held};
+use crate::path::RoundWork;
+use crate::ram::RamBitmap;
+use crate::vmm::tracker::Collected;
+
+impl SourceDriver {
+    /// What the destination holds need not be sent.
+    pub(super) fn take_held(&mut self, held: &HeldPages) {
+        match take_held(&self.session, held) {
+            Ok(part) => {
+                let mut root = RamRoot(self.recorder.ram_root.unwrap_or(0));
+                root.merge(part);
+                self.recorder.ram_root = Some(root.0);
+                self.recorder.held_pages += held.pages() as u64;
+            }
+            Err(error) => self.fail(AbortCode::Protocol, error.to_string()),
+        }
+    }
+
+    /// Clears the dirty bits before any of the pages is read.
+    pub(super) fn start_round(&mut self, round: u32, again: &[PageRange], everything: bool) {
+        let began = Instant::now();
+        let paused = self.recorder.pause.paused.is_some();
+        let all = round == 0 || everything || (paused && !self.tracker.is_exact());
+        let dirty = match self.dirty_pages(round, all) {
+            Ok(dirty) => dirty,
+            Err(error) => return self.fail(AbortCode::Vmm, error.to_string()),
+        };
+        let now = Instant::now();
+        let dirty_ns = if round == 0 {
+            0
+        } else {
+            self.collected_at
+                .map_or(0, |at| began.duration_since(at).as_nanos() as u64)
+        };
+        self.collected_at = Some(began);
+        let mut forced = self.session.layout.empty_bitmap();
+        for range in again {
+            if let Some(block) = forced.blocks.get_mut(range.ram_block as usize) {
+                block.set_range(range.page, range.count);
+            }
+        }
+        let work = Arc::new(match &self.lanes {
+            Some(lanes) => RoundWork::by_lanes(round, dirty, forced, Arc::clone(lanes)),
+            None => RoundWork::new(round, dirty, forced),
+        });
+        self.recorder.round = round;
+        self.recorder.pages_in_round = work.pages();
+        if round == 0 && self.recorder.held_pages > 0 {
+            let mib = (self.recorder.held_pages * PAGE_BYTES as u64) >> 20;
+            let text = format!("the destination's RAM holds {mib} MiB of something already");
+            self.recorder.remark(text);
+        }
+        self.session.begin_round();
+        for worker in &self.workers {
+            worker.command(SourceCommand::Round(Arc::clone(&work)));
+        }
+        self.round = Some(RoundUnderWay {
+            work,
+            began,
+            scan_ms: now.duration_since(began).as_secs_f64() * 1000.0,
+            dirty_ns,
+            parts: vec![],
+        });
+    }
+
+    fn dirty_pages(&mut self, round: u32, all: bool) -> Result<RamBitmap, crate::vmm::VmmError> {
+        let mut dirty = self.session.layout.empty_bitmap();
+        let collected = if round == 0 {
+            Collected::Everything
+        } else {
+            self.tracker.collect(&mut dirty)?
+        };
+        if all || collected == Collected::Everything {
+            for (block, bitmap) in self.session.layout.blocks().iter().zip(&mut dirty.blocks) {
+                block.mark_data(bitmap)?;
+            }
+            self.mark_held(&mut dirty);
+        }
+        Ok(dirty)
+    }
+
+    /// Pages that the destination holds: one of them may have become a hole since.
+    fn mark_held(&self, dirty: &mut RamBitmap) {
+        for (index, bitmap) in dirty.blocks.iter_mut().enumerate() {
+            for page in 0..bitmap.pages() {
+                let global = self.session.layout.global_page(index, page);
+                if self.session.digests.get(global).is_some() {
+                    bitmap.set_range(page, 1);
+                }
+            }
+        }
+    }
+
+    /// A worker has sent its part of the round.
+    pub(super) fn round_part(&mut self, part: WorkerRound) {
+        let Some(round) = &mut self.round else { return };
+        if part.round != round.work.round {
+            return;
+        }
+        if let Some(method) = part.send_method {
+            self.recorder.send_method = method;
+        }
+        round.parts.push(part);
+        if round.parts.len() < self.workers.len() {
+            return;
+        }
+        let (mut sent, mut classes, mut delta) = (
+            RoundSummary::default(),
+            PageCounts::default(),
+            RamRoot::default(),
+        );
+        for part in &round.parts {
+            sent.frames += part.counts.frames;
+            sent.wire_bytes += part.counts.wire_bytes;
+            sent.pages += part.counts.named;
+            self.recorder.pages_visited += part.counts.visited;
+            self.recorder.pages_away += part.counts.away;
+            classes.zero += part.counts.zero;
+            match round.work.round {
+                0 => classes.known += part.counts.unchanged,
+                _ => classes.unchanged += part.counts.unchanged,
+            }
+            classes.compressed += part.counts.compressed;
+            classes.raw += part.counts.raw;
+            delta.merge(part.root);
+        }
+        let mut root = RamRoot(self.recorder.ram_root.unwrap_or(0));
+        root.merge(delta);
+        self.recorder.ram_root = Some(root.0);
+        let report = RoundReport {
+            round: round.work.round,
+            pages: round.work.pages(),
+            classes,
+            wire_bytes: sent.wire_bytes,
+            ms: ms_since(round.began),
+            scan_ms: round.scan_ms,
+            suspect_pages: 0,
+        };
+        let dirty_ns = round.dirty_ns;
+        if dirty_ns > 0 {
+            self.recorder.dirty_pages_per_s = sent.pages as f64 / (dirty_ns as f64 / 1e9);
+        }
+        self.recorder.round_sent(report);
+        let measure = RoundMeasure {
+            sent,
+            pages: sent.pages,
+            dirty_ns,
+            root: root.0,
+        };
+        self.pending.push_back(SourceEvent::RoundSent(measure));
+    }
+}

@@ -1,0 +1,164 @@
+//! What the destination's RAM holds already is not sent again: neither after a connection that broke,
+//! nor when the memory was in use before.
+
+mod common;
+
+use common::proxy::{Harm, Plan, Proxy, Way};
+use common::{Random, TestNode, TwoNodes, busy, log, settings, wait};
+use dwcp_api::{MigrationId, MigrationReport, RunResult, TransferSettings};
+use dwcp_testbed::synthetic::SyntheticOptions;
+
+fn reusing() -> TransferSettings {
+    TransferSettings {
+        reuse: true,
+        ..settings()
+    }
+}
+
+/// 64 MiB that change slowly.
+fn calm(seed: u64, incoming: bool) -> SyntheticOptions {
+    SyntheticOptions {
+        rate: 50,
+        seed,
+        ..busy(incoming)
+    }
+}
+
+fn migrate(from: &TestNode, to: &String, id: u128, settings: TransferSettings) -> MigrationReport {
+    let id = MigrationId(id);
+    from.node
+        .start_migration(id, "vm", to, settings, false)
+        .unwrap();
+    wait(&from.node, id)
+}
+
+/// Waits until the destination has seen the end of the first attempt, too.
+fn given_up(destination: &TestNode) {
+    common::until("the destination has given up", || {
+        let there = destination.node.migration(MigrationId(1));
+        there.is_none_or(|there| there.status().report.is_some())
+    });
+}
+
+fn check_moved(nodes: &TwoNodes, report: &MigrationReport, place: &str) {
+    assert_eq!(
+        report.result,
+        RunResult::Completed,
+        "{place}: {}",
+        report.reason
+    );
+    assert!(report.verified, "{place}");
+    assert!(nodes.new.is_running() && !nodes.old.is_running(), "{place}");
+    assert_eq!(nodes.new.bad_pages(), 0, "{place}");
+}
+
+/// Bytes of a transfer that nothing breaks.
+fn whole_bytes(seed: u64) -> u64 {
+    let nodes = TwoNodes::start(&reusing(), |incoming| calm(seed, incoming));
+    let report = migrate(&nodes.a, &nodes.b.address, 1, reusing());
+    check_moved(&nodes, &report, "whole");
+    assert_eq!(report.pages.known, 0);
+    report.wire_bytes
+}
+
+#[test]
+fn a_transfer_that_broke_off_goes_on_where_it_was() {
+    log::keep();
+    let whole = whole_bytes(1);
+    let mut broken = 0;
+    for seed in 0..12 {
+        let random = &mut Random::new(seed);
+        let nodes = TwoNodes::start(&reusing(), |incoming| calm(1, incoming));
+        let plan = Plan {
+            connections: 1..3,
+            way: Way::ToDestination,
+            harm: Harm::Cut {
+                bytes: random.below(whole / 2),
+            },
+        };
+        let proxy = Proxy::start(&nodes.b.address, plan);
+        let first = migrate(&nodes.a, &proxy.address, 1, reusing());
+        let place = format!("seed {seed}: {}", first.reason);
+        if first.result == RunResult::Completed {
+            continue;
+        }
+        broken += 1;
+        assert!(nodes.old.is_running(), "{place}");
+        given_up(&nodes.b);
+        let second = migrate(&nodes.a, &nodes.b.address, 2, reusing());
+        check_moved(&nodes, &second, &place);
+        // What was under way when it broke is lost: the window, at most.
+        let window = settings().window_bytes;
+        let both = first.wire_bytes + second.wire_bytes;
+        assert!(
+            both < whole + window + whole / 10,
+            "{place}: {both} bytes, whole {whole}"
+        );
+        let held = first.wire_bytes.saturating_sub(window) / 4096;
+        assert!(
+            second.pages.known >= held * 9 / 10,
+            "{place}: {:?}",
+            second.pages
+        );
+    }
+    assert!(broken >= 4, "{broken}");
+}
+
+#[test]
+fn without_reuse_nothing_stays_of_a_broken_transfer() {
+    let nodes = TwoNodes::start(&settings(), |incoming| calm(1, incoming));
+    let plan = Plan {
+        connections: 1..3,
+        way: Way::ToDestination,
+        harm: Harm::Cut { bytes: 10 << 20 },
+    };
+    let proxy = Proxy::start(&nodes.b.address, plan);
+    let first = migrate(&nodes.a, &proxy.address, 1, settings());
+    assert_eq!(first.result, RunResult::Aborted, "{}", first.reason);
+    given_up(&nodes.b);
+    let second = migrate(&nodes.a, &nodes.b.address, 2, reusing());
+    check_moved(&nodes, &second, &first.reason);
+    assert_eq!(second.pages.known, 0);
+}
+
+/// The waiting VM's RAM holds pages of the guest, pages of another one, and pages where the guest has
+/// none.
+#[test]
+fn foreign_memory_is_told_apart() {
+    for seed in 0..5 {
+        let random = &mut Random::new(seed);
+        let nodes = TwoNodes::start(&reusing(), |incoming| calm(seed, incoming));
+        let ram = |attachment| {
+            dwcp_dataplane::vmm::open(attachment)
+                .unwrap()
+                .ram()
+                .unwrap()
+        };
+        let (from, to) = (ram(&nodes.old.attachment), ram(&nodes.new.attachment));
+        let (from, to) = (&from.blocks()[0], &to.blocks()[0]);
+        let mut copied = 0;
+        for page in 0..from.pages() {
+            let mut content = [0; 4096];
+            match random.below(4) {
+                0 => {
+                    from.read_page(page, &mut content);
+                    to.write_page(page, &content);
+                    copied += u64::from(content != [0; 4096]);
+                }
+                1 => to.write_page(page, &[0x5E; 4096]),
+                2 => to.write_page(page, &content),
+                _ => {}
+            }
+        }
+        let report = migrate(&nodes.a, &nodes.b.address, 1, reusing());
+        let there = wait(&nodes.b.node, MigrationId(1));
+        let place = format!("seed {seed}: {}", there.reason);
+        check_moved(&nodes, &report, &place);
+        // The guest has written some of them since.
+        let known = report.pages.known;
+        assert!(
+            known <= copied && known > copied * 8 / 10,
+            "{place}: {known} of {copied}"
+        );
+    }
+}
