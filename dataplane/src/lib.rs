@@ -20,5 +20,6 @@ pub mod engine;
 pub mod migration;
 pub mod path;
 pub mod ram;
+pub mod store;
 pub mod transport;
 pub mod vmm;

@@ -45,6 +45,10 @@ struct Options {
     /// for them, at most; 0 sleeps at once
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1000))]
     busy_poll_us: u16,
+    /// Disk, in MiB, for the RAM of VMs that left this node: one that comes back sends what changed. 0
+    /// keeps none. A tenth of the file system stays free in any case
+    #[arg(long, value_name = "MIB", default_value_t = 16 * 1024)]
+    store_mib: u64,
 }
 
 fn parse_io(text: &str) -> Result<IoPath, String> {
@@ -83,6 +87,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         name: options.name,
         state_folder: options.state.clone(),
         listen: options.listen,
+        store_bytes_max: options.store_mib << 20,
     })?);
     let control = dwcp_api::Listener::bind(&options.state.join("dataplane.sock"))?;
     let listener = Listener::bind(&node)?;

@@ -4,7 +4,7 @@
 mod common;
 
 use common::proxy::{Harm, Plan, Proxy, Way};
-use common::{Random, TestNode, TwoNodes, busy, log, settings, wait};
+use common::{Random, TestGuest, TestNode, TwoNodes, busy, log, settings, wait};
 use dwcp_api::{MigrationId, MigrationReport, RunResult, TransferSettings};
 use dwcp_testbed::synthetic::SyntheticOptions;
 
@@ -161,4 +161,31 @@ fn foreign_memory_is_told_apart() {
             "{place}: {known} of {copied}"
         );
     }
+}
+
+/// The VM leaves a node, works elsewhere, and comes back.
+#[test]
+fn a_vm_that_comes_back_sends_what_changed() {
+    log::keep();
+    let nodes = TwoNodes::start(&reusing(), |incoming| calm(3, incoming));
+    let first = migrate(&nodes.a, &nodes.b.address, 1, reusing());
+    check_moved(&nodes, &first, "there");
+    let store = nodes.folder().join("a/store");
+    common::until("the baseline is kept", || {
+        let files = std::fs::read_dir(&store).unwrap().flatten();
+        let mut names = files.map(|file| file.file_name());
+        names.any(|name| name.to_string_lossy().ends_with(".baseline"))
+    });
+    nodes.a.node.detach("vm").unwrap();
+    let back = TestGuest::start(nodes.folder(), "back", &calm(3, true));
+    nodes.a.node.attach("vm", back.attachment.clone()).unwrap();
+    let second = migrate(&nodes.b, &nodes.a.address, 2, reusing());
+    assert_eq!(second.result, RunResult::Completed, "{}", second.reason);
+    assert!(back.is_running() && !nodes.new.is_running());
+    assert_eq!(back.bad_pages(), 0);
+    let (there, here) = (first.wire_bytes, second.wire_bytes);
+    assert!(here < there / 4, "{here} bytes, {there} on the way there");
+    common::until("the baseline is old", || {
+        std::fs::read_dir(&store).unwrap().count() == 0
+    });
 }

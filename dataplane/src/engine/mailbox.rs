@@ -153,7 +153,7 @@ mod tests {
             for taken in 0..3 * EACH {
                 // A bell may still ring for what was popped before; a wait is then short.
                 sum += loop {
-                    let began = std::time::Instant::now();
+                    let began = Instant::now();
                     if let Some(message) = mailbox.wait(LIMIT) {
                         break message;
                     }

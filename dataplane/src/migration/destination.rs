@@ -14,17 +14,17 @@ use dwcp_proto::{
     Destination, DestinationAction, DestinationConfig, DestinationEvent, Ending,
     Instant as ProtoInstant, JournalEntry, Outcome,
 };
-use dwcp_simd::RamRoot;
 use dwcp_wire::{AbortCode, Control, HEADER_BYTES, Offer, StreamHello, StreamRole};
 
+use super::baseline;
+use super::destination_held::Looked;
 use super::meter::Meter;
 use super::node::{JournalScope, MigrationHandle, Node};
 use super::peer::{self, ControlWriter};
 use super::recorder::{End, Recorder, Subject, no_outcome};
 use super::relay::Relay;
 use crate::engine::{
-    DestinationCommand, Mailbox, NotWiped, Reread, Session, Stopped, StreamRound, WorkerEvent,
-    WorkerHandle,
+    DestinationCommand, Mailbox, NotWiped, Reread, Session, StreamRound, WorkerEvent, WorkerHandle,
 };
 use crate::vmm::Vm;
 
@@ -61,8 +61,8 @@ pub(super) enum DestinationInput {
     Reread(Reread),
     /// RAM holds nothing any more of what it held before; the pages that had to be looked at.
     Wiped(Result<u64, NotWiped>),
-    /// What RAM holds already is in the digests; the token for the streams.
-    Looked(Result<RamRoot, Stopped>, u128),
+    /// What RAM holds already is in the digests.
+    Looked(Looked),
 }
 
 impl From<WorkerEvent> for DestinationInput {
@@ -238,7 +238,7 @@ impl DestinationDriver {
             DestinationInput::DeviceLost(reason) => self.stream_lost(reason),
             DestinationInput::Reread(read) => self.was_reread(read),
             DestinationInput::Wiped(wiped) => self.was_wiped(wiped),
-            DestinationInput::Looked(looked, token) => self.was_looked_at(looked, token),
+            DestinationInput::Looked(looked) => self.was_looked_at(looked),
             DestinationInput::Join(join) => {
                 // Its hello was read before it was known to be ours.
                 let hello_bytes = HEADER_BYTES + StreamHello::BYTES;
@@ -410,6 +410,9 @@ impl DestinationDriver {
             cpu_ns: workers + crate::cpu_time::thread_cpu_ns(),
         });
         tracing::info!(vm = self.offer.vm, result = ?report.result, reason = report.reason, "ended");
+        if outcome.result == Ending::Completed {
+            baseline::forget(&self.node, &self.offer.vm);
+        }
         let status = self.recorder.status(self.machine.phase(), false, session);
         if self.vm_taken {
             self.node.give_vm(&self.offer.vm);

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use dwcp_api::{ApiError, ErrorCode};
 use dwcp_journal::RecordKind;
 use dwcp_proto::DestinationEvent;
-use dwcp_simd::RamRoot;
 use dwcp_wire::{AbortCode, RefuseCode, StreamRole};
 
 use super::destination::{DestinationDriver, DestinationInput, StreamJoin};
@@ -19,8 +18,7 @@ use super::room::check_room;
 use super::source::random;
 use super::vms::is_moving;
 use crate::engine::{
-    DestinationCommand, Session, Stopped, WorkerSettings, held_messages, keep_allocated,
-    look_at_unknown, spawn_destination_worker,
+    DestinationCommand, Session, WorkerSettings, keep_allocated, spawn_destination_worker,
 };
 use crate::vmm::{self, VmmError};
 
@@ -41,53 +39,10 @@ impl DestinationDriver {
         }
     }
 
-    fn vm_is_ready(&mut self, token: u128) {
+    pub(super) fn vm_is_ready(&mut self, token: u128) {
         let streams = self.offer.streams.min(self.settings.streams.max(1));
         let event = DestinationEvent::VmReady { token, streams };
         self.pending.push_back(event);
-    }
-
-    /// Reads what RAM holds already. On a thread of its own: gigabytes take seconds, and meanwhile the
-    /// source must hear that this side lives.
-    fn look_at_ram(&mut self, token: u128) -> Result<(), Refusal> {
-        let Some(session) = self.session.clone() else {
-            return Ok(());
-        };
-        let (stop, mailbox) = (Arc::clone(&self.vm_stop), self.mailbox.clone());
-        let meter = Arc::clone(&self.recorder.meter);
-        let look = move || {
-            let _helper = meter.helper();
-            let looked = look_at_unknown(&session, &stop);
-            let _ = mailbox.push(DestinationInput::Looked(looked, token));
-        };
-        let thread = std::thread::Builder::new().name("dwcp-look".into());
-        let thread = thread.spawn(look);
-        self.ram_thread =
-            Some(thread.map_err(|error| (RefuseCode::Other, format!("no thread: {error}")))?);
-        Ok(())
-    }
-
-    pub(super) fn was_looked_at(&mut self, looked: Result<RamRoot, Stopped>, token: u128) {
-        if self.vm_stop.load(Ordering::Acquire) {
-            return;
-        }
-        match looked {
-            Ok(root) => {
-                self.recorder.ram_root = Some(root.0);
-                self.vm_is_ready(token);
-            }
-            Err(error) => self.failed(AbortCode::Other, error.to_string()),
-        }
-    }
-
-    /// Tells the source what RAM holds already, once it was told that the VM is ready for the rest.
-    pub(super) fn tell_held(&mut self) {
-        let Some(session) = self.session.clone().filter(|_| self.offer.tell_held) else {
-            return;
-        };
-        for message in held_messages(&session) {
-            self.send(&message);
-        }
     }
 
     fn try_prepare_vm(&mut self) -> Result<u128, Refusal> {
@@ -135,7 +90,10 @@ impl DestinationDriver {
                 .write(&self.node, RecordKind::Begin { attachment })
                 .map_err(|error| (RefuseCode::Other, error))?;
             self.began = true;
-            keep_allocated(&session).map_err(|error| (RefuseCode::Other, error.to_string()))?;
+            // Otherwise it is looked at, on another thread.
+            if !self.offer.tell_held {
+                keep_allocated(&session).map_err(|error| (RefuseCode::Other, error.to_string()))?;
+            }
         }
         self.session = Some(Arc::new(session));
         self.vm = Some(Arc::new(Mutex::new(vm)));

@@ -15,8 +15,10 @@
 //! | `recovery.rs`, `doubt.rs` | what a restarted daemon finishes; a handover without an answer |
 
 mod admission;
+mod baseline;
 mod destination;
 mod destination_actions;
+mod destination_held;
 mod destination_rounds;
 mod dial;
 mod doubt;

@@ -18,6 +18,7 @@ use super::destination::DestinationInput;
 use super::placement;
 use super::vms::{self, VmTable};
 use crate::engine::Mailbox;
+use crate::store::{Store, StoreError};
 use crate::transport::Stock;
 use crate::vmm::RunState;
 
@@ -30,6 +31,8 @@ pub struct NodeOptions {
     pub state_folder: PathBuf,
     /// Address to listen on for other nodes.
     pub listen: String,
+    /// Disk for the RAM of VMs that left; 0 keeps none.
+    pub store_bytes_max: u64,
 }
 
 /// Another node.
@@ -65,6 +68,9 @@ pub enum NodeError {
     /// The journal.
     #[error(transparent)]
     Journal(#[from] dwcp_journal::JournalError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The counters page.
     #[error(transparent)]
     Counters(#[from] dwcp_api::counters::CountersError),
@@ -131,6 +137,8 @@ pub struct Node {
     incoming: Mutex<HashMap<MigrationId, Mailbox<DestinationInput>>>,
     next_slot: AtomicUsize,
     pub(super) admission: Arc<Admission>,
+    /// RAM of VMs that left.
+    pub(super) store: Option<Store>,
     /// What workers leave to those of the next migrations.
     pub(super) stock: Stock,
 }
@@ -147,6 +155,10 @@ impl Node {
     pub fn new(options: NodeOptions) -> Result<Self, NodeError> {
         // Now: a first migration would wait for it. What is wrong with it is said then.
         let _ = placement::machine();
+        let store = match options.store_bytes_max {
+            0 => None,
+            most => Some(Store::open(options.state_folder.join("store"), most)?),
+        };
         Ok(Self {
             journal: Journal::open(&options.state_folder)?,
             counters: CountersPage::create()?,
@@ -158,6 +170,7 @@ impl Node {
             incoming: Mutex::default(),
             next_slot: AtomicUsize::new(0),
             admission: Arc::default(),
+            store,
             stock: Stock::default(),
         })
     }

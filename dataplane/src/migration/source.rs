@@ -18,6 +18,7 @@ use dwcp_proto::{
 use dwcp_wire::{AbortCode, Offer};
 
 use super::admission::{Turn, at_once};
+use super::baseline;
 use super::node::{JournalScope, MigrationHandle, Node, PeerNode, check_running};
 use super::peer::ControlWriter;
 use super::recorder::{End, Recorder, Subject, no_outcome};
@@ -457,6 +458,10 @@ impl SourceDriver {
         let status = self
             .recorder
             .status(self.machine.phase(), false, Some(&self.session));
+        if outcome.result == Ending::Completed && self.request.settings.reuse {
+            let session = Arc::clone(&self.session);
+            baseline::keep(&self.node, &self.request.vm, session);
+        }
         self.node.give_vm(&self.request.vm);
         self.handle.finish(status, report);
     }

@@ -92,6 +92,7 @@ pub(crate) fn node(folder: &Path, name: &str, incoming: &TransferSettings) -> Te
         name: name.into(),
         state_folder,
         listen: "127.0.0.1:0".into(),
+        store_bytes_max: 256 << 20,
     };
     let node = Arc::new(Node::new(options).unwrap());
     let listener = Listener::bind(&node).unwrap();
@@ -183,7 +184,7 @@ pub(crate) struct TwoNodes {
     pub(crate) b: TestNode,
     pub(crate) old: TestGuest,
     pub(crate) new: TestGuest,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl TwoNodes {
@@ -204,8 +205,13 @@ impl TwoNodes {
             b,
             old,
             new,
-            _folder: folder,
+            folder,
         }
+    }
+
+    /// Of the nodes' states and the guests' sockets.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 }
 

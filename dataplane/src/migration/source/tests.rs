@@ -54,6 +54,7 @@ fn without_a_thread_nothing_begins() {
         name: "a".into(),
         state_folder: folder.path().into(),
         listen: "127.0.0.1:0".into(),
+        store_bytes_max: 0,
     });
     let node = Arc::new(node.unwrap());
     let attachment = Attachment::Process {
