@@ -86,7 +86,7 @@ Examples:
   dwcp-wan down --all";
 
 #[derive(clap::Args, Debug)]
-#[command(after_help = DOWN_HELP)]
+#[command(after_help = DOWN_HELP, override_usage = "dwcp-wan down <NAME|--all>")]
 struct DownArgs {
     /// The link's name.
     #[arg(required_unless_present = "all", conflicts_with = "all")]
