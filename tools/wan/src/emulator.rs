@@ -17,6 +17,7 @@ use crate::delay_line::DelayLine;
 use crate::model::{Verdict, Way};
 use crate::namespace;
 use crate::params::{Direction, LinkParams};
+use crate::process;
 use crate::superframe::{Superframe, VNET_HEADER_BYTES};
 use crate::tun::Tun;
 
@@ -33,6 +34,8 @@ const SLEEP_NS_MIN: u64 = 50_000;
 /// Whoever started the emulator starts the link within this time, or has gone.
 const START_LIMIT_NS: u64 = 60_000_000_000;
 const IDLE_NS_MAX: u64 = 1_000_000_000;
+/// How often it looks whether it is still somebody's.
+const LOOK_NS: u64 = 1_000_000_000;
 
 struct Lane {
     way: Way,
@@ -60,6 +63,7 @@ pub fn run(folder: &Path, namespaces: &[String; 2]) -> io::Result<()> {
     let mut emulator = Emulator::new(devices)?;
     let server = Server::bind(folder)?;
     let born_ns = now_ns()?;
+    let mut look_ns = born_ns;
     let mut buffer = vec![0; FRAME_BYTES_MAX];
     loop {
         for side in 0..2 {
@@ -69,8 +73,10 @@ pub fn run(folder: &Path, namespaces: &[String; 2]) -> io::Result<()> {
         while let Some((request, from)) = server.next() {
             server.answer(&emulator.answer(request), &from);
         }
-        if !emulator.is_started && now_ns()? > born_ns + START_LIMIT_NS {
-            return Err(io::Error::other("nobody started a link"));
+        let now_ns = now_ns()?;
+        if now_ns > look_ns {
+            look_ns = now_ns + LOOK_NS;
+            emulator.check_owner(folder, now_ns - born_ns)?;
         }
         emulator.sleep(&server)?;
     }
@@ -87,6 +93,17 @@ impl Emulator {
             started_ns: now_ns,
             is_started: false,
         })
+    }
+
+    /// An error when nobody can take the link down any more, or nobody started it.
+    fn check_owner(&self, folder: &Path, age_ns: u64) -> io::Result<()> {
+        if !process::is_claimed(folder) {
+            return Err(io::Error::other("the link's folder is gone"));
+        }
+        if !self.is_started && age_ns > START_LIMIT_NS {
+            return Err(io::Error::other("nobody started a link"));
+        }
+        Ok(())
     }
 
     /// Takes what came from one side.

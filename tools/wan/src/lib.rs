@@ -12,7 +12,7 @@
 //! | `delay_line.rs` | packets on their way |
 //! | `tun.rs`, `emulator.rs` | the two devices, and the loop between them |
 //! | `control.rs` | how a running emulator is asked and told |
-//! | `namespace.rs`, `link.rs` | namespaces and state files: up, down, what there is |
+//! | `namespace.rs`, `process.rs`, `link.rs` | namespaces, the process, state files: up, down, what there is |
 //! | `needs.rs` | what the machine must have |
 //! | `traffic.rs` | probes and transfers through a link |
 
@@ -25,6 +25,7 @@ pub mod model;
 pub mod namespace;
 pub mod needs;
 pub mod params;
+pub mod process;
 mod superframe;
 pub mod trace;
 pub mod traffic;

@@ -4,6 +4,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::ops::Deref;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,14 +12,13 @@ use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::control::{self, Request, Status};
 use crate::namespace::{self, ip};
 use crate::needs;
 use crate::params::LinkParams;
+use crate::process::Process;
 use crate::traffic;
 use crate::tun::DEVICE;
 
@@ -31,7 +31,6 @@ const ADDRESSES: [&str; 2] = ["10.213.8.1", "10.213.8.2"];
 const DEVICE_QUEUE_FRAMES: &str = "10000";
 /// A started emulator answers within this time, even on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(10);
-const END_LIMIT: Duration = Duration::from_secs(2);
 const NAME_BYTES_MAX: usize = 32;
 
 /// Why there is no link, or no end of it.
@@ -129,6 +128,32 @@ pub struct Link {
     pub pid: u32,
 }
 
+/// A link that goes when this is dropped.
+#[derive(Debug)]
+pub struct TemporaryLink(Link);
+
+impl From<Link> for TemporaryLink {
+    fn from(link: Link) -> Self {
+        Self(link)
+    }
+}
+
+impl Deref for TemporaryLink {
+    type Target = Link;
+
+    fn deref(&self) -> &Link {
+        &self.0
+    }
+}
+
+impl Drop for TemporaryLink {
+    fn drop(&mut self) {
+        if let Err(error) = down(&self.0.name) {
+            eprintln!("link {}: {error}", self.0.name);
+        }
+    }
+}
+
 /// Sets a link up and returns when packets pass. `program` is `dwcp-wan`, which becomes the emulator.
 ///
 /// # Errors
@@ -142,6 +167,10 @@ pub fn up(
     let missing = needs::missing();
     if !missing.is_empty() {
         return Err(LinkError::Needs(missing));
+    }
+    // Namespaces alone, too: they are not ours to take over.
+    if list().contains(name) {
+        return Err(LinkError::Exists(name.clone()));
     }
     let folder = name.folder();
     let mut builder = DirBuilder::new();
@@ -330,70 +359,6 @@ pub fn ask(name: &LinkName, request: &Request) -> Result<Status, LinkError> {
     })
 }
 
-/// A process by number and start: numbers come again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Process {
-    pid: i32,
-    started_ticks: u64,
-}
-
-/// Says in the folder which process its emulator is: this one.
-///
-/// # Errors
-/// From the system.
-pub fn claim(folder: &Path) -> io::Result<()> {
-    let pid = std::process::id();
-    let (_, started_ticks) = stat(pid.cast_signed()).ok_or_else(|| io::Error::other("no /proc"))?;
-    fs::write(folder.join("pid"), format!("{pid} {started_ticks}\n"))
-}
-
-impl Process {
-    fn read(folder: &Path) -> Option<Self> {
-        let text = fs::read_to_string(folder.join("pid")).ok()?;
-        let (pid, started) = text.trim().split_once(' ')?;
-        let (pid, started_ticks) = (pid.parse().ok()?, started.parse().ok()?);
-        Some(Self { pid, started_ticks })
-    }
-
-    fn is_alive(self) -> bool {
-        let found = stat(self.pid);
-        found.is_some_and(|(state, started)| state != 'Z' && started == self.started_ticks)
-    }
-
-    /// Asks it to end, then makes it.
-    fn end(self) -> io::Result<()> {
-        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-            if !self.is_alive() {
-                return Ok(());
-            }
-            match kill(Pid::from_raw(self.pid), signal) {
-                Ok(()) | Err(nix::Error::ESRCH) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-            let deadline = Instant::now() + END_LIMIT;
-            while self.is_alive() && Instant::now() < deadline {
-                thread::sleep(Duration::from_millis(2));
-            }
-        }
-        match self.is_alive() {
-            true => Err(io::Error::other(format!(
-                "process {} does not end",
-                self.pid
-            ))),
-            false => Ok(()),
-        }
-    }
-}
-
-/// State and start of a process, from `/proc/PID/stat` (fields 3 and 22).
-fn stat(pid: i32) -> Option<(char, u64)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything.
-    let mut fields = text[text.rfind(')')? + 1..].split_whitespace();
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -407,23 +372,5 @@ mod tests {
             let error = bad.parse::<LinkName>().unwrap_err();
             assert!(error.contains("lab-2"), "{error}");
         }
-    }
-
-    #[test]
-    fn a_process_is_known_by_number_and_start() {
-        let folder = tempfile::tempdir().unwrap();
-        claim(folder.path()).unwrap();
-        let own = Process::read(folder.path()).unwrap();
-        assert!(own.is_alive());
-        let other = Process {
-            started_ticks: own.started_ticks + 1,
-            ..own
-        };
-        assert!(!other.is_alive());
-        other.end().unwrap();
-        assert!(
-            own.is_alive(),
-            "another process of the same number is left alone"
-        );
     }
 }

@@ -9,9 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dwcp_wan::control::{Request, Status};
-use dwcp_wan::link::{self, Link, LinkError, LinkName};
+use dwcp_wan::link::{self, Link, LinkError, LinkName, TemporaryLink};
 use dwcp_wan::namespace::{self, within};
-use dwcp_wan::params::LinkParams;
+use dwcp_wan::params::{LinkParams, TraceSource, WayParams};
 use dwcp_wan::{needs, traffic};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -31,28 +31,17 @@ fn is_skipped() -> bool {
     !missing.is_empty()
 }
 
-/// A link that goes with the test, whatever its outcome.
-struct TestLink(Link);
-
-impl TestLink {
-    fn up(test: &str, params: &LinkParams) -> Self {
-        let link = link::up(&own_name(test), params, 1500, Path::new(PROGRAM));
-        Self(link.unwrap_or_else(|error| panic!("{error}")))
-    }
-
-    fn ask(&self, request: &Request) -> Status {
-        link::ask(&self.0.name, request).unwrap()
-    }
-
-    fn round_trip(&self, limit: Duration) -> Option<Duration> {
-        traffic::round_trips(&self.0, 1, limit).unwrap()[0]
-    }
+fn up(test: &str, params: &LinkParams) -> TemporaryLink {
+    let link = link::up(&own_name(test), params, 1500, Path::new(PROGRAM));
+    link.unwrap_or_else(|error| panic!("{error}")).into()
 }
 
-impl Drop for TestLink {
-    fn drop(&mut self) {
-        link::down(&self.0.name).unwrap();
-    }
+fn show(link: &Link) -> Status {
+    link::ask(&link.name, &Request::Show).unwrap()
+}
+
+fn round_trip(link: &Link, limit: Duration) -> Option<Duration> {
+    traffic::round_trips(link, 1, limit).unwrap()[0]
 }
 
 fn own_name(test: &str) -> LinkName {
@@ -61,7 +50,7 @@ fn own_name(test: &str) -> LinkName {
         .unwrap()
 }
 
-fn both(change: impl Fn(&mut dwcp_wan::params::WayParams)) -> LinkParams {
+fn both(change: impl Fn(&mut WayParams)) -> LinkParams {
     let mut params = LinkParams::default();
     params.ways.iter_mut().for_each(change);
     params
@@ -89,17 +78,17 @@ fn delay_and_rate_hold_and_nothing_is_left() {
         way.rate_bit_per_s = Some(20_000_000);
         way.delay_ns = 20 * MS;
     });
-    let link = TestLink::up("rate", &params);
-    for trip in traffic::round_trips(&link.0, 5, PATIENCE).unwrap() {
+    let link = up("rate", &params);
+    for trip in traffic::round_trips(&link, 5, PATIENCE).unwrap() {
         assert!(trip.unwrap() >= Duration::from_millis(40), "{trip:?}");
     }
-    let transfer = traffic::transfer(&link.0, "cubic", Duration::from_secs(2)).unwrap();
+    let transfer = traffic::transfer(&link, "cubic", Duration::from_secs(2)).unwrap();
     let goodput = transfer.goodput_mbit_per_s();
     assert!(transfer.bytes > 0 && goodput <= 20.0, "{goodput} Mbit/s");
-    let status = link.ask(&Request::Show);
-    assert_eq!(status.pid, link.0.pid);
+    let status = show(&link);
+    assert_eq!(status.pid, link.pid);
     assert!(status.ways[0].counters.passed_bytes >= transfer.bytes);
-    let name = link.0.name.clone();
+    let name = link.name.clone();
     drop(link);
     assert!(is_gone(&name));
     assert!(
@@ -113,28 +102,28 @@ fn a_running_link_is_changed_and_cut() {
     if is_skipped() {
         return;
     }
-    let link = TestLink::up("set", &both(|way| way.delay_ns = 2 * MS));
-    assert!(link.round_trip(PATIENCE).is_some());
-    let name = link.0.name.to_string();
+    let link = up("set", &both(|way| way.delay_ns = 2 * MS));
+    assert!(round_trip(&link, PATIENCE).is_some());
+    let name = link.name.to_string();
     let output = dwcp_wan(&["set", &name, "--delay", "60ms", "--back-delay", "30ms"]);
     assert!(output.status.success(), "{output:?}");
-    assert!(link.round_trip(PATIENCE).unwrap() >= Duration::from_millis(90));
+    assert!(round_trip(&link, PATIENCE).unwrap() >= Duration::from_millis(90));
 
     assert!(
         dwcp_wan(&["cut", &name, "--way", "b-to-a"])
             .status
             .success()
     );
-    assert_eq!(link.round_trip(IMPATIENCE), None);
-    let [there, back] = link.ask(&Request::Show).ways;
+    assert_eq!(round_trip(&link, IMPATIENCE), None);
+    let [there, back] = show(&link).ways;
     assert_eq!((there.counters.dropped_by_cut, there.is_cut), (0, false));
     assert_eq!((back.counters.dropped_by_cut, back.is_cut), (1, true));
     assert!(dwcp_wan(&["mend", &name]).status.success());
-    assert!(link.round_trip(PATIENCE).is_some());
+    assert!(round_trip(&link, PATIENCE).is_some());
 
     assert!(dwcp_wan(&["cut", &name, "--for", "400ms"]).status.success());
     let deadline = Instant::now() + PATIENCE;
-    while link.round_trip(IMPATIENCE).is_none() {
+    while round_trip(&link, IMPATIENCE).is_none() {
         assert!(Instant::now() < deadline, "the cut does not end");
     }
     let shown = dwcp_wan(&["show", &name, "--json"]);
@@ -233,19 +222,21 @@ fn tcp_arrives_whole_through_loss_jitter_and_reordering() {
         way.reorder = 0.01;
     });
     params.ways[0].rate_bit_per_s = Some(200_000_000);
-    let link = TestLink::up("whole", &params);
+    let link = up("whole", &params);
     let sent = pattern((4 << 20) + 123);
-    let [a, b] = &link.0.namespaces;
+    let [a, b] = &link.namespaces;
     let listener = within(b, || TcpListener::bind("10.213.8.2:0")).unwrap();
     let address = listener.local_addr().unwrap();
     let received = thread::scope(|scope| {
         let receiver = scope.spawn(|| {
             let (mut stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
             let mut received = vec![];
             stream.read_to_end(&mut received).unwrap();
             received
         });
         let mut stream = within(a, || TcpStream::connect(address)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(&sent).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         receiver.join().unwrap()
@@ -256,7 +247,7 @@ fn tcp_arrives_whole_through_loss_jitter_and_reordering() {
         received.len(),
         sent.len()
     );
-    let counters = link.ask(&Request::Show).ways[0].counters;
+    let counters = show(&link).ways[0].counters;
     assert!(
         counters.dropped_by_loss > 0 && counters.held_back > 0,
         "{counters:?}"
@@ -265,8 +256,8 @@ fn tcp_arrives_whole_through_loss_jitter_and_reordering() {
 
 /// Numbers of the packets that arrive, of 1000.
 fn survivors(params: &LinkParams) -> Vec<u32> {
-    let link = TestLink::up("seed", params);
-    let [a, b] = &link.0.namespaces;
+    let link = up("seed", params);
+    let [a, b] = &link.namespaces;
     let sender = within(a, || UdpSocket::bind("10.213.8.1:0")).unwrap();
     let receiver = within(b, || UdpSocket::bind("10.213.8.2:0")).unwrap();
     receiver.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -276,7 +267,7 @@ fn survivors(params: &LinkParams) -> Vec<u32> {
         sender.send_to(&number.to_le_bytes(), address).unwrap();
         // One by one, so that no buffer is ever full.
         let counters = loop {
-            let counters = link.ask(&Request::Show).ways[0].counters;
+            let counters = show(&link).ways[0].counters;
             if counters.packets > u64::from(number) {
                 break counters;
             }
@@ -302,4 +293,41 @@ fn the_same_seed_loses_the_same_packets() {
     assert_eq!(first, survivors(&params));
     params.seed = 43;
     assert_ne!(first, survivors(&params));
+}
+
+#[test]
+fn an_emulator_whose_folder_is_gone_ends() {
+    if is_skipped() {
+        return;
+    }
+    let link = up("orphan", &LinkParams::default());
+    std::fs::remove_dir_all(link.name.folder()).unwrap();
+    let stat = format!("/proc/{}/stat", link.pid);
+    let is_running = || std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z "));
+    let deadline = Instant::now() + PATIENCE;
+    while is_running() {
+        assert!(Instant::now() < deadline, "it runs on");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let again = link::up(&link.name, &LinkParams::default(), 1500, Path::new(PROGRAM));
+    assert!(
+        matches!(again, Err(LinkError::Exists(_))),
+        "its namespaces are left: {again:?}"
+    );
+}
+
+#[test]
+fn a_trace_is_the_rate() {
+    if is_skipped() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rate.csv");
+    std::fs::write(&path, "t_s,mbps\n0,20\n0.5,4\n1.0,12\n").unwrap();
+    let trace = TraceSource { path, name: None };
+    let link = up("trace", &both(|way| way.trace = Some(trace.clone())));
+    let transfer = traffic::transfer(&link, "cubic", Duration::from_secs(3)).unwrap();
+    let goodput = transfer.goodput_mbit_per_s();
+    // 12 Mbit/s on average; it starts anywhere in the period of 1.5 s.
+    assert!(transfer.bytes > 0 && goodput <= 14.0, "{goodput} Mbit/s");
 }

@@ -1,7 +1,7 @@
 //! The emulator's process: what `up` starts.
 
-use dwcp_wan::emulator;
-use dwcp_wan::link::{self, LinkName};
+use dwcp_wan::link::LinkName;
+use dwcp_wan::{emulator, process};
 use nix::libc;
 use nix::sys::signal::SigSet;
 use nix::unistd::setsid;
@@ -18,7 +18,7 @@ pub(crate) fn run(name: &LinkName) -> Result<(), Failure> {
         .thread_set_mask()
         .map_err(std::io::Error::from)?;
     let folder = name.folder();
-    link::claim(&folder)?;
+    process::claim(&folder)?;
     // SAFETY: plain numbers; the process's own. Where it is refused, delays are less exact, no more.
     let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
     emulator::run(&folder, &name.namespaces())?;

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::failure::Failure;
 use crate::options::LinkTime;
-use crate::run::{DownAtEnd, own_name};
+use crate::run::own_name;
 use crate::signals::Held;
 use crate::up::NewLink;
 
@@ -68,11 +68,10 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<(), Failure> {
     let mut watched = false;
     for congestion in &args.congestion {
         // Each on a link of its own: the same decisions meet each.
-        let link = args.link.up(&name, &signals)?;
+        let link = args.link.up_for_now(&name, &signals)?;
         if !std::mem::replace(&mut watched, true) {
             signals.end_with(&name);
         }
-        let _down = DownAtEnd(&name);
         rows.push(measure(
             &link,
             congestion,

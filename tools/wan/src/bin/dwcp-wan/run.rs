@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
-use dwcp_wan::link::{self, Link, LinkName};
+use dwcp_wan::link::{Link, LinkName};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
@@ -45,17 +45,6 @@ pub(crate) struct Args {
     command: Vec<OsString>,
 }
 
-/// Takes the link down whatever happens.
-pub(crate) struct DownAtEnd<'a>(pub(crate) &'a LinkName);
-
-impl Drop for DownAtEnd<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = link::down(self.0) {
-            eprintln!("dwcp-wan: {error}");
-        }
-    }
-}
-
 /// The name given, or one of this process's own.
 pub(crate) fn own_name(given: Option<&LinkName>, kind: &str) -> Result<LinkName, Failure> {
     match given {
@@ -70,8 +59,7 @@ pub(crate) fn own_name(given: Option<&LinkName>, kind: &str) -> Result<LinkName,
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let signals = Held::hold()?;
     let name = own_name(args.name.as_ref(), "run")?;
-    let link = args.link.up(&name, &signals)?;
-    let _down = DownAtEnd(&name);
+    let link = args.link.up_for_now(&name, &signals)?;
     let mut child = start(&args.command, &link)?;
     let status = wait(&mut child, &signals)?;
     let code = status

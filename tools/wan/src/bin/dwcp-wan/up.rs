@@ -1,6 +1,6 @@
 //! `dwcp-wan up`: a link that stays.
 
-use dwcp_wan::link::{self, Link, LinkName};
+use dwcp_wan::link::{self, Link, LinkName, TemporaryLink};
 use dwcp_wan::params::LinkParams;
 use serde_json::json;
 
@@ -60,6 +60,15 @@ impl NewLink {
             return Err(Failure::Signal(number));
         }
         Ok(link)
+    }
+
+    /// Sets it up for as long as the result lives.
+    pub(crate) fn up_for_now(
+        &self,
+        name: &LinkName,
+        signals: &Held,
+    ) -> Result<TemporaryLink, Failure> {
+        self.up(name, signals).map(TemporaryLink::from)
     }
 }
 
