@@ -7,6 +7,8 @@ use dwcp_wan::link::LinkError;
 use dwcp_wan::trace::TraceError;
 use serde_json::json;
 
+use crate::output;
+
 /// Why a command did not do what it was asked.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -61,7 +63,8 @@ impl Failure {
     pub(crate) fn report(&self, as_json: bool) -> ExitCode {
         if as_json {
             let error = json!({"exit_code": self.code(), "message": self.text()});
-            println!("{:#}", json!({ "error": error }));
+            // Where nobody reads, there is nobody to tell.
+            let _ = output::print(true, &json!({ "error": error }), String::new);
         } else {
             eprintln!("dwcp-wan: {}", self.text());
         }

@@ -4,6 +4,7 @@ mod emulate;
 mod failure;
 mod measure;
 mod options;
+mod output;
 mod run;
 mod show;
 mod signals;
@@ -12,7 +13,7 @@ mod up;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use dwcp_wan::control::{Request, Status};
+use dwcp_wan::control::Request;
 use dwcp_wan::link::{self, LinkName};
 use dwcp_wan::params::Direction;
 use dwcp_wan::units;
@@ -167,7 +168,7 @@ fn dispatch(command: &Command, json: bool) -> Result<ExitCode, Failure> {
         Command::Cut(args) => cut(args, json)?,
         Command::Mend(args) => {
             let status = link::ask(&args.name, &Request::Mend)?;
-            told(json, &status, || format!("{}: mended", args.name));
+            output::print(json, &status, || format!("{}: mended", args.name))?;
         }
         Command::Show(args) => show::run(args.name.as_ref(), json)?,
         Command::Measure(args) => measure::run(args, json)?,
@@ -193,14 +194,10 @@ fn down(args: &DownArgs, json: bool) -> Result<(), Failure> {
     if let Some(error) = first {
         return Err(error.into());
     }
-    if json {
-        println!("{:#}", json!({ "down": ended }));
-    } else if ended.is_empty() {
-        println!("there was nothing to take down");
-    } else {
-        ended.iter().for_each(|name| println!("{name}: down"));
-    }
-    Ok(())
+    output::print(json, &json!({ "down": ended }), || match &ended[..] {
+        [] => "there was nothing to take down".to_owned(),
+        ended => ended.iter().map(|name| format!("{name}: down\n")).collect(),
+    })
 }
 
 fn set(args: &SetArgs, json: bool) -> Result<(), Failure> {
@@ -208,12 +205,11 @@ fn set(args: &SetArgs, json: bool) -> Result<(), Failure> {
     let mut ways = before.ways.map(|way| way.params);
     args.options.apply(&mut ways)?;
     let status = link::ask(&args.name, &Request::Set(ways))?;
-    told(json, &status, || {
+    output::print(json, &status, || {
         let [there, back] = &status.ways;
         let (there, back) = (there.params.in_words(), back.params.in_words());
         format!("{}:\n  a-to-b  {there}\n  b-to-a  {back}", args.name)
-    });
-    Ok(())
+    })
 }
 
 fn cut(args: &CutArgs, json: bool) -> Result<(), Failure> {
@@ -225,19 +221,11 @@ fn cut(args: &CutArgs, json: bool) -> Result<(), Failure> {
     let for_ns = args.length.map(|length| length.0);
     let names: Vec<_> = ways.iter().map(|way| way.name()).collect();
     let status = link::ask(&args.name, &Request::Cut { ways, for_ns })?;
-    told(json, &status, || {
+    output::print(json, &status, || {
         let until = match for_ns {
             Some(ns) => format!("for {}", units::show_time(ns)),
             None => format!("until `dwcp-wan mend {}`", args.name),
         };
         format!("{}: cut {} {until}", args.name, names.join(" and "))
-    });
-    Ok(())
-}
-
-fn told(json: bool, status: &Status, text: impl FnOnce() -> String) {
-    match json {
-        true => println!("{:#}", json!(status)),
-        false => println!("{}", text()),
-    }
+    })
 }

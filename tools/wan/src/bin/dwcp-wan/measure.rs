@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::failure::Failure;
 use crate::options::LinkTime;
+use crate::output;
 use crate::run::own_name;
 use crate::signals::Held;
 use crate::up::NewLink;
@@ -78,12 +79,10 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<(), Failure> {
             Duration::from_nanos(args.length.0),
         )?);
     }
-    if json {
-        println!("{:#}", json!({"params": args.link.params()?, "rows": rows}));
-    } else {
-        print(&rows);
-    }
-    Ok(())
+    let params = args.link.params()?;
+    output::print(json, &json!({"params": params, "rows": rows}), || {
+        table(&rows)
+    })
 }
 
 fn measure(link: &Link, congestion: &str, length: Duration) -> Result<Row, Failure> {
@@ -111,7 +110,7 @@ fn show(name: &LinkName) -> Result<Status, Failure> {
     Ok(link::ask(name, &Request::Show)?)
 }
 
-fn print(rows: &[Row]) {
+fn table(rows: &[Row]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header([
@@ -138,5 +137,5 @@ fn print(rows: &[Row]) {
             row.dropped_by_queue.to_string(),
         ]);
     }
-    println!("{table}");
+    table.to_string()
 }

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::failure::Failure;
 use crate::options::LinkOptions;
+use crate::output;
 use crate::signals::Held;
 
 const HELP: &str =
@@ -75,21 +76,14 @@ impl NewLink {
 pub(crate) fn run(args: &Args, json: bool) -> Result<(), Failure> {
     if args.dry_run {
         let steps = link::plan(&args.name, &args.link.params()?, args.link.mtu);
-        match json {
-            true => println!("{:#}", json!({ "steps": steps })),
-            false => steps.iter().for_each(|step| println!("{step}")),
-        }
-        return Ok(());
+        return output::print(json, &json!({ "steps": steps }), || steps.join("\n"));
     }
     let link = args.link.up(&args.name, &Held::hold()?)?;
-    if json {
-        println!("{:#}", json!(link));
-        return Ok(());
-    }
-    println!("{}: up", link.name);
-    for (side, (namespace, address)) in link.namespaces.iter().zip(&link.addresses).enumerate() {
-        let side = ["a", "b"][side];
-        println!("  {side}  {namespace}  {address}  (ip netns exec {namespace} COMMAND)");
-    }
-    Ok(())
+    output::print(json, &link, || {
+        let sides = ["a", "b"].iter().zip(&link.namespaces).zip(&link.addresses);
+        let sides = sides.map(|((side, namespace), address)| {
+            format!("  {side}  {namespace}  {address}  (ip netns exec {namespace} COMMAND)\n")
+        });
+        format!("{}: up\n{}", link.name, sides.collect::<String>())
+    })
 }
