@@ -145,6 +145,9 @@ const fn low_u32(value: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     const SEGMENT: usize = 1000;
@@ -216,6 +219,32 @@ mod tests {
             let mut bad = frame(8);
             bad[at] = value;
             assert_eq!(Superframe::find(&bad), None, "byte {at}: {value}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_divide_without_loss(
+            mut bytes in vec(any::<u8>(), 0..3000), segment in 1..600_u16, first in any::<u8>(),
+        ) {
+            // Likely enough to be a superframe that most of these are.
+            if let [_, kind, ..] = &mut bytes[..] {
+                *kind = GSO_TCP_IPV4;
+            }
+            if bytes.len() > 60 {
+                bytes[GSO_SIZE].copy_from_slice(&segment.to_ne_bytes());
+                bytes[VNET_HEADER_BYTES] = 0x45 + first % 3;
+                bytes[VNET_HEADER_BYTES + 9] = PROTOCOL_TCP;
+            }
+            if let Some(superframe) = Superframe::find(&bytes) {
+                let headers = VNET_HEADER_BYTES + superframe.header_bytes;
+                let count = superframe.segments();
+                let parts = (0..count).map(|n| superframe.part(&bytes, n..n + 1));
+                let payload: Vec<u8> = parts.flat_map(|part| part[headers..].to_vec()).collect();
+                prop_assert!(payload == bytes[headers..]);
+                let packets = (0..count).map(|n| superframe.packet_bytes(n)).sum::<usize>();
+                prop_assert_eq!(packets, count * superframe.header_bytes + payload.len());
+            }
         }
     }
 }
