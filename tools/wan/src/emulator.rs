@@ -66,19 +66,23 @@ pub fn run(folder: &Path, namespaces: &[String; 2]) -> io::Result<()> {
     let mut look_ns = born_ns;
     let mut buffer = vec![0; FRAME_BYTES_MAX];
     loop {
-        for side in 0..2 {
-            emulator.receive(side, &mut buffer)?;
+        let (from_devices, from_clients) = emulator.sleep(&server)?;
+        for (side, is_ready) in from_devices.into_iter().enumerate() {
+            if is_ready {
+                emulator.receive(side, &mut buffer)?;
+            }
             emulator.deliver(side)?;
         }
-        while let Some((request, from)) = server.next() {
-            server.answer(&emulator.answer(request), &from);
+        if from_clients {
+            while let Some((request, from)) = server.next() {
+                server.answer(&emulator.answer(request), &from);
+            }
         }
         let now_ns = now_ns()?;
         if now_ns > look_ns {
             look_ns = now_ns + LOOK_NS;
             emulator.check_owner(folder, now_ns - born_ns)?;
         }
-        emulator.sleep(&server)?;
     }
 }
 
@@ -130,8 +134,9 @@ impl Emulator {
         Ok(())
     }
 
-    /// Until a packet or a request comes, or the next packet is due.
-    fn sleep(&self, server: &Server) -> io::Result<()> {
+    /// Until a packet or a request comes, or the next packet is due. Gives which of the two devices
+    /// and the control socket have something.
+    fn sleep(&self, server: &Server) -> io::Result<([bool; 2], bool)> {
         let next_ns = self
             .lanes
             .iter()
@@ -146,7 +151,12 @@ impl Emulator {
         let mut fds = [a.as_fd(), b.as_fd(), server.socket().as_fd()]
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         match ppoll(&mut fds, Some(wait), None) {
-            Ok(_) | Err(nix::Error::EINTR) => Ok(()),
+            // Errors, too, are found by reading.
+            Ok(_) => {
+                let [a, b, clients] = fds.map(|fd| fd.any().unwrap_or(true));
+                Ok(([a, b], clients))
+            }
+            Err(nix::Error::EINTR) => Ok(([false; 2], false)),
             Err(errno) => Err(errno.into()),
         }
     }
