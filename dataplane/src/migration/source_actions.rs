@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use dwcp_api::Codec;
 use dwcp_proto::{JournalEntry, SourceEvent};
 use dwcp_wire::{AbortCode, Control, StreamHello, StreamRole};
 
@@ -204,7 +205,7 @@ impl SourceDriver {
     pub(super) fn pause_vm(&mut self) {
         let opened = UnixStream::pair().and_then(|(ours, vmms)| {
             if let Some(relay) = &self.relay {
-                relay.open(ours)?;
+                relay.open(ours, self.request.settings.codec != Codec::Raw)?;
             }
             Ok(vmms)
         });

@@ -36,6 +36,8 @@ pub enum FrameKind {
     Ack = 7,
     /// Device state, both ways. An empty payload ends that direction.
     Device = 8,
+    /// The same as one zstd frame, of no more content than [`FrameKind::Device`] may have.
+    DeviceZstd = 9,
 }
 
 impl FrameKind {
@@ -49,6 +51,7 @@ impl FrameKind {
             6 => Self::RoundMark,
             7 => Self::Ack,
             8 => Self::Device,
+            9 => Self::DeviceZstd,
             _ => return None,
         })
     }
@@ -62,6 +65,7 @@ impl FrameKind {
             Self::Pages => (crate::ENTRY_BYTES, PAYLOAD_BYTES_MAX),
             Self::RoundMark | Self::Ack => (0, 0),
             Self::Device => (0, DEVICE_BYTES_MAX),
+            Self::DeviceZstd => (1, DEVICE_BYTES_MAX),
         }
     }
 }

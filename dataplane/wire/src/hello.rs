@@ -20,7 +20,7 @@ pub const VERSION_OLDEST: u16 = 1;
 pub struct Capabilities(pub u64);
 
 impl Capabilities {
-    /// Pages may come as zstd frames.
+    /// Pages and device state may come as zstd frames.
     pub const ZSTD: Self = Self(1 << 0);
     /// Device state may be relayed.
     pub const DEVICE_STATE: Self = Self(1 << 1);

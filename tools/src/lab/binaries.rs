@@ -13,6 +13,8 @@ pub struct Binaries {
     pub load: PathBuf,
     /// `libdwcp_preload.so`.
     pub preload: PathBuf,
+    /// `dwcp-wan`.
+    pub wan: PathBuf,
 }
 
 /// Something is missing.
@@ -52,6 +54,7 @@ impl Binaries {
             controlplane: find("dwcp-controlplane")?,
             load: find("dwcp-load")?,
             preload: find("libdwcp_preload.so")?,
+            wan: find("dwcp-wan")?,
         })
     }
 }

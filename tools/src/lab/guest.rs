@@ -124,6 +124,41 @@ impl GuestPair {
         })
     }
 
+    /// The guest has been moved: where it runs is the source from now on, and a new VMM waits for it.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn turn_round(
+        &mut self,
+        spec: &GuestSpec,
+        folder: &Path,
+        binaries: &Binaries,
+    ) -> Result<(), LabError> {
+        let kind = match spec.choice {
+            GuestChoice::Synthetic | GuestChoice::Qemu => GuestKind::Bare,
+            GuestChoice::Linux => GuestKind::Linux,
+        };
+        match self {
+            Self::Synthetic {
+                source,
+                destination,
+            } => {
+                let place = SyntheticProcess::start(spec, folder, binaries, true)?;
+                *source = std::mem::replace(destination, place);
+            }
+            Self::Qemu {
+                source,
+                destination,
+            } => {
+                let mut place = QemuEnd::start(spec, kind, folder, binaries, true)?;
+                drop(place.guest.qmp()?);
+                destination.guest.goes_on_from(&source.guest);
+                *source = std::mem::replace(destination, Box::new(place));
+            }
+        }
+        Ok(())
+    }
+
     /// How the data plane of the source reaches it.
     #[must_use]
     pub fn source(&self) -> Attachment {

@@ -19,7 +19,7 @@ pub use binaries::{Binaries, BinariesError};
 pub use fleet::{Fleet, MovedFleet};
 pub use guest::{GuestChoice, GuestPair, GuestSpec};
 pub use node::{LabNode, Plane};
-pub use run::{Lab, MovedGuest, RunSpec};
+pub use run::{Ends, Lab, MovedGuest, RunSpec};
 
 /// Why the lab cannot do what was asked.
 #[derive(Debug, thiserror::Error)]

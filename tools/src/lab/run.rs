@@ -25,6 +25,32 @@ pub struct RunSpec {
     pub settings: TransferSettings,
 }
 
+/// Where the two nodes of a lab are: their namespaces, and their addresses there.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends<'a> {
+    namespaces: [&'a str; 2],
+    addresses: [&'a str; 2],
+}
+
+impl<'a> From<&'a VethLink> for Ends<'a> {
+    fn from(link: &'a VethLink) -> Self {
+        let sides = [Side::A, Side::B];
+        Self {
+            namespaces: sides.map(|side| link.namespace(side)),
+            addresses: sides.map(|side| link.address(side)),
+        }
+    }
+}
+
+impl<'a> From<&'a dwcp_wan::link::Link> for Ends<'a> {
+    fn from(link: &'a dwcp_wan::link::Link) -> Self {
+        Self {
+            namespaces: link.namespaces.each_ref().map(String::as_str),
+            addresses: link.addresses.each_ref().map(String::as_str),
+        }
+    }
+}
+
 /// Two nodes and a guest.
 #[derive(Debug)]
 pub struct Lab {
@@ -70,15 +96,15 @@ impl Lab {
     pub fn start_over(
         spec: &RunSpec,
         folder: &Path,
-        link: Option<&VethLink>,
+        link: Option<Ends<'_>>,
         say: &mut dyn FnMut(&str),
     ) -> Result<Self, LabError> {
         let binaries = Binaries::find()?;
         say("starting two nodes, a data plane and a control plane each");
         let settings = &spec.settings;
-        let at = |side| link.map(|link| (link.namespace(side), link.address(side)));
-        let a = LabNode::start_within("node-a", folder, &binaries, settings, at(Side::A))?;
-        let b = LabNode::start_within("node-b", folder, &binaries, settings, at(Side::B))?;
+        let at = |side: usize| link.map(|link| (link.namespaces[side], link.addresses[side]));
+        let a = LabNode::start_within("node-a", folder, &binaries, settings, at(0))?;
+        let b = LabNode::start_within("node-b", folder, &binaries, settings, at(1))?;
         say("starting the guest at node-a, and its empty place at node-b");
         let guest = GuestPair::start(&spec.guest, folder, &binaries)?;
         let mut lab = Self { a, b, guest };
@@ -92,6 +118,25 @@ impl Lab {
         self.a.ask(&Request::AttachVm {
             name: name.clone(),
             attachment,
+        })?;
+        let attachment = self.guest.destination();
+        self.b.ask(&Request::AttachVm { name, attachment })?;
+        Ok(())
+    }
+
+    /// Gets everything ready for the way back of a guest that was moved: an empty place where it was,
+    /// and the nodes have changed their parts.
+    ///
+    /// # Errors
+    /// [`LabError`]: the place did not start, or a node refused.
+    pub fn turn_round(&mut self, spec: &RunSpec, folder: &Path) -> Result<(), LabError> {
+        self.guest
+            .turn_round(&spec.guest, folder, &Binaries::find()?)?;
+        std::mem::swap(&mut self.a, &mut self.b);
+        let name = VM.to_owned();
+        self.b.ask(&Request::DetachVm {
+            name: name.clone(),
+            attached_as: None,
         })?;
         let attachment = self.guest.destination();
         self.b.ask(&Request::AttachVm { name, attachment })?;

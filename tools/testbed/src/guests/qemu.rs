@@ -67,6 +67,11 @@ impl QemuGuest {
         &self.serial
     }
 
+    /// The guest here is that of `source`: it was moved.
+    pub fn goes_on_from(&mut self, source: &Self) {
+        self.serial.goes_on_from(&source.serial);
+    }
+
     /// Connects to the monitor; QEMU serves one client at a time.
     ///
     /// # Errors

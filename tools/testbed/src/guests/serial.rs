@@ -46,12 +46,28 @@ impl TickLine {
 #[derive(Debug, Clone)]
 pub struct SerialLog {
     path: PathBuf,
+    /// Of a guest that became ready elsewhere.
+    filled_mib: Option<u64>,
 }
 
 impl SerialLog {
     /// The log in that file, which need not exist yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self {
+            path: path.into(),
+            filled_mib: None,
+        }
+    }
+
+    /// The guest of this log is that of an earlier one, and was moved.
+    pub fn goes_on_from(&mut self, earlier: &Self) {
+        self.filled_mib = earlier.filled_mib();
+    }
+
+    /// MiB that the guest filled, here or before it came.
+    #[must_use]
+    pub fn filled_mib(&self) -> Option<u64> {
+        self.ready_mib().or(self.filled_mib)
     }
 
     /// Its file.
@@ -140,7 +156,7 @@ pub struct Verdict {
 #[must_use]
 pub fn verify(source: &SerialLog, destination: &SerialLog) -> Verdict {
     let (before, after) = (source.ticks(), destination.ticks());
-    let pages = source.ready_mib().map(|mib| mib << 8);
+    let pages = source.filled_mib().map(|mib| mib << 8);
     let full_pass = match (before.last(), after.last(), pages) {
         (Some(before), Some(after), Some(pages)) => {
             after.verified.saturating_sub(before.verified) >= pages

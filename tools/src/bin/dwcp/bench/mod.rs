@@ -11,6 +11,7 @@ mod report;
 mod run;
 mod scale;
 mod stat;
+mod wan;
 mod wire;
 
 use crate::context::Context;
@@ -35,6 +36,8 @@ enum Which {
     Scale(scale::Args),
     /// Every guest with every RAM over every link: 330 scenarios, those that fit run for real.
     Matrix(Box<matrix::Args>),
+    /// Move a guest over slow, long and lossy links, there and back, beside QEMU's own migration.
+    Wan(wan::Args),
     /// Leave a node alone, and see what its daemons cost.
     Idle(idle::Args),
     /// Show a record as a table and a page with plots, or compare two.
@@ -50,6 +53,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         Which::Parts(args) => parts::run(args, context),
         Which::Scale(args) => scale::run(args, context),
         Which::Matrix(args) => matrix::run(args, context),
+        Which::Wan(args) => wan::run(args, context),
         Which::Idle(args) => idle::run(args, context),
         Which::Report(args) => report::run(args, context),
         Which::Faults(args) => faults::run(args, context),

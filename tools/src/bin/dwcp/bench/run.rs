@@ -1,8 +1,7 @@
 //! What the benches have in common: a record of runs, and one guest moved once.
 
 use dwcp_api::TransferSettings;
-use dwcp_testbed::link::VethLink;
-use dwcp_tools::lab::{GuestSpec, Lab, MovedGuest, RunSpec};
+use dwcp_tools::lab::{Ends, GuestSpec, Lab, MovedGuest, RunSpec};
 use serde::Serialize;
 
 use super::machine::Machine;
@@ -34,7 +33,7 @@ impl<R> Record<R> {
 pub(crate) fn move_once(
     guest: GuestSpec,
     settings: &TransferSettings,
-    link: Option<&VethLink>,
+    link: Option<Ends<'_>>,
 ) -> Result<MovedGuest, Failure> {
     let folder = tempfile::tempdir().map_err(Failure::other)?;
     let spec = RunSpec {

@@ -222,7 +222,7 @@ fn by_dwcp(
         kind: Kind::Random,
         backing: args.memory.backing(),
     };
-    let moved = move_once(guest, settings, link)?;
+    let moved = move_once(guest, settings, link.map(Into::into))?;
     let report = moved.report;
     if report.result != RunResult::Completed || report.guest_verified != Some(true) {
         let reason = format!("the migration: {}", report.reason);

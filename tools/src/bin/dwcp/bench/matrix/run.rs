@@ -76,7 +76,7 @@ pub(super) fn for_real(
 ) -> Result<Measured, Failure> {
     let settings = settings(scenario.link, changes)?;
     let link = links.get(scenario.link)?;
-    let moved = move_once(scenario.guest_spec(), &settings, link)?;
+    let moved = move_once(scenario.guest_spec(), &settings, link.map(Into::into))?;
     let report = moved.report;
     // A guest that stayed has nothing to prove but its memory.
     let proven = report.verified || report.result == RunResult::Aborted;
