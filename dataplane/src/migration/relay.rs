@@ -34,9 +34,15 @@ const LEVEL: i32 = 3;
 /// Told once when the relay breaks before it is over.
 type OnBreak = Arc<dyn Fn(String) + Send + Sync>;
 
+/// What is sent on a new connection to make its window grow: QEMU's device state, compressed, has half
+/// of it.
+const PADDING_FRAMES: u64 = 4;
+
 /// One end of the relay.
 pub(super) struct Relay {
     peer: TcpStream,
+    /// Who has it writes to the other node.
+    writing: Arc<Mutex<()>>,
     held: Arc<Held>,
     on_break: OnBreak,
     meter: Arc<Meter>,
@@ -74,6 +80,7 @@ impl Relay {
         let held = Arc::new(Held::default());
         let relay = Self {
             peer: peer.try_clone()?,
+            writing: Arc::default(),
             held: Arc::clone(&held),
             on_break: Arc::clone(&on_break),
             meter: Arc::clone(meter),
@@ -87,6 +94,19 @@ impl Relay {
         Ok(relay)
     }
 
+    /// Lets the connection's window grow, long before it is needed.
+    pub(super) fn warm(&self) -> std::io::Result<()> {
+        let (mut peer, writing) = (self.peer.try_clone()?, Arc::clone(&self.writing));
+        spawn("dwcp-device-pad", &self.meter, move |meter, _| {
+            let _alone = writing.lock().unwrap_or_else(PoisonError::into_inner);
+            let padding = vec![0; DEVICE_BYTES_MAX];
+            // The stream's first frame was its hello. A connection that breaks is noticed by its reader.
+            let _ = (2..2 + PADDING_FRAMES).try_for_each(|sequence| {
+                write_frame(&mut peer, FrameKind::Padding, 0, sequence, &padding, meter)
+            });
+        })
+    }
+
     /// Connects the VMM: what was held goes to it, and what it says goes to the other node.
     /// With `compress`, smaller if it can be.
     pub(super) fn open(&self, vmm: UnixStream, compress: bool) -> std::io::Result<()> {
@@ -95,7 +115,9 @@ impl Relay {
             vmm.try_clone()?,
             Arc::clone(&self.on_break),
         );
+        let writing = Arc::clone(&self.writing);
         spawn("dwcp-device-out", &self.meter, move |meter, helper| {
+            let _alone = writing.lock().unwrap_or_else(PoisonError::into_inner);
             if let Err(error) = send(from_vmm, peer, compress, meter, helper) {
                 on_break(format!("device state to the other node: {error}"));
             }
@@ -187,6 +209,7 @@ fn receive(
             }
             FrameKind::Device => held.push(payload)?,
             FrameKind::DeviceZstd => held.push(inflate(&payload)?)?,
+            FrameKind::Padding => {}
             found => {
                 return Err(PeerError::Kind {
                     expected: FrameKind::Device,
@@ -228,8 +251,8 @@ fn send(
 ) -> std::io::Result<()> {
     let mut buffer = vec![0; DEVICE_BYTES_MAX];
     let mut smaller = Vec::with_capacity(zstd_safe::compress_bound(DEVICE_BYTES_MAX));
-    // The stream's first frame was its hello.
-    for sequence in 2.. {
+    // Behind the hello, and padding.
+    for sequence in 2 + PADDING_FRAMES.. {
         helper.lap();
         let bytes = vmm.read(&mut buffer)?;
         let (mut kind, mut payload) = (FrameKind::Device, &buffer[..bytes]);

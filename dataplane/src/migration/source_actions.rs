@@ -183,7 +183,8 @@ impl SourceDriver {
             let worker = &self.workers[usize::from(index) % count];
             worker.command(SourceCommand::AddStream { index, socket });
         }
-        let (mut device, _) = dial::connect_stream(to, time, None)?;
+        let congestion_control = settings.congestion_control.as_deref();
+        let (mut device, _) = dial::connect_stream(to, time, congestion_control)?;
         let hello = StreamHello {
             token,
             index: 0,
@@ -194,11 +195,11 @@ impl SourceDriver {
         let on_break = move |reason: String| {
             let _ = mailbox.push(SourceInput::DeviceLost(reason));
         };
-        self.relay = Some(Relay::start(
-            device,
-            Arc::new(on_break),
-            &self.recorder.meter,
-        )?);
+        let relay = Relay::start(device, Arc::new(on_break), &self.recorder.meter)?;
+        if settings.codec != Codec::Raw {
+            relay.warm()?;
+        }
+        self.relay = Some(relay);
         Ok(())
     }
 

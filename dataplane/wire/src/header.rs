@@ -38,6 +38,8 @@ pub enum FrameKind {
     Device = 8,
     /// The same as one zstd frame, of no more content than [`FrameKind::Device`] may have.
     DeviceZstd = 9,
+    /// Nothing, on a device connection: it makes TCP's window grow before it is needed.
+    Padding = 10,
 }
 
 impl FrameKind {
@@ -52,6 +54,7 @@ impl FrameKind {
             7 => Self::Ack,
             8 => Self::Device,
             9 => Self::DeviceZstd,
+            10 => Self::Padding,
             _ => return None,
         })
     }
@@ -65,7 +68,7 @@ impl FrameKind {
             Self::Pages => (crate::ENTRY_BYTES, PAYLOAD_BYTES_MAX),
             Self::RoundMark | Self::Ack => (0, 0),
             Self::Device => (0, DEVICE_BYTES_MAX),
-            Self::DeviceZstd => (1, DEVICE_BYTES_MAX),
+            Self::DeviceZstd | Self::Padding => (1, DEVICE_BYTES_MAX),
         }
     }
 }

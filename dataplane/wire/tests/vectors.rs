@@ -44,6 +44,7 @@ fn headers() -> Vec<(&'static str, FrameHeader)> {
         ("ack", ack),
         ("device", of(FrameKind::Device, 0, 64)),
         ("device-end", of(FrameKind::Device, 0, 0)),
+        ("padding", of(FrameKind::Padding, 0, 32)),
         ("device-zstd", of(FrameKind::DeviceZstd, 0, 17)),
     ]
 }
