@@ -186,6 +186,7 @@ pub fn report(id: MigrationId, vm: &str, result: RunResult) -> MigrationReport {
         tracker: "userfaultfd".into(),
         reason: "handed over".into(),
         refused: false,
+        connection_lost: false,
         ram_root: Some("0".repeat(32)),
         owner: "destination".into(),
         epoch: 1,

@@ -235,6 +235,9 @@ pub struct MigrationReport {
     /// The other node could not be reached, speaks something else, or refused, before it accepted
     /// the migration. Only the source says so.
     pub refused: bool,
+    /// It was aborted because the other node, or the way to it, was lost: it can be tried again. Only the
+    /// source says so.
+    pub connection_lost: bool,
     /// Whole-RAM root, 32 hex digits, when both ends agreed on it.
     pub ram_root: Option<String>,
     /// Who owns the VM now, by the journal: `source`, `destination`, `unknown`.

@@ -56,6 +56,8 @@ pub(super) struct Recorder {
     pub(super) accepted: bool,
     /// Source: this node ended it, by a fault of its own or because it was asked to.
     pub(super) ended_here: bool,
+    /// The other node, or the way to it, was lost.
+    pub(super) peer_lost: bool,
     pub(super) ram_root: Option<u128>,
     /// Pages that the destination held before the first round.
     pub(super) held_pages: u64,
@@ -114,6 +116,7 @@ impl Recorder {
             dry_run: false,
             accepted: false,
             ended_here: false,
+            peer_lost: false,
             ram_root: None,
             held_pages: 0,
             notes: vec![],
@@ -292,6 +295,9 @@ impl Recorder {
                 && result == RunResult::Aborted
                 && !self.accepted
                 && !self.ended_here,
+            connection_lost: self.role == Role::Source
+                && result == RunResult::Aborted
+                && self.peer_lost,
             ram_root: self.ram_root.map(|root| format!("{root:032x}")),
             owner: end.owner.to_owned(),
             epoch: end.epoch,

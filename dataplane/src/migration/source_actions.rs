@@ -25,6 +25,7 @@ impl SourceDriver {
         match event {
             SourceEvent::Peer(Control::Accept { .. }) => self.recorder.accepted = true,
             SourceEvent::Cancel | SourceEvent::Failed(..) => self.recorder.ended_here = true,
+            SourceEvent::PeerLost(_) => self.recorder.peer_lost = true,
             _ => {}
         }
         let pause = &mut self.recorder.pause;

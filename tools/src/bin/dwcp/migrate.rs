@@ -1,7 +1,9 @@
 //! `dwcp migrate`: move a VM.
 
+use std::time::{Duration, Instant};
+
 use dwcp_api::node::{Reply, Request};
-use dwcp_api::{MigrationReport, RunResult, TransferSettings};
+use dwcp_api::{MigrationId, MigrationReport, RunResult, TransferSettings};
 use dwcp_controlplane::profile;
 use serde_json::json;
 
@@ -16,6 +18,7 @@ run too: its result is `dry-run` when both nodes agree, or `aborted`.
 Examples:
   dwcp migrate web --to b --watch
   dwcp migrate web --to 192.0.2.2:7440 --profile internet --set switchover.downtime_limit=2s
+  dwcp migrate web --to b --profile internet --retry-s 3600
   dwcp migrate web --to b --dry-run
   dwcp migrate web --to b --json | jq .downtime_ms";
 
@@ -44,27 +47,22 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "no_wait")]
     wait: bool,
     /// Print the id and return.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "retry_s")]
     no_wait: bool,
+    /// Begin again when the connection is lost, for so many seconds; with pages.reuse what had come
+    /// counts.
+    #[arg(long, value_name = "SECONDS", conflicts_with = "dry_run")]
+    retry_s: Option<u64>,
 }
 
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     let settings = settings(args, context)?;
-    let request = Request::Migrate {
-        vm: args.vm.clone(),
-        to: args.to.clone(),
-        settings,
-        dry_run: args.dry_run,
-    };
-    let id = match context.node.ask(&request)? {
-        Reply::Started { id } => id,
-        other => return Err(Failure::unexpected(&other)),
-    };
     if args.no_wait && !args.dry_run {
+        let id = start(args, &settings, context)?;
         let started = json!({"id": id.to_string(), "vm": args.vm});
         return context.print(&started, || format!("{}: migration {id} started", args.vm));
     }
-    let report = watch::until_end(id, args.watch, context)?;
+    let report = until_it_stays(args, &settings, context)?;
     context.print(&report, || {
         if args.dry_run {
             finding(&report, &args.to)
@@ -76,6 +74,51 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         RunResult::Completed | RunResult::DryRun => Ok(()),
         _ => Err(Failure::ended(&report)),
     }
+}
+
+fn start(
+    args: &Args,
+    settings: &TransferSettings,
+    context: &mut Context,
+) -> Result<MigrationId, Failure> {
+    let request = Request::Migrate {
+        vm: args.vm.clone(),
+        to: args.to.clone(),
+        settings: settings.clone(),
+        dry_run: args.dry_run,
+    };
+    match context.node.ask(&request)? {
+        Reply::Started { id } => Ok(id),
+        other => Err(Failure::unexpected(&other)),
+    }
+}
+
+/// The report of the last attempt: another follows one whose connection was lost, while there is time.
+fn until_it_stays(
+    args: &Args,
+    settings: &TransferSettings,
+    context: &mut Context,
+) -> Result<MigrationReport, Failure> {
+    let end = args.retry_s.map(|s| Instant::now() + Duration::from_secs(s));
+    for attempt in 1.. {
+        let id = start(args, settings, context)?;
+        let report = watch::until_end(id, args.watch, context)?;
+        // A destination that was never reached is a mistake at first; later it is not back yet.
+        let can_try = report.connection_lost && !report.refused || attempt > 1 && report.refused;
+        let wait = Duration::from_secs(1 << (attempt - 1).min(3));
+        let is_time = end.is_some_and(|end| Instant::now() + wait < end);
+        if !can_try || !is_time {
+            return Ok(report);
+        }
+        eprintln!(
+            "{}: attempt {attempt} ended: {}; the next in {} s",
+            args.vm,
+            report.reason,
+            wait.as_secs()
+        );
+        std::thread::sleep(wait);
+    }
+    unreachable!("an attempt is the last one")
 }
 
 /// What a dry run found.
