@@ -45,7 +45,7 @@ fn the_defaults_are_those_decided() {
     assert_eq!(
         internet.codec,
         Codec::Window {
-            level: 3,
+            level: 1,
             window_bytes: 64 << 20,
         }
     );
