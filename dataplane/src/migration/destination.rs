@@ -209,6 +209,7 @@ fn listen_to_peer(
 
 impl DestinationDriver {
     fn run(mut self) {
+        let mut ticked = Instant::now();
         while self.outcome.is_none() {
             while let Some(event) = self.pending.pop_front() {
                 self.feed(event);
@@ -216,9 +217,13 @@ impl DestinationDriver {
             if self.outcome.is_some() {
                 break;
             }
-            match self.mailbox.wait(TICK) {
-                Some(input) => self.take(input),
-                None => self.feed(DestinationEvent::Tick),
+            if let Some(input) = self.mailbox.wait(TICK) {
+                self.take(input);
+            }
+            // However much comes: the other side must hear that this one lives.
+            if ticked.elapsed() >= TICK {
+                ticked = Instant::now();
+                self.feed(DestinationEvent::Tick);
             }
             if self.handle.take_cancel() {
                 self.feed(DestinationEvent::Cancel);

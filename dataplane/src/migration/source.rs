@@ -283,6 +283,7 @@ pub(super) fn random() -> Result<u128, ApiError> {
 impl SourceDriver {
     fn run(mut self) {
         self.queue();
+        let mut ticked = Instant::now();
         while self.outcome.is_none() {
             while let Some(event) = self.pending.pop_front() {
                 self.feed(event);
@@ -296,7 +297,12 @@ impl SourceDriver {
                 Some(SourceInput::DeviceLost(reason)) => self.stream_lost(reason),
                 Some(SourceInput::Reread(read)) => self.sample_was_read(read),
                 Some(SourceInput::Admitted) => self.begin(),
-                None => self.feed(SourceEvent::Tick),
+                None => {}
+            }
+            // However much comes: the other side must hear that this one lives.
+            if ticked.elapsed() >= TICK {
+                ticked = Instant::now();
+                self.feed(SourceEvent::Tick);
             }
             if self.handle.take_cancel() {
                 self.feed(SourceEvent::Cancel);

@@ -6,10 +6,10 @@ use std::net::{IpAddr, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::ladder::{Ladder, Rung};
 use dwcp_api::SendChoice;
 
 use super::SendMethod;
+use super::ladder::{Ladder, Rung};
 use crate::ram::RamLayout;
 
 /// After this the ways are tried again: a card, a route or a kernel module may have changed.
