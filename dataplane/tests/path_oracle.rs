@@ -17,7 +17,7 @@ const WINDOW: Codec = Codec::Window {
     level: 3,
     window_bytes: 1 << 20,
 };
-const CODECS: [Codec; 8] = [
+const CODECS: [Codec; 9] = [
     Codec::Raw,
     Codec::Raw,
     Codec::Zstd { level: -5 },
@@ -25,6 +25,9 @@ const CODECS: [Codec; 8] = [
     Codec::Zstd { level: 3 },
     Codec::Zstd { level: 9 },
     WINDOW,
+    Codec::Auto {
+        window_bytes: 4 << 20,
+    },
     Codec::Window {
         level: -5,
         window_bytes: 64 << 20,
@@ -328,7 +331,7 @@ fn flip(
         return true;
     };
     assert!(in_data, "{place}: a damaged header or table was taken");
-    let is_window = matches!(trial.codec, Codec::Window { .. });
+    let is_window = matches!(trial.codec, Codec::Window { .. } | Codec::Auto { .. });
     // What a window carries later may rest on it.
     let touched: Vec<_> = match is_window {
         true => frames[at..]

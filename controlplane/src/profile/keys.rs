@@ -112,11 +112,12 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key(
         "pages.codec",
-        Kind::Choice(&["raw", "zstd", "window"]),
+        Kind::Choice(&["raw", "zstd", "window", "auto"]),
         "How pages that are neither zero nor unchanged are encoded. raw sends them as they are; \
          zstd compresses runs of 16 pages; window compresses all that a stream carries as one, so \
-         that a page is found again in what went before: fewest bytes, most memory. Both send raw \
-         what does not get smaller.",
+         that a page is found again in what went before: fewest bytes, most memory; auto is window at \
+         a level, or raw, that follows what the link and the CPU make of it. All send raw what does \
+         not get smaller.",
     ),
     key(
         "pages.zstd_level",
@@ -127,7 +128,7 @@ pub(super) const KEYS: &[Key] = &[
     key(
         "pages.zstd_window",
         bytes(1 << 20, 128 << 20),
-        "How far back the codec window looks, over all streams together: each looks back over its \
+        "How far back the codecs window and auto look, over all streams together: each looks back over its \
          share, rounded down to a power of two, and both ends keep as much in memory. Without \
          effect with another codec.",
     ),

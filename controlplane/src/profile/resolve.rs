@@ -29,6 +29,7 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
     };
     let ms = |key: &str| u32::try_from(quantity(key)?).ok();
     let congestion_control = word("transfer.congestion_control")?;
+    let level = i32::try_from(integer("pages.zstd_level")?).ok()?;
     Some(TransferSettings {
         mode: word("mode")?.to_owned(),
         streams: u16::try_from(integer("transfer.streams")?).ok()?,
@@ -48,16 +49,7 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
             _ => SendChoice::Auto,
         },
         window_bytes: quantity("transfer.window")?,
-        codec: match word("pages.codec")? {
-            "zstd" => Codec::Zstd {
-                level: i32::try_from(integer("pages.zstd_level")?).ok()?,
-            },
-            "window" => Codec::Window {
-                level: i32::try_from(integer("pages.zstd_level")?).ok()?,
-                window_bytes: quantity("pages.zstd_window")?,
-            },
-            _ => Codec::Raw,
-        },
+        codec: codec(word("pages.codec")?, level, quantity("pages.zstd_window")?),
         reuse: boolean("pages.reuse")?,
         tracker: match word("tracker.prefer")? {
             "userfaultfd" => TrackerChoice::Userfaultfd,
@@ -79,6 +71,18 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
         busy_poll_us: u16::try_from(integer("transfer.busy_poll_us")?).ok()?,
         pin_workers: boolean("transfer.pin")?,
     })
+}
+
+fn codec(word: &str, level: i32, window_bytes: u64) -> Codec {
+    match word {
+        "zstd" => Codec::Zstd { level },
+        "window" => Codec::Window {
+            level,
+            window_bytes,
+        },
+        "auto" => Codec::Auto { window_bytes },
+        _ => Codec::Raw,
+    }
 }
 
 const fn send_word(send: SendChoice) -> &'static str {
@@ -107,6 +111,7 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
             level,
             window_bytes,
         } => ("window", level.into(), window_bytes),
+        Codec::Auto { window_bytes } => ("auto", LEVEL_WHEN_RAW, window_bytes),
     };
     let tracker = match settings.tracker {
         TrackerChoice::Auto => "auto",

@@ -101,6 +101,11 @@ pub enum Codec {
         /// How far back it looks, over all streams together.
         window_bytes: u64,
     },
+    /// The same at a level, or raw, that follows the link.
+    Auto {
+        /// How far back it looks, over all streams together.
+        window_bytes: u64,
+    },
 }
 
 /// Dirty tracker.

@@ -3,16 +3,16 @@
 use std::collections::VecDeque;
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dwcp_api::{Codec, SendChoice};
-use dwcp_simd::RamRoot;
+use dwcp_simd::{PAGE_BYTES, RamRoot};
 use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
 
 use super::busy_poll::BusyPoll;
 use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
-use crate::path::{Encoder, Outgoing, OutgoingCounts, RoundWork, StreamCredit};
+use crate::path::{EffortChooser, Encoder, Outgoing, OutgoingCounts, RoundWork, StreamCredit};
 use crate::transport::{
     self, BufferId, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport,
     TransportOptions, Wait,
@@ -102,6 +102,7 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
                 drained: false,
                 marked: 0,
                 in_flight_bytes: 0,
+                chooser: matches!(session.codec, Codec::Auto { .. }).then(EffortChooser::new),
             };
             worker.run(inbox, events)
         },
@@ -120,6 +121,8 @@ struct SourceWorker<'a> {
     /// Streams that have their mark of the round, from the first on.
     marked: usize,
     in_flight_bytes: u64,
+    /// With a codec that adapts.
+    chooser: Option<EffortChooser>,
 }
 
 struct SendStream {
@@ -200,6 +203,9 @@ impl SourceWorker<'_> {
 
     fn begin(&mut self, work: Arc<RoundWork>) {
         self.line.begin(&work);
+        if let Some(chooser) = &mut self.chooser {
+            chooser.paused();
+        }
         if work.resends() {
             self.streams.iter_mut().for_each(|s| s.encoder.restart());
         }
@@ -238,6 +244,7 @@ impl SourceWorker<'_> {
             return true;
         };
         self.session.count(frame.bytes(), pages);
+        let with_data = self.line.pages_with_data() * PAGE_BYTES as u64;
         stream.credit.sent(frame.bytes());
         stream.queued.push_back(buffer);
         // A mark ends the round on every stream.
@@ -249,7 +256,21 @@ impl SourceWorker<'_> {
         };
         self.transport.send(slot, frame);
         self.publish_in_flight();
+        self.choose_effort(with_data);
         true
+    }
+
+    /// A frame with so many bytes of pages was built.
+    fn choose_effort(&mut self, page_bytes: u64) {
+        let Some(chooser) = &mut self.chooser else {
+            return;
+        };
+        if let Some(effort) = chooser.built(Instant::now(), page_bytes) {
+            tracing::debug!(?effort, "pages are encoded so from now on");
+            for stream in &mut self.streams {
+                stream.encoder.set_effort(effort);
+            }
+        }
     }
 
     /// Queues the mark of the next stream that has none. Returns whether there may be more to do at

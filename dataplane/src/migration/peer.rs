@@ -144,7 +144,7 @@ pub(super) fn check_codec(can: Capabilities, codec: Codec) -> Result<(), PeerErr
     let (name, needed) = match codec {
         Codec::Raw => return Ok(()),
         Codec::Zstd { .. } => ("zstd", Capabilities::ZSTD),
-        Codec::Window { .. } => ("window", Capabilities::WINDOW),
+        Codec::Window { .. } | Codec::Auto { .. } => ("window", Capabilities::WINDOW),
     };
     if can.contains(needed) {
         return Ok(());

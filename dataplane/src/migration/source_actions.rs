@@ -175,6 +175,9 @@ impl SourceDriver {
             if let Some(note) = note {
                 self.recorder.note(note);
             }
+            if settings.codec != Codec::Raw {
+                dial::bound_unsent(&socket);
+            }
             let hello = StreamHello {
                 token,
                 index,

@@ -7,6 +7,7 @@ use dwcp_api::Codec;
 use dwcp_simd::{PAGE_BYTES, Page};
 use zstd_safe::{CCtx, CParameter};
 
+use super::effort::{Effort, FIRST_LEVEL};
 use super::window::{WindowEncoder, looks_random};
 
 /// Pages compressed together: 64 KiB. Larger blocks gain little, single pages lose a sixth.
@@ -24,6 +25,8 @@ pub enum EncodedRun {
 /// A stream's codec.
 pub struct Encoder {
     kind: Kind,
+    /// Pages for the window are sent raw for now.
+    rests: bool,
 }
 
 enum Kind {
@@ -57,8 +60,25 @@ impl Encoder {
                 level,
                 window_bytes,
             } => Kind::Window(WindowEncoder::new(level, window_bytes, streams)),
+            Codec::Auto { window_bytes } => {
+                Kind::Window(WindowEncoder::new(FIRST_LEVEL, window_bytes, streams))
+            }
         };
-        Self { kind }
+        Self { kind, rests: false }
+    }
+
+    /// Tries so hard from now on, if its codec is one that can.
+    pub fn set_effort(&mut self, effort: Effort) {
+        let Kind::Window(window) = &mut self.kind else {
+            return;
+        };
+        match effort {
+            Effort::Raw => self.rests = true,
+            Effort::Level(level) => {
+                self.rests = false;
+                window.set_level(level);
+            }
+        }
     }
 
     /// Longest run that this encoder takes.
@@ -89,7 +109,7 @@ impl Encoder {
         let Kind::Window(window) = &mut self.kind else {
             return false;
         };
-        let is_kept = !looks_random(page);
+        let is_kept = !self.rests && !looks_random(page);
         if is_kept {
             window.push(page);
         }

@@ -27,6 +27,8 @@ mod encode;
 
 mod window;
 
+mod effort;
+
 mod frame;
 
 mod outgoing;
@@ -42,6 +44,7 @@ mod apply;
 pub use apply::{Applied, Incoming};
 pub use classify::{PageKind, classify};
 pub use decode::{DecodeError, Decoder, PageSink, PageTable};
+pub use effort::{Effort, EffortChooser};
 pub use encode::Encoder;
 pub use frame::{DATA_OFFSET, FRAME_BUFFER_BYTES, FrameBuilder, ReadyFrame};
 pub use lanes::Lanes;

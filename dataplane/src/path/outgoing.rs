@@ -118,6 +118,17 @@ impl<'a> Outgoing<'a> {
         self.builder.referred()
     }
 
+    /// Pages of the frame built last that are not zero.
+    #[must_use]
+    pub fn pages_with_data(&self) -> u64 {
+        let pages = self
+            .builder
+            .entries()
+            .iter()
+            .map(|entry| entry.pages_with_data() as u64);
+        pages.sum()
+    }
+
     /// Builds the next frame of the round in `buffer`, by the encoder of the stream that it will leave
     /// on, or says `None` when the round has no more pages that must be sent.
     pub fn next_frame(

@@ -101,6 +101,15 @@ impl WindowEncoder {
         (out.pos(), std::mem::take(&mut self.starts))
     }
 
+    /// Compresses at another level, in a new window.
+    pub(super) fn set_level(&mut self, level: i32) {
+        self.restart();
+        // In zstd's range, and between two frames.
+        let _ = self
+            .context
+            .set_parameter(CParameter::CompressionLevel(level));
+    }
+
     /// The next frame begins a new window.
     pub(super) fn restart(&mut self) {
         // Fails for changed parameters only, and none are.

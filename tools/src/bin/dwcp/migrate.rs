@@ -99,7 +99,9 @@ fn until_it_stays(
     settings: &TransferSettings,
     context: &mut Context,
 ) -> Result<MigrationReport, Failure> {
-    let end = args.retry_s.map(|s| Instant::now() + Duration::from_secs(s));
+    let end = args
+        .retry_s
+        .map(|s| Instant::now() + Duration::from_secs(s));
     for attempt in 1.. {
         let id = start(args, settings, context)?;
         let report = watch::until_end(id, args.watch, context)?;
