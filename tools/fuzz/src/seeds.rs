@@ -136,7 +136,6 @@ fn messages(folder: &Path) -> io::Result<()> {
                 destination_name: Some("b".into()),
                 settings,
                 dry_run: false,
-                tell_held: true,
             },
         ),
         ("status", Request::Status { id: MigrationId(7) }),
