@@ -3,10 +3,13 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::proxy::{Harm, Plan, Proxy, Way};
 use common::{Random, TestGuest, TestNode, TwoNodes, busy, log, settings, wait};
 use dwcp_api::{MigrationId, MigrationReport, RunResult, TransferSettings};
 use dwcp_testbed::synthetic::SyntheticOptions;
+use dwcp_wire::Control;
 
 fn reusing() -> TransferSettings {
     TransferSettings {
@@ -188,4 +191,31 @@ fn a_vm_that_comes_back_sends_what_changed() {
     common::until("the baseline is old", || {
         std::fs::read_dir(&store).unwrap().count() == 0
     });
+}
+
+/// Nothing breaks, and nothing is heard: as if a link were cut in its middle.
+#[test]
+fn a_silent_link_is_a_lost_connection_too() {
+    let settings = TransferSettings {
+        peer_silence_ms: 500,
+        ..reusing()
+    };
+    let nodes = TwoNodes::start(&settings, |incoming| calm(1, incoming));
+    let plan = Plan {
+        connections: 0..1,
+        way: Way::ToSource,
+        harm: Harm::Before {
+            message: |message| matches!(message, Control::RoundReport { .. }),
+            act: |_| std::thread::sleep(Duration::from_secs(2)),
+        },
+    };
+    let proxy = Proxy::start(&nodes.b.address, plan);
+    let first = migrate(&nodes.a, &proxy.address, 1, settings.clone());
+    assert_eq!(first.result, RunResult::Aborted, "{}", first.reason);
+    assert!(first.connection_lost, "{}", first.reason);
+    given_up(&nodes.b);
+    let second = migrate(&nodes.a, &nodes.b.address, 2, settings);
+    check_moved(&nodes, &second, &first.reason);
+    assert!(!second.connection_lost);
+    assert!(second.pages.known > 0, "{:?}", second.pages);
 }

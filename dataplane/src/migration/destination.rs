@@ -268,7 +268,18 @@ impl DestinationDriver {
                 })
         );
         let now = ProtoInstant(self.recorder.started().elapsed().as_nanos() as u64 + 1);
-        for action in self.machine.on_event(now, event) {
+        let actions = self.machine.on_event(now, event);
+        // Silence, too: the machine tells it before it discards what came.
+        self.peer_lost |= actions.iter().any(|action| {
+            matches!(
+                action,
+                DestinationAction::Send(Control::Abort {
+                    code: AbortCode::Connection,
+                    ..
+                })
+            )
+        });
+        for action in actions {
             tracing::debug!(vm = self.offer.vm, ?action);
             self.perform(action);
         }

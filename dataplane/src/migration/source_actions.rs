@@ -107,6 +107,14 @@ impl SourceDriver {
     }
 
     pub(super) fn send(&mut self, message: &Control) {
+        // Silence is told so, too.
+        if let Control::Abort {
+            code: AbortCode::Connection,
+            ..
+        } = message
+        {
+            self.recorder.peer_lost = true;
+        }
         let Some(control) = &mut self.control else {
             return;
         };
