@@ -4,14 +4,15 @@
 //! Nothing is trusted for being there: each page is read now, under this migration's key. From then on
 //! it is like a page that was applied, by its digest and in the root, at both ends.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 
 use dwcp_simd::{Fingerprint, RamRoot, kernels};
 use dwcp_wire::limits::HELD_PAGES_MAX;
 use dwcp_wire::{Control, HeldPages};
 
 use super::Session;
+use super::sweep::{in_shares, visit_unknown};
 
 /// Looking at RAM was ended from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,40 +25,22 @@ pub struct Stopped;
 /// # Errors
 /// [`Stopped`] once `stop` is set.
 pub fn look_at_unknown(session: &Session, stop: &AtomicBool) -> Result<RamRoot, Stopped> {
-    let threads = thread::available_parallelism().map_or(1, usize::from) as u64;
-    let share = session.layout.pages().div_ceil(threads);
-    thread::scope(|scope| {
-        let parts: Vec<_> = (0..threads)
-            .map(|n| scope.spawn(move || look(session, n * share, (n + 1) * share, stop)))
-            .collect();
-        let mut root = RamRoot::default();
-        for part in parts {
-            root.merge(part.join().unwrap_or(Err(Stopped))?);
-        }
-        Ok(root)
-    })
-}
-
-fn look(session: &Session, first: u64, end: u64, stop: &AtomicBool) -> Result<RamRoot, Stopped> {
+    let parts = in_shares(session, |pages| look(session, &pages, stop));
     let mut root = RamRoot::default();
-    for (index, block) in session.layout.blocks().iter().enumerate() {
-        let start = session.layout.global_page(index, 0);
-        let from = first.clamp(start, start + u64::from(block.pages())) - start;
-        let upto = end.clamp(start, start + u64::from(block.pages())) - start;
-        for page in from as u32..upto as u32 {
-            let global = start + u64::from(page);
-            if !session.digests.is_unknown(global) {
-                continue;
-            }
-            if stop.load(Ordering::Relaxed) {
-                return Err(Stopped);
-            }
-            let found = kernels().fingerprint_live(&session.key, block.live_page(page));
-            let held = (!session.key.is_zero(found)).then_some(found);
-            session.digests.set(global, held, &mut root);
-        }
+    for part in parts {
+        root.merge(part.unwrap_or(Err(Stopped))?);
     }
     Ok(root)
+}
+
+fn look(session: &Session, pages: &Range<u64>, stop: &AtomicBool) -> Result<RamRoot, Stopped> {
+    let mut root = RamRoot::default();
+    let looked = visit_unknown(session, pages, stop, |block, page, global| {
+        let found = kernels().fingerprint_live(&session.key, block.live_page(page));
+        let held = (!session.key.is_zero(found)).then_some(found);
+        session.digests.set(global, held, &mut root);
+    });
+    looked.then_some(root).ok_or(Stopped)
 }
 
 /// Zero pages between others that are told of with them: a message of its own costs more.
@@ -76,8 +59,9 @@ pub fn held_messages(session: &Session) -> impl Iterator<Item = Control> {
             let first = (next..block.pages()).find(|&page| held(page).is_some())?;
             let (mut fingerprints, mut told) = (vec![], 0);
             for page in (first..block.pages()).take(HELD_PAGES_MAX) {
-                fingerprints.push(held(page).unwrap_or_default());
-                if held(page).is_some() {
+                let found = held(page);
+                fingerprints.push(found.unwrap_or_default());
+                if found.is_some() {
                     told = fingerprints.len();
                 } else if fingerprints.len() - told > GAP_PAGES_MAX {
                     break;

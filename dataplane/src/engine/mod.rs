@@ -9,6 +9,7 @@ mod prove;
 mod recycle;
 mod session;
 mod source_worker;
+mod sweep;
 mod worker;
 
 pub use destination_worker::{DestinationCommand, StreamRound, spawn_destination_worker};

@@ -8,6 +8,7 @@ use std::ops::Range;
 use dwcp_simd::{Fingerprint, PAGE_BYTES, Page, kernels};
 
 use super::Session;
+use super::sweep::in_shares;
 use crate::ram::RamBlock;
 
 /// What reading again found.
@@ -32,23 +33,16 @@ pub fn read_again(session: &Session, sample: u32, turn: u64) -> Reread {
 /// Reads every page, on all cores that this process may use.
 #[must_use]
 pub fn read_everything(session: &Session) -> Reread {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    let pages = session.layout.pages();
-    let share = pages.div_ceil(threads);
-    std::thread::scope(|scope| {
-        let parts: Vec<_> = (0..threads)
-            .map(|n| scope.spawn(move || read(session, n * share..pages.min((n + 1) * share))))
-            .collect();
-        parts.into_iter().fold(Reread::default(), |sum, part| {
-            let part = part.join().unwrap_or(Reread {
-                pages: 0,
-                differing: 1,
-            });
-            Reread {
-                pages: sum.pages + part.pages,
-                differing: sum.differing + part.differing,
-            }
-        })
+    let parts = in_shares(session, |pages| read(session, pages));
+    parts.into_iter().fold(Reread::default(), |sum, part| {
+        let part = part.unwrap_or(Reread {
+            pages: 0,
+            differing: 1,
+        });
+        Reread {
+            pages: sum.pages + part.pages,
+            differing: sum.differing + part.differing,
+        }
     })
 }
 

@@ -4,12 +4,13 @@
 //! At the beginning the allocated pages are *unknown*. The first round overwrites most of them. When it
 //! is over, those that the source never named are zero at the source: they are looked at, and cleared.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 
 use dwcp_simd::{PAGE_BYTES, Page, RamRoot, kernels};
 
 use super::Session;
+use super::sweep::{in_shares, visit_unknown};
 use crate::ram::RamError;
 
 /// RAM that was in use before could not be cleared.
@@ -47,42 +48,22 @@ pub fn keep_allocated(session: &Session) -> Result<(), RamError> {
 /// # Errors
 /// [`NotWiped`]: some may still hold what was there before.
 pub fn wipe_unknown(session: &Session, stop: &AtomicBool) -> Result<u64, NotWiped> {
-    let threads = thread::available_parallelism().map_or(1, usize::from) as u64;
-    let share = session.layout.pages().div_ceil(threads);
-    thread::scope(|scope| {
-        let parts: Vec<_> = (0..threads)
-            .map(|n| scope.spawn(move || wipe(session, n * share, (n + 1) * share, stop)))
-            .collect();
-        // All are waited for, whatever one of them says.
-        let parts: Vec<_> = parts.into_iter().map(|part| part.join()).collect();
-        let wiped = parts.into_iter().map(|part| part.unwrap_or(Err(NotWiped)));
-        wiped.sum()
-    })
+    let parts = in_shares(session, |pages| wipe(session, &pages, stop));
+    let wiped = parts.into_iter().map(|part| part.unwrap_or(Err(NotWiped)));
+    wiped.sum()
 }
 
-fn wipe(session: &Session, first: u64, end: u64, stop: &AtomicBool) -> Result<u64, NotWiped> {
+fn wipe(session: &Session, pages: &Range<u64>, stop: &AtomicBool) -> Result<u64, NotWiped> {
     let mut found = 0;
-    for (index, block) in session.layout.blocks().iter().enumerate() {
-        let start = session.layout.global_page(index, 0);
-        let from = first.clamp(start, start + u64::from(block.pages())) - start;
-        let upto = end.clamp(start, start + u64::from(block.pages())) - start;
-        for page in from as u32..upto as u32 {
-            let global = start + u64::from(page);
-            if !session.digests.is_unknown(global) {
-                continue;
-            }
-            if stop.load(Ordering::Relaxed) {
-                return Err(NotWiped);
-            }
-            found += 1;
-            let live = kernels().fingerprint_live(&session.key, block.live_page(page));
-            if !session.key.is_zero(live) {
-                block.write_page(page, &ZERO);
-            }
-            session.digests.set(global, None, &mut RamRoot::default());
+    let wiped = visit_unknown(session, pages, stop, |block, page, global| {
+        found += 1;
+        let live = kernels().fingerprint_live(&session.key, block.live_page(page));
+        if !session.key.is_zero(live) {
+            block.write_page(page, &ZERO);
         }
-    }
-    Ok(found)
+        session.digests.set(global, None, &mut RamRoot::default());
+    });
+    wiped.then_some(found).ok_or(NotWiped)
 }
 
 #[cfg(test)]
