@@ -259,25 +259,16 @@ impl DestinationDriver {
 
     fn feed(&mut self, event: DestinationEvent) {
         tracing::debug!(vm = self.offer.vm, phase = ?self.machine.phase(), ?event);
-        self.peer_lost |= matches!(
-            event,
-            DestinationEvent::PeerLost(_)
-                | DestinationEvent::Peer(Control::Abort {
-                    code: AbortCode::Connection,
-                    ..
-                })
-        );
+        self.peer_lost |= match &event {
+            DestinationEvent::PeerLost(_) => true,
+            DestinationEvent::Peer(message) => message.tells_lost_connection(),
+            _ => false,
+        };
         let now = ProtoInstant(self.recorder.started().elapsed().as_nanos() as u64 + 1);
         let actions = self.machine.on_event(now, event);
         // Silence, too: the machine tells it before it discards what came.
         self.peer_lost |= actions.iter().any(|action| {
-            matches!(
-                action,
-                DestinationAction::Send(Control::Abort {
-                    code: AbortCode::Connection,
-                    ..
-                })
-            )
+            matches!(action, DestinationAction::Send(message) if message.tells_lost_connection())
         });
         for action in actions {
             tracing::debug!(vm = self.offer.vm, ?action);

@@ -108,13 +108,7 @@ impl SourceDriver {
 
     pub(super) fn send(&mut self, message: &Control) {
         // Silence is told so, too.
-        if let Control::Abort {
-            code: AbortCode::Connection,
-            ..
-        } = message
-        {
-            self.recorder.peer_lost = true;
-        }
+        self.recorder.peer_lost |= message.tells_lost_connection();
         let Some(control) = &mut self.control else {
             return;
         };

@@ -113,6 +113,11 @@ impl FrameBuilder {
         &self.entries
     }
 
+    /// Pages that are not zero: each has its fingerprint.
+    pub(super) const fn pages_with_data(&self) -> u64 {
+        self.fingerprints.len() as u64
+    }
+
     /// Pages sent by reference, in order.
     pub(super) fn referred(&self) -> &[PageRange] {
         &self.referred

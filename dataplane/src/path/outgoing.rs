@@ -120,13 +120,8 @@ impl<'a> Outgoing<'a> {
 
     /// Pages of the frame built last that are not zero.
     #[must_use]
-    pub fn pages_with_data(&self) -> u64 {
-        let pages = self
-            .builder
-            .entries()
-            .iter()
-            .map(|entry| entry.pages_with_data() as u64);
-        pages.sum()
+    pub const fn pages_with_data(&self) -> u64 {
+        self.builder.pages_with_data()
     }
 
     /// Builds the next frame of the round in `buffer`, by the encoder of the stream that it will leave

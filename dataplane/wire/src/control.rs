@@ -216,6 +216,20 @@ pub enum Control {
     Held(HeldPages),
 }
 
+impl Control {
+    /// Whether it gives up because a connection is lost: the migration can be tried again.
+    #[must_use]
+    pub const fn tells_lost_connection(&self) -> bool {
+        matches!(
+            self,
+            Self::Abort {
+                code: AbortCode::Connection,
+                ..
+            }
+        )
+    }
+}
+
 /// Why a control message is refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

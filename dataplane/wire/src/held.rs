@@ -21,11 +21,11 @@ impl HeldPages {
     /// Of pages from `page` on. A zero page has the fingerprint 0.
     #[must_use]
     pub fn new(ram_block: u32, page: u32, fingerprints: &[Fingerprint]) -> Self {
-        let bytes = |held: &Fingerprint| [held.lo.to_le_bytes(), held.hi.to_le_bytes()].concat();
+        let halves = fingerprints.iter().flat_map(|held| [held.lo, held.hi]);
         Self {
             ram_block,
             page,
-            bytes: fingerprints.iter().flat_map(bytes).collect(),
+            bytes: halves.flat_map(u64::to_le_bytes).collect(),
         }
     }
 
