@@ -1,5 +1,7 @@
 //! What the benches have in common: a record of runs, and one guest moved once.
 
+use std::fmt::Write;
+
 use dwcp_api::TransferSettings;
 use dwcp_tools::lab::{Ends, GuestSpec, Lab, MovedGuest, RunSpec};
 use serde::Serialize;
@@ -27,6 +29,32 @@ impl<R> Record<R> {
             runs,
         }
     }
+}
+
+/// The machine, and `table` of the runs of each case, in the order in which they came.
+pub(crate) fn by_case<R>(
+    record: &Record<R>,
+    case_of: impl Fn(&R) -> &str,
+    table: impl Fn(&[&R]) -> String,
+) -> String {
+    let mut out = format!("{}\n", record.machine.line());
+    let mut cases: Vec<&str> = vec![];
+    for run in &record.runs {
+        if !cases.contains(&case_of(run)) {
+            cases.push(case_of(run));
+        }
+    }
+    for case in cases {
+        let runs = record.runs.iter().filter(|run| case_of(run) == case);
+        let runs: Vec<_> = runs.collect();
+        let _ = write!(out, "\n{case}\n{}", table(&runs));
+    }
+    out
+}
+
+/// Guest RAM moved per second: what a person waits for.
+pub(crate) fn rate(ram_bytes: u64, total_ms: f64) -> f64 {
+    ram_bytes as f64 / (total_ms / 1000.0).max(1e-9)
 }
 
 /// Moves a new guest between two new nodes. How it ended is for the caller to judge.

@@ -16,6 +16,7 @@ use dwcp_wan::params::{LinkParams, WayParams};
 use dwcp_wan::units;
 use serde::Serialize;
 
+use super::run::{by_case, rate};
 use super::stat::median;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -361,24 +362,8 @@ fn by_qemu(args: &Args, system: PeerSystem, road: &Road, link: &Link) -> Result<
     }
 }
 
-/// Guest RAM moved per second: what a person waits for.
-fn rate(ram_bytes: u64, total_ms: f64) -> f64 {
-    ram_bytes as f64 / (total_ms / 1000.0).max(1e-9)
-}
-
 fn table(record: &Record) -> String {
-    let mut out = format!("{}\n", record.machine.line());
-    let mut cases: Vec<&str> = vec![];
-    for run in &record.runs {
-        if !cases.contains(&run.case.as_str()) {
-            cases.push(&run.case);
-        }
-    }
-    for case in cases {
-        let runs: Vec<_> = record.runs.iter().filter(|run| run.case == case).collect();
-        let _ = write!(out, "\n{case}\n{}", case_table(&runs));
-    }
-    out
+    by_case(record, |run| &run.case, case_table)
 }
 
 fn case_table(runs: &[&Run]) -> String {
