@@ -1,11 +1,9 @@
 //! A link of this machine's own: two network namespaces joined by a veth pair.
 
-use std::fs::File;
 use std::io;
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use nix::sched::{CloneFlags, setns};
+use dwcp_wan::namespace::{ip, run, within};
 
 /// Two namespaces and the pair between them; dropping it takes them down.
 #[derive(Debug)]
@@ -104,15 +102,7 @@ impl VethLink {
         side: Side,
         work: impl FnOnce() -> io::Result<T> + Send,
     ) -> io::Result<T> {
-        let path = format!("/run/netns/{}", self.namespace(side));
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?;
-                work()
-            });
-            let outcome = thread.join();
-            outcome.map_err(|_| io::Error::other("a thread of the link panicked"))?
-        })
+        within(self.namespace(side), work)
     }
 }
 
@@ -123,24 +113,4 @@ impl Drop for VethLink {
             let _ = ip(&["netns", "del", namespace]);
         }
     }
-}
-
-fn ip(arguments: &[&str]) -> io::Result<()> {
-    run("ip", arguments)
-}
-
-fn run(program: &str, arguments: &[&str]) -> io::Result<()> {
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .map_err(|error| io::Error::other(format!("{program} of iproute2: {error}")))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    Err(io::Error::other(format!(
-        "{program} {}: {said}",
-        arguments.join(" ")
-    )))
 }

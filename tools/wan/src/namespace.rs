@@ -84,17 +84,28 @@ pub fn within<T: Send>(name: &str, work: impl FnOnce() -> io::Result<T> + Send) 
 }
 
 /// Runs `ip` of iproute2.
-pub(crate) fn ip(arguments: &[&str]) -> io::Result<()> {
-    let output = Command::new("ip")
+///
+/// # Errors
+/// What it said.
+pub fn ip(arguments: &[&str]) -> io::Result<()> {
+    run("ip", arguments)
+}
+
+/// Runs a program of iproute2.
+///
+/// # Errors
+/// What it said.
+pub fn run(program: &str, arguments: &[&str]) -> io::Result<()> {
+    let output = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
         .output()
-        .map_err(|error| io::Error::other(format!("ip of iproute2: {error}")))?;
+        .map_err(|error| io::Error::other(format!("{program} of iproute2: {error}")))?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
     let command = arguments.join(" ");
-    Err(io::Error::other(format!("ip {command}: {said}")))
+    Err(io::Error::other(format!("{program} {command}: {said}")))
 }
