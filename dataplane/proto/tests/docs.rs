@@ -43,7 +43,11 @@ fn the_limits_are_the_programs() {
         ("WINDOW_BYTES_MAX", limits::WINDOW_BYTES_MAX),
         ("CONTROL_BYTES_MAX", limits::CONTROL_BYTES_MAX as u64),
         ("DEVICE_BYTES_MAX", limits::DEVICE_BYTES_MAX as u64),
-        ("HELD_PAGES_MAX", limits::HELD_PAGES_MAX as u64),
+        ("WANTED_PAGES_MAX", limits::WANTED_PAGES_MAX as u64),
+        (
+            "WANTED_UNANSWERED_MAX",
+            limits::WANTED_UNANSWERED_MAX as u64,
+        ),
         ("RAM_BLOCKS_MAX", limits::RAM_BLOCKS_MAX as u64),
         ("RAM_BLOCK_BYTES_MAX", limits::RAM_BLOCK_BYTES_MAX),
         ("STREAMS_MAX", limits::STREAMS_MAX as u64),

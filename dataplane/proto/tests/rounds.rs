@@ -7,18 +7,23 @@ use dwcp_proto::{
     Destination, DestinationAction, DestinationConfig, DestinationEvent, Phase, Source,
     SourceAction, SourceEvent,
 };
-use dwcp_wire::{Control, HeldPages};
+use dwcp_wire::{Control, FoundPages, Offer, WantedPages};
 
 /// A destination whose streams are joined.
 fn ready() -> Destination {
+    ready_for(offer())
+}
+
+fn ready_for(offer: Offer) -> Destination {
     let mut destination = Destination::new(DestinationConfig {
         silence_ns: 2_000_000_000,
     });
     for event in [
-        DestinationEvent::Peer(Control::Offer(offer())),
+        DestinationEvent::Peer(Control::Offer(offer)),
         DestinationEvent::VmReady {
             token: 5,
             streams: 2,
+            content_seed: None,
         },
         DestinationEvent::StreamsJoined,
     ] {
@@ -54,38 +59,68 @@ fn no_round_is_left_out_or_sent_twice() {
     }
 }
 
-/// What the destination holds is told before it is ready, and only when it was asked for.
-#[test]
-fn held_pages_come_before_ready_and_when_asked_for() {
-    let held = || {
-        let fingerprint = dwcp_simd::Fingerprint { lo: 1, hi: 2 };
-        SourceEvent::Peer(Control::Held(HeldPages::new(0, 3, &[fingerprint])))
+/// A source that offers `reuse`, and a destination that has pages.
+fn setting_up(reuse: bool, content_seed: Option<u64>) -> (Source, Vec<SourceAction>) {
+    let mut config = source_config();
+    config.offer.reuse = reuse;
+    let mut source = Source::new(config);
+    let _ = source.on_event(NOW, SourceEvent::Start);
+    let _ = source.on_event(NOW, SourceEvent::Connected);
+    let accept = Control::Accept {
+        token: 5,
+        streams: 2,
+        content_seed,
     };
-    for (tell_held, is_ready, is_taken) in [
-        (true, false, true),
-        (true, true, false),
-        (false, false, false),
+    let actions = source.on_event(NOW, SourceEvent::Peer(accept));
+    (source, actions)
+}
+
+#[test]
+fn round_0_waits_for_the_answers() {
+    let (mut source, actions) = setting_up(true, Some(7));
+    assert!(actions.contains(&SourceAction::AskForPages { seed: 7 }));
+    for event in [
+        SourceEvent::TrackerArmed,
+        SourceEvent::Peer(Control::Ready),
+        SourceEvent::StreamsOpen,
     ] {
-        let mut config = source_config();
-        config.offer.tell_held = tell_held;
-        let mut source = Source::new(config);
-        let accept = Control::Accept {
-            token: 5,
-            streams: 2,
-        };
-        let mut events = vec![
-            SourceEvent::Start,
-            SourceEvent::Connected,
-            SourceEvent::Peer(accept),
-        ];
-        events.extend(is_ready.then_some(SourceEvent::Peer(Control::Ready)));
-        for event in events {
-            let _ = source.on_event(NOW, event);
+        assert_eq!(source.on_event(NOW, event), []);
+    }
+    let found = FoundPages::none(0, 3, 1);
+    let actions = source.on_event(NOW, SourceEvent::Peer(Control::Found(found.clone())));
+    assert_eq!(actions, [SourceAction::TakeFound(found.clone())]);
+    let actions = source.on_event(NOW, SourceEvent::AllAnswered);
+    assert!(matches!(
+        actions[..],
+        [SourceAction::StartRound { round: 0, .. }]
+    ));
+    let _ = source.on_event(NOW, SourceEvent::Peer(Control::Found(found)));
+    assert_eq!(source.phase(), Phase::Aborted, "an answer to nothing");
+}
+
+#[test]
+fn nothing_is_asked_of_a_destination_that_has_nothing() {
+    let (mut source, actions) = setting_up(true, None);
+    let asks = |action: &SourceAction| matches!(action, SourceAction::AskForPages { .. });
+    assert!(!actions.iter().any(asks));
+    let found = Control::Found(FoundPages::none(0, 3, 1));
+    let _ = source.on_event(NOW, SourceEvent::Peer(found));
+    assert_eq!(source.phase(), Phase::Aborted);
+    let (source, _) = setting_up(false, Some(7));
+    assert_eq!(source.phase(), Phase::Aborted, "it was not to look");
+}
+
+#[test]
+fn pages_are_asked_for_until_round_0_ends_and_if_the_offer_says_so() {
+    let wanted = || Control::Wanted(WantedPages::new(0, 3, &[1, 2]));
+    let finds = |actions: &[DestinationAction]| matches!(actions, [DestinationAction::FindPages(wanted)] if wanted.page == 3);
+    for (reuse, rounds, is_taken) in [(true, 0, true), (true, 1, false), (false, 0, false)] {
+        let mut destination = ready_for(Offer { reuse, ..offer() });
+        for round in 0..rounds {
+            let _ = receive(&mut destination, round);
         }
-        let actions = source.on_event(NOW, held());
-        let taken = matches!(&actions[..], [SourceAction::TakeHeld(held)] if held.page == 3);
-        assert_eq!(taken, is_taken, "{actions:?}");
-        let is_over = source.phase() == Phase::Aborted;
-        assert_eq!(is_over, !is_taken);
+        let actions = destination.on_event(NOW, DestinationEvent::Peer(wanted()));
+        assert_eq!(finds(&actions), is_taken, "{actions:?}");
+        assert_eq!(aborts(&actions), !is_taken);
     }
 }

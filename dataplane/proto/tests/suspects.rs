@@ -33,6 +33,7 @@ fn more_suspects_than_a_report_has_room_for_are_covered_by_it() {
         DestinationEvent::VmReady {
             token: 5,
             streams: 2,
+            content_seed: None,
         },
         DestinationEvent::StreamsJoined,
         round_end(0, false),

@@ -195,7 +195,10 @@ impl World {
         match action {
             DestinationAction::PrepareVm(offer) => self.prepare(attempt, offer.streams),
             DestinationAction::Send(message) => self.send(attempt, Side::Source, &message),
-            DestinationAction::ExpectStreams { .. } | DestinationAction::Journal(_) => {}
+            // The simulated source asks for no pages.
+            DestinationAction::ExpectStreams { .. }
+            | DestinationAction::FindPages(_)
+            | DestinationAction::Journal(_) => {}
             DestinationAction::Prove => self.prove(attempt),
             DestinationAction::LoadDeviceState => self.load_device(attempt),
             DestinationAction::ResumeVm => self.run_destination(attempt),
@@ -235,7 +238,11 @@ impl World {
                 run.instance = Some(instance);
             }
             let token = attempt as u128 + 77;
-            DestinationEvent::VmReady { token, streams }
+            DestinationEvent::VmReady {
+                token,
+                streams,
+                content_seed: None,
+            }
         };
         self.destination_to(attempt, wait, event);
     }

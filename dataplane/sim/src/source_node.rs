@@ -144,7 +144,7 @@ impl World {
             ack_bytes: 64 * 1024,
             peer_silence_ms: (self.plan.silence_ns / MS) as u32,
             dry_run: false,
-            tell_held: false,
+            reuse: false,
         }
     }
 
@@ -286,7 +286,10 @@ impl World {
                 }
             }
             // The simulated destination begins with empty RAM.
-            SourceAction::TakeHeld(_) | SourceAction::Journal(_) | SourceAction::Finish(_) => {}
+            SourceAction::AskForPages { .. }
+            | SourceAction::TakeFound(_)
+            | SourceAction::Journal(_)
+            | SourceAction::Finish(_) => {}
         }
     }
 

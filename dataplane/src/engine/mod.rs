@@ -3,20 +3,22 @@
 
 mod busy_poll;
 mod destination_worker;
-mod held;
+mod found;
 mod mailbox;
 mod prove;
 mod recycle;
 mod session;
 mod source_worker;
 mod sweep;
+mod wanted;
 mod worker;
 
 pub use destination_worker::{DestinationCommand, StreamRound, spawn_destination_worker};
-pub use held::{NotThere, Stopped, held_messages, look_at_unknown, take_held};
+pub use found::{FindError, Found, PageLibrary, find_pages};
 pub use mailbox::{Mailbox, MailboxError};
 pub use prove::{Reread, read_again, read_everything};
 pub use recycle::{NotWiped, keep_allocated, wipe_unknown};
 pub use session::{Sealed, Session};
 pub use source_worker::{SourceCommand, WorkerRound, spawn_source_worker};
+pub use wanted::{NotAsked, Question, Taken, ask_for_pages, take_found};
 pub use worker::{WorkerEvent, WorkerHandle, WorkerSettings};

@@ -20,13 +20,14 @@ pub struct NotWiped;
 
 const ZERO: Page = [0; PAGE_BYTES];
 
-/// Marks allocated pages as unknown. A block of which the file system cannot tell what is allocated is
+/// Marks allocated pages as unknown; returns how many there are. A block of which the file system cannot tell what is allocated is
 /// emptied instead, unless all of it is.
 ///
 /// # Errors
 /// [`RamError`] from the blocks' files.
-pub fn keep_allocated(session: &Session) -> Result<(), RamError> {
+pub fn keep_allocated(session: &Session) -> Result<u64, RamError> {
     let mut allocated = session.layout.empty_bitmap();
+    let mut pages = 0;
     for (index, block) in session.layout.blocks().iter().enumerate() {
         let bitmap = &mut allocated.blocks[index];
         let is_told = block.mark_data(bitmap)?;
@@ -37,9 +38,10 @@ pub fn keep_allocated(session: &Session) -> Result<(), RamError> {
         for page in (0..block.pages()).filter(|&page| bitmap.contains(page)) {
             let global = session.layout.global_page(index, page);
             session.digests.set_unknown(global);
+            pages += 1;
         }
     }
-    Ok(())
+    Ok(pages)
 }
 
 /// Clears every page that is still unknown, on all cores that this process may use. Returns how many

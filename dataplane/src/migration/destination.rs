@@ -16,15 +16,15 @@ use dwcp_proto::{
 };
 use dwcp_wire::{AbortCode, Control, HEADER_BYTES, Offer, StreamHello, StreamRole};
 
-use super::baseline;
-use super::destination_held::Looked;
+use super::destination_found::{Finding, Looked};
 use super::meter::Meter;
 use super::node::{JournalScope, MigrationHandle, Node};
 use super::peer::{self, ControlWriter};
 use super::recorder::{End, Recorder, Subject, no_outcome};
 use super::relay::Relay;
 use crate::engine::{
-    DestinationCommand, Mailbox, NotWiped, Reread, Session, StreamRound, WorkerEvent, WorkerHandle,
+    DestinationCommand, Found, Mailbox, NotWiped, Reread, Session, StreamRound, WorkerEvent,
+    WorkerHandle,
 };
 use crate::vmm::Vm;
 
@@ -61,8 +61,10 @@ pub(super) enum DestinationInput {
     Reread(Reread),
     /// RAM holds nothing any more of what it held before; the pages that had to be looked at.
     Wiped(Result<u64, NotWiped>),
-    /// What RAM holds already is in the digests.
+    /// Whether there is anything to find is known.
     Looked(Looked),
+    /// Pages were looked for.
+    Found(Result<Found, String>),
 }
 
 impl From<WorkerEvent> for DestinationInput {
@@ -99,6 +101,8 @@ pub(super) struct DestinationDriver {
     pub(super) device_thread: Option<JoinHandle<()>>,
     /// Reads or writes RAM: it must have ended before the VM is given to anybody else.
     pub(super) ram_thread: Option<JoinHandle<()>>,
+    /// Pages that the source asks for, until round 0 is here.
+    pub(super) finding: Finding,
     pub(super) round: Vec<StreamRound>,
     pub(super) round_began: Instant,
     pub(super) questions: Vec<SyncSender<bool>>,
@@ -141,12 +145,11 @@ pub(super) fn run(
         silence_ns: FIRST_SILENCE.as_nanos() as u64,
     });
     let mailbox = Mailbox::new().map_err(|error| error.to_string())?;
-    let reader = mailbox.clone();
     let control = stream
         .try_clone()
         .and_then(|stream| ControlWriter::new(stream, silence, meter))
         .map_err(|error| error.to_string())?;
-    listen_to_peer(stream, reader, meter).map_err(|error| error.to_string())?;
+    listen_to_peer(stream, mailbox.clone(), meter).map_err(|error| error.to_string())?;
     let handle = node.register(id, recorder.status(machine.phase(), false, None));
     node.incoming_began(id, mailbox.clone());
     let driver = DestinationDriver {
@@ -179,6 +182,7 @@ pub(super) fn run(
         vm_stop: Arc::default(),
         device_thread: None,
         ram_thread: None,
+        finding: Finding::default(),
         round: vec![],
         round_began: Instant::now(),
         questions: vec![],
@@ -244,6 +248,7 @@ impl DestinationDriver {
             DestinationInput::Reread(read) => self.was_reread(read),
             DestinationInput::Wiped(wiped) => self.was_wiped(wiped),
             DestinationInput::Looked(looked) => self.was_looked_at(looked),
+            DestinationInput::Found(found) => self.found_pages(found),
             DestinationInput::Join(join) => {
                 // Its hello was read before it was known to be ours.
                 let hello_bytes = HEADER_BYTES + StreamHello::BYTES;
@@ -279,12 +284,8 @@ impl DestinationDriver {
     fn perform(&mut self, action: DestinationAction) {
         match action {
             DestinationAction::PrepareVm(_) => self.prepare_vm(),
-            DestinationAction::Send(message) => {
-                self.send(&message);
-                if matches!(message, Control::Accept { .. }) {
-                    self.tell_held();
-                }
-            }
+            DestinationAction::Send(message) => self.send(&message),
+            DestinationAction::FindPages(wanted) => self.find_pages(wanted),
             DestinationAction::ExpectStreams { token, streams } => {
                 self.expect_streams(token, streams);
             }
@@ -382,6 +383,7 @@ impl DestinationDriver {
 
     /// Waits for the threads that use the VM or its RAM; `vm_stop` is set, so they end soon.
     pub(super) fn join_helpers(&mut self) {
+        self.finding.questions = None;
         let threads = [self.device_thread.take(), self.ram_thread.take()];
         for thread in threads.into_iter().flatten() {
             let _ = thread.join();
@@ -417,9 +419,6 @@ impl DestinationDriver {
             cpu_ns: workers + crate::cpu_time::thread_cpu_ns(),
         });
         tracing::info!(vm = self.offer.vm, result = ?report.result, reason = report.reason, "ended");
-        if outcome.result == Ending::Completed {
-            baseline::forget(&self.node, &self.offer.vm);
-        }
         let status = self.recorder.status(self.machine.phase(), false, session);
         if self.vm_taken {
             self.node.give_vm(&self.offer.vm);

@@ -27,10 +27,10 @@ pub(super) type Refusal = (RefuseCode, String);
 impl DestinationDriver {
     pub(super) fn prepare_vm(&mut self) {
         let prepared = self.try_prepare_vm().and_then(|token| {
-            if self.offer.tell_held && !self.offer.dry_run {
+            if self.offer.reuse && !self.offer.dry_run {
                 return self.look_at_ram(token);
             }
-            self.vm_is_ready(token);
+            self.vm_is_ready(token, None);
             Ok(())
         });
         if let Err((code, reason)) = prepared {
@@ -39,9 +39,13 @@ impl DestinationDriver {
         }
     }
 
-    pub(super) fn vm_is_ready(&mut self, token: u128) {
+    pub(super) fn vm_is_ready(&mut self, token: u128, content_seed: Option<u64>) {
         let streams = self.offer.streams.min(self.settings.streams.max(1));
-        let event = DestinationEvent::VmReady { token, streams };
+        let event = DestinationEvent::VmReady {
+            token,
+            streams,
+            content_seed,
+        };
         self.pending.push_back(event);
     }
 
@@ -91,7 +95,7 @@ impl DestinationDriver {
                 .map_err(|error| (RefuseCode::Other, error))?;
             self.began = true;
             // Otherwise it is looked at, on another thread.
-            if !self.offer.tell_held {
+            if !self.offer.reuse {
                 keep_allocated(&session).map_err(|error| (RefuseCode::Other, error.to_string()))?;
             }
         }
@@ -273,7 +277,7 @@ impl DestinationDriver {
         self.join_helpers();
         let Some(vm) = &self.vm else { return };
         match lock(vm).discard() {
-            Ok(true) if self.offer.tell_held && self.peer_lost => {
+            Ok(true) if self.offer.reuse && self.peer_lost => {
                 let text = "what had come stays in the VM's RAM for the next attempt";
                 self.recorder.note(text.into());
             }

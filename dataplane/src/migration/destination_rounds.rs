@@ -38,6 +38,7 @@ impl DestinationDriver {
             return self.failed(AbortCode::Protocol, error.to_string());
         }
         if self.recorder.rounds.is_empty() {
+            self.stop_finding();
             self.wipe();
         } else {
             self.round_is_here();

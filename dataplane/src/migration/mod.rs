@@ -18,7 +18,7 @@ mod admission;
 mod baseline;
 mod destination;
 mod destination_actions;
-mod destination_held;
+mod destination_found;
 mod destination_rounds;
 mod dial;
 mod doubt;
@@ -36,6 +36,7 @@ mod reread;
 mod room;
 mod source;
 mod source_actions;
+mod source_asks;
 mod source_rounds;
 mod vms;
 

@@ -59,8 +59,6 @@ pub(super) struct Recorder {
     /// The other node, or the way to it, was lost.
     pub(super) peer_lost: bool,
     pub(super) ram_root: Option<u128>,
-    /// Pages that the destination held before the first round.
-    pub(super) held_pages: u64,
     pub(super) notes: Vec<String>,
     pub(super) dirty_pages_per_s: f64,
     pub(super) pages_in_round: u64,
@@ -118,7 +116,6 @@ impl Recorder {
             ended_here: false,
             peer_lost: false,
             ram_root: None,
-            held_pages: 0,
             notes: vec![],
             dirty_pages_per_s: 0.0,
             pages_in_round: 0,

@@ -23,9 +23,10 @@ use super::node::{JournalScope, MigrationHandle, Node, PeerNode, check_running};
 use super::peer::ControlWriter;
 use super::recorder::{End, Recorder, Subject, no_outcome};
 use super::relay::Relay;
+use super::source_asks::Asking;
 use super::vms::api_error;
 use crate::engine::{
-    Mailbox, Reread, Session, SourceCommand, WorkerEvent, WorkerHandle, WorkerRound,
+    Mailbox, Question, Reread, Session, SourceCommand, WorkerEvent, WorkerHandle, WorkerRound,
 };
 use crate::path::{Lanes, RoundWork};
 use crate::vmm::tracker::{self, DirtyTracker};
@@ -55,6 +56,10 @@ pub(super) enum SourceInput {
     DeviceLost(String),
     /// RAM was read again.
     Reread(Reread),
+    /// The destination is to be asked for pages.
+    Question(Question),
+    /// There is nothing more to ask for.
+    AllAsked(Result<(), String>),
     /// It may begin: few are under way at a time.
     Admitted,
 }
@@ -88,6 +93,7 @@ pub(super) struct SourceDriver {
     pub(super) vm: Arc<Mutex<Box<dyn Vm>>>,
     pub(super) vm_stop: Arc<AtomicBool>,
     pub(super) device_thread: Option<JoinHandle<()>>,
+    pub(super) asking: Option<Asking>,
     pub(super) round: Option<RoundUnderWay>,
     pub(super) collected_at: Option<Instant>,
     pub(super) query_under_way: Arc<AtomicBool>,
@@ -207,6 +213,7 @@ fn prepare(
         vm: Arc::new(Mutex::new(vm)),
         vm_stop: Arc::default(),
         device_thread: None,
+        asking: None,
         round: None,
         collected_at: None,
         query_under_way: Arc::default(),
@@ -267,7 +274,7 @@ fn offer(
         ack_bytes: (window / 4).max(64 * 1024),
         peer_silence_ms: settings.peer_silence_ms,
         dry_run: request.dry_run,
-        tell_held: settings.reuse,
+        reuse: settings.reuse,
     }
 }
 
@@ -296,6 +303,8 @@ impl SourceDriver {
                 Some(SourceInput::Worker(event)) => self.worker_event(event),
                 Some(SourceInput::DeviceLost(reason)) => self.stream_lost(reason),
                 Some(SourceInput::Reread(read)) => self.sample_was_read(read),
+                Some(SourceInput::Question(question)) => self.question(question),
+                Some(SourceInput::AllAsked(asked)) => self.all_asked(asked),
                 Some(SourceInput::Admitted) => self.begin(),
                 None => {}
             }
@@ -351,7 +360,8 @@ impl SourceDriver {
             SourceAction::Send(message) => self.send(&message),
             SourceAction::ArmTracker => self.arm_tracker(),
             SourceAction::OpenStreams { token, streams } => self.open_streams(token, streams),
-            SourceAction::TakeHeld(held) => self.take_held(&held),
+            SourceAction::AskForPages { seed } => self.ask_for_pages(seed),
+            SourceAction::TakeFound(found) => self.take_found(&found),
             SourceAction::StartRound {
                 round,
                 again,
@@ -439,6 +449,7 @@ impl SourceDriver {
         self.relay = None;
         self.tracker.disarm();
         self.turn = None;
+        self.stop_asking();
         if let Some(thread) = self.device_thread.take() {
             let _ = thread.join();
         }

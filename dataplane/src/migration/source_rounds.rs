@@ -5,30 +5,17 @@ use std::time::Instant;
 
 use dwcp_api::{PageCounts, RoundReport};
 use dwcp_proto::{RoundMeasure, SourceEvent};
-use dwcp_simd::{PAGE_BYTES, RamRoot};
-use dwcp_wire::{AbortCode, HeldPages, PageRange, RoundSummary};
+use dwcp_simd::RamRoot;
+use dwcp_wire::{AbortCode, PageRange, RoundSummary};
 
 use super::source::{RoundUnderWay, SourceDriver};
 use super::source_actions::ms_since;
-use crate::engine::{SourceCommand, WorkerRound, take_held};
+use crate::engine::{SourceCommand, WorkerRound};
 use crate::path::RoundWork;
 use crate::ram::RamBitmap;
 use crate::vmm::tracker::Collected;
 
 impl SourceDriver {
-    /// What the destination holds need not be sent.
-    pub(super) fn take_held(&mut self, held: &HeldPages) {
-        match take_held(&self.session, held) {
-            Ok(part) => {
-                let mut root = RamRoot(self.recorder.ram_root.unwrap_or(0));
-                root.merge(part);
-                self.recorder.ram_root = Some(root.0);
-                self.recorder.held_pages += held.pages() as u64;
-            }
-            Err(error) => self.fail(AbortCode::Protocol, error.to_string()),
-        }
-    }
-
     /// Clears the dirty bits before any of the pages is read.
     pub(super) fn start_round(&mut self, round: u32, again: &[PageRange], everything: bool) {
         let began = Instant::now();
@@ -47,7 +34,8 @@ impl SourceDriver {
         };
         self.collected_at = Some(began);
         let mut forced = self.session.layout.empty_bitmap();
-        for range in again {
+        let doubtful = if round == 0 { self.doubtful() } else { &[] };
+        for range in again.iter().chain(doubtful) {
             if let Some(block) = forced.blocks.get_mut(range.ram_block as usize) {
                 block.set_range(range.page, range.count);
             }
@@ -58,11 +46,6 @@ impl SourceDriver {
         });
         self.recorder.round = round;
         self.recorder.pages_in_round = work.pages();
-        if round == 0 && self.recorder.held_pages > 0 {
-            let mib = (self.recorder.held_pages * PAGE_BYTES as u64) >> 20;
-            let text = format!("the destination's RAM holds {mib} MiB of something already");
-            self.recorder.remark(text);
-        }
         self.session.begin_round();
         for worker in &self.workers {
             worker.command(SourceCommand::Round(Arc::clone(&work)));

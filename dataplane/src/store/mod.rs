@@ -1,32 +1,45 @@
-//! Baselines: the RAM of VMs that left this node, on disk, for the day they come back.
-//!
-//! A baseline is put into the RAM of the waiting VM before that is read and told to the source
-//! ([`crate::engine::look_at_unknown`]). Nothing is trusted for being in the store: bit rot, a torn
-//! write or an old image only make pages that differ, and those are sent.
+//! Pages that this node has on disk, for VMs that come: the RAM of VMs that left it (baselines), and disk
+//! images, whose blocks are what a guest has in its page cache.
 //!
 //! ```text
-//! NUMBER.baseline = header, 64 KiB: JSON, then zeros     block 0     block 1 …
+//! seed                   seed of the hashes: 16 hex digits, chosen when the store was made
+//! NUMBER.baseline        header, 64 KiB: JSON, then zeros     block 0     block 1 …
+//! NUMBER.image           JSON: where the disk image is
+//! NUMBER.index           its pages by their hashes
 //! ```
-//! Blocks lie at their sizes' sums, page-aligned; zero pages are holes. A file is written as
-//! `NUMBER.part`, and renamed once it is on the disk. The newest has the highest number.
+//! The blocks of a baseline lie at their sizes' sums, page-aligned; zero pages are holes. A file is written
+//! as `NUMBER.part`, and renamed once it is on the disk, after its index. The newest has the highest number.
+//!
+//! Nothing is trusted for being in the store: a page is found by its hash and hashed when it is read, so
+//! bit rot, a torn write or an image that was changed only make pages that are not found.
 
-mod image;
+mod baseline;
+mod disk_image;
+mod index;
+mod library;
+mod sparse;
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use dwcp_simd::FingerprintKey;
 
 use crate::ram::{RamError, RamLayout};
 
-use image::Header;
+use baseline::Header;
+use disk_image::DiskImage;
+use index::Index;
+pub use library::Library;
+use library::Shelf;
 
 /// Part of the file system that is left to others.
 const FREE_SHARE_MIN: u64 = 10;
 
-/// Why a baseline was not kept, or not used.
+/// Why the store cannot do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
@@ -42,13 +55,16 @@ pub enum StoreError {
     #[error(transparent)]
     Ram(#[from] RamError),
     /// It would take more than the store may have.
-    #[error("the guest's RAM has {wanted_bytes} bytes, the store may have {most_bytes}")]
+    #[error("{wanted_bytes} bytes are needed, the store may have {most_bytes}")]
     TooLarge {
-        /// Of the baseline, at most.
+        /// What would be written, at most.
         wanted_bytes: u64,
         /// What the store may have, or the disk has to give.
         most_bytes: u64,
     },
+    /// It is not there.
+    #[error("the store has no {0}")]
+    Unknown(String),
     /// It was ended from outside.
     #[error("stopped")]
     Stopped,
@@ -61,21 +77,42 @@ impl StoreError {
     }
 }
 
-/// The baselines of a node.
+/// The store of a node.
 #[derive(Debug)]
 pub struct Store {
     folder: PathBuf,
     bytes_max: u64,
+    seed: u64,
     /// One at a time: the disk is no faster with more.
     turn: Mutex<()>,
 }
 
-/// One that is there.
-#[derive(Debug)]
-struct Baseline {
-    number: u64,
-    path: PathBuf,
-    disk_bytes: u64,
+/// What an entry of the store is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The RAM of a VM that left this node.
+    Baseline {
+        /// Its name.
+        vm: String,
+    },
+    /// A disk image.
+    Image {
+        /// Where it is.
+        path: PathBuf,
+    },
+}
+
+/// One entry of the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The newest has the highest.
+    pub number: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// Different pages that it has; 0 without an index.
+    pub pages: u64,
+    /// What it takes in the store.
+    pub disk_bytes: u64,
 }
 
 impl Store {
@@ -85,24 +122,39 @@ impl Store {
     /// # Errors
     /// [`StoreError::Disk`].
     pub fn open(folder: PathBuf, bytes_max: u64) -> Result<Self, StoreError> {
-        let cannot = |what: &str| StoreError::disk(format!("cannot {what} {}", folder.display()));
+        let shown = folder.display().to_string();
+        let cannot = |what: &str| StoreError::disk(format!("cannot {what} {shown}"));
         // What a guest holds is nobody else's to read.
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&folder)
             .map_err(cannot("make"))?;
-        for entry in fs::read_dir(&folder).map_err(cannot("read"))? {
+        let seed = seed(&folder).map_err(cannot("read the seed of"))?;
+        let store = Self {
+            folder,
+            bytes_max,
+            seed,
+            turn: Mutex::default(),
+        };
+        let whole: Vec<u64> = store.entries().iter().map(|entry| entry.number).collect();
+        for entry in fs::read_dir(&store.folder).map_err(cannot("read"))? {
             let path = entry.map_err(cannot("read"))?.path();
-            if path.extension().is_some_and(|end| end == "part") {
+            let number = path
+                .file_stem()
+                .and_then(|stem| stem.to_str()?.parse().ok());
+            let is_lone = has_end(&path, "index") && !number.is_some_and(|n| whole.contains(&n));
+            if has_end(&path, "part") || is_lone {
                 fs::remove_file(&path).map_err(cannot("clear"))?;
             }
         }
-        Ok(Self {
-            folder,
-            bytes_max,
-            turn: Mutex::default(),
-        })
+        Ok(store)
+    }
+
+    /// Seed of the hashes by which its pages are found.
+    #[must_use]
+    pub const fn seed(&self) -> u64 {
+        self.seed
     }
 
     /// Keeps the RAM of a VM that is not run here any more; returns the bytes written. An older
@@ -112,116 +164,241 @@ impl Store {
     /// [`StoreError`]: nothing is kept of it.
     pub fn keep(&self, vm: &str, layout: &RamLayout, stop: &AtomicBool) -> Result<u64, StoreError> {
         let _turn = self.lock();
-        let mut wanted_bytes = image::HEADER_BYTES;
+        let mut wanted_bytes = baseline::HEADER_BYTES;
         for block in layout.blocks() {
             wanted_bytes += block.room()?.held_bytes.min(block.bytes());
         }
-        self.forget_one(vm);
-        self.make_room(wanted_bytes)?;
-        let number = self.baselines().last().map_or(1, |last| last.number + 1);
+        let is_old = |kind: &Kind| matches!(kind, Kind::Baseline { vm: of } if of == vm);
+        self.remove_all(is_old)?;
+        self.make_room(with_index(wanted_bytes))?;
+        self.add("baseline", |part| {
+            let header = Header::of(vm, layout);
+            let written = baseline::write(part, &header, layout, &self.key(), stop)?;
+            Ok((written.bytes, written.index))
+        })
+        .map(|(bytes, _)| bytes)
+    }
+
+    /// Indexes a disk image of this node, or indexes it anew; returns the different pages that it has.
+    /// `done_bytes` says how far it is.
+    ///
+    /// # Errors
+    /// [`StoreError`]: nothing is kept of it.
+    pub fn add_image(
+        &self,
+        path: &Path,
+        done_bytes: &AtomicU64,
+        stop: &AtomicBool,
+    ) -> Result<u64, StoreError> {
+        let _turn = self.lock();
+        let cannot = || StoreError::disk(format!("cannot read {}", path.display()));
+        let path = path.canonicalize().map_err(cannot())?;
+        let about = fs::metadata(&path).map_err(cannot())?;
+        if !about.is_file() {
+            let error = io::Error::new(io::ErrorKind::InvalidInput, "not a file");
+            return Err(cannot()(error));
+        }
+        let most_bytes = with_index(about.blocks() * 512) - about.blocks() * 512;
+        self.remove_all(|kind| matches!(kind, Kind::Image { path: of } if *of == path))?;
+        self.make_room(most_bytes)?;
+        self.add("image", |part| {
+            let index = disk_image::index(&path, &self.key(), done_bytes, stop)?;
+            let failed = StoreError::disk(format!("cannot write {}", part.display()));
+            DiskImage::of(path).write(part).map_err(failed)?;
+            Ok((0, index))
+        })
+        .map(|(_, pages)| pages)
+    }
+
+    /// Writes a file with its index; returns what `write` says and the pages in the index. It is there once
+    /// both are on the disk.
+    fn add(
+        &self,
+        end: &str,
+        write: impl FnOnce(&Path) -> Result<(u64, index::IndexBuilder), StoreError>,
+    ) -> Result<(u64, u64), StoreError> {
+        let number = self.entries().last().map_or(1, |last| last.number + 1);
         let part = self.folder.join(format!("{number:06}.part"));
-        let written = image::write(&part, &Header::of(vm, layout), layout, stop);
-        let finished = written.and_then(|bytes| {
-            let whole = part.with_extension("baseline");
-            fs::rename(&part, whole)
+        let index_path = part.with_extension("index");
+        let finished = write(&part).and_then(|(result, index)| {
+            let cannot = || StoreError::disk(format!("cannot finish {}", part.display()));
+            let pages = index.write(&index_path).map_err(cannot())?;
+            fs::rename(&part, part.with_extension(end))
                 .and_then(|()| File::open(&self.folder)?.sync_all())
-                .map_err(StoreError::disk("cannot finish a baseline"))?;
-            Ok(bytes)
+                .map_err(cannot())?;
+            Ok((result, pages))
         });
         if finished.is_err() {
-            let _ = fs::remove_file(&part);
+            let _ = (fs::remove_file(&part), fs::remove_file(&index_path));
         }
         finished
     }
 
-    /// Puts the baseline of a VM into its RAM, where that holds nothing yet. Returns the pages written;
-    /// 0 when there is no baseline, or of other RAM.
+    /// All that it has now, to look for pages. Files that are removed meanwhile stay readable.
+    #[must_use]
+    pub fn library(&self) -> Library {
+        let _turn = self.lock();
+        let mut entries = self.entries();
+        entries.reverse();
+        let shelves = entries.iter().filter_map(|entry| {
+            let shelf = self.shelf(entry);
+            let why = |error: &io::Error| tracing::warn!(%error, ?entry, "of no use in the store");
+            shelf.inspect_err(why).ok()
+        });
+        Library::new(self.seed, shelves.collect())
+    }
+
+    fn shelf(&self, entry: &Entry) -> io::Result<Shelf> {
+        let (path, name) = match &entry.kind {
+            Kind::Baseline { vm } => (
+                self.path(entry.number, "baseline"),
+                format!("the baseline of {vm}"),
+            ),
+            Kind::Image { path } => (path.clone(), path.display().to_string()),
+        };
+        Ok(Shelf {
+            index: Index::open(&self.path(entry.number, "index"))?,
+            pages: File::open(path)?,
+            name,
+            stale: 0,
+        })
+    }
+
+    /// All entries, the oldest first. What cannot be read is not there.
+    #[must_use]
+    pub fn entries(&self) -> Vec<Entry> {
+        let files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let mut found: Vec<_> = files.filter_map(|file| self.entry(&file.path())).collect();
+        found.sort_by_key(|entry| entry.number);
+        found
+    }
+
+    fn entry(&self, path: &Path) -> Option<Entry> {
+        let number = path.file_stem()?.to_str()?.parse().ok()?;
+        let kind = match path.extension()?.to_str()? {
+            "baseline" => {
+                let header = File::open(path).and_then(|file| Header::read(&file));
+                let vm = header.ok()?.vm;
+                Kind::Baseline { vm }
+            }
+            "image" => {
+                let path = DiskImage::read(path).ok()?.path;
+                Kind::Image { path }
+            }
+            _ => return None,
+        };
+        let index_path = self.path(number, "index");
+        // Pieces of 512 bytes, see stat(2).
+        let bytes = |path: &Path| fs::metadata(path).map_or(0, |about| about.blocks() * 512);
+        Some(Entry {
+            number,
+            kind,
+            pages: Index::open(&index_path).map_or(0, |index| index.pages()),
+            disk_bytes: bytes(path) + bytes(&index_path),
+        })
+    }
+
+    /// Removes an entry by its number. A disk image itself stays where it is.
     ///
     /// # Errors
-    /// [`StoreError`]: a part of it may have been written.
-    pub fn fill(&self, vm: &str, layout: &RamLayout, stop: &AtomicBool) -> Result<u64, StoreError> {
+    /// [`StoreError`].
+    pub fn remove(&self, number: u64) -> Result<(), StoreError> {
         let _turn = self.lock();
-        let header = Header::of(vm, layout);
-        match self.find(|found| *found == header) {
-            Some(baseline) => image::read(&baseline.path, layout, stop),
-            None => Ok(0),
-        }
+        let entries = self.entries();
+        let entry = entries.iter().find(|entry| entry.number == number);
+        let unknown = || StoreError::Unknown(format!("entry {number}"));
+        self.remove_files(entry.ok_or_else(unknown)?)
     }
 
-    /// Removes the baseline of a VM: it is here, and changes.
-    pub fn forget(&self, vm: &str) {
-        let _turn = self.lock();
-        self.forget_one(vm);
+    fn remove_all(&self, is_meant: impl Fn(&Kind) -> bool) -> Result<(), StoreError> {
+        let entries = self.entries();
+        let mut meant = entries.iter().filter(|entry| is_meant(&entry.kind));
+        meant.try_for_each(|entry| self.remove_files(entry))
     }
 
-    fn forget_one(&self, vm: &str) {
-        while let Some(old) = self.find(|header| header.vm == vm) {
-            if let Err(error) = fs::remove_file(&old.path) {
-                tracing::warn!(%error, path = %old.path.display(), "baseline stays");
-                return;
-            }
-        }
-    }
-
-    fn make_room(&self, wanted_bytes: u64) -> Result<(), StoreError> {
-        let free = |path: &Path| {
-            let system = nix::sys::statvfs::statvfs(path)
-                .map_err(|errno| StoreError::disk("cannot ask the disk")(errno.into()))?;
-            let spared = system.blocks() / FREE_SHARE_MIN;
-            let blocks = system.blocks_available().saturating_sub(spared);
-            Ok::<_, StoreError>(blocks * system.fragment_size())
+    fn remove_files(&self, entry: &Entry) -> Result<(), StoreError> {
+        let end = match entry.kind {
+            Kind::Baseline { .. } => "baseline",
+            Kind::Image { .. } => "image",
         };
+        // The index last: it is nothing without the other.
+        let cannot = StoreError::disk(format!("cannot remove entry {}", entry.number));
+        fs::remove_file(self.path(entry.number, end)).map_err(cannot)?;
+        let _ = fs::remove_file(self.path(entry.number, "index"));
+        Ok(())
+    }
+
+    /// Removes baselines, the oldest first, until so much may be written.
+    fn make_room(&self, wanted_bytes: u64) -> Result<(), StoreError> {
         loop {
-            let baselines = self.baselines();
-            let used: u64 = baselines.iter().map(|old| old.disk_bytes).sum();
+            let entries = self.entries();
+            let used: u64 = entries.iter().map(|old| old.disk_bytes).sum();
             let allowed = self.bytes_max.saturating_sub(used);
-            let most_bytes = allowed.min(free(&self.folder)?);
+            let most_bytes = allowed.min(self.free_bytes()?);
             if wanted_bytes <= most_bytes {
                 return Ok(());
             }
-            let Some(oldest) = baselines.first().filter(|_| wanted_bytes <= self.bytes_max) else {
+            let mut baselines = entries
+                .iter()
+                .filter(|old| matches!(old.kind, Kind::Baseline { .. }));
+            let Some(oldest) = baselines.next().filter(|_| wanted_bytes <= self.bytes_max) else {
                 return Err(StoreError::TooLarge {
                     wanted_bytes,
                     most_bytes,
                 });
             };
-            fs::remove_file(&oldest.path).map_err(StoreError::disk("cannot make room"))?;
-            tracing::info!(path = %oldest.path.display(), "baseline removed to make room");
+            self.remove_files(oldest)?;
+            tracing::info!(?oldest, "removed to make room");
         }
     }
 
-    fn find(&self, wanted: impl Fn(&Header) -> bool) -> Option<Baseline> {
-        let is_wanted = |baseline: &Baseline| {
-            let header = File::open(&baseline.path).and_then(|file| Header::read(&file));
-            header.is_ok_and(|header| wanted(&header))
-        };
-        self.baselines().into_iter().rev().find(is_wanted)
+    /// What the file system has, but for the share that is left to others.
+    fn free_bytes(&self) -> Result<u64, StoreError> {
+        let system = nix::sys::statvfs::statvfs(&self.folder)
+            .map_err(|errno| StoreError::disk("cannot ask the disk")(errno.into()))?;
+        let spared = system.blocks() / FREE_SHARE_MIN;
+        let blocks = system.blocks_available().saturating_sub(spared);
+        Ok(blocks * system.fragment_size())
     }
 
-    /// The oldest first. What cannot be read is not there.
-    fn baselines(&self) -> Vec<Baseline> {
-        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let mut found: Vec<_> = entries
-            .filter_map(|entry| {
-                let path = entry.path();
-                let number = path.file_stem()?.to_str()?.parse().ok()?;
-                let is_one = path.extension()? == "baseline";
-                // Pieces of 512 bytes, see stat(2).
-                let disk_bytes = entry.metadata().ok()?.blocks() * 512;
-                is_one.then_some(Baseline {
-                    number,
-                    path,
-                    disk_bytes,
-                })
-            })
-            .collect();
-        found.sort_by_key(|baseline| baseline.number);
-        found
+    fn key(&self) -> FingerprintKey {
+        FingerprintKey::new(self.seed)
+    }
+
+    fn path(&self, number: u64, end: &str) -> PathBuf {
+        self.folder.join(format!("{number:06}.{end}"))
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn has_end(path: &Path, end: &str) -> bool {
+    path.extension().is_some_and(|of| of == end)
+}
+
+/// Bytes of pages, and of an index of them.
+const fn with_index(page_bytes: u64) -> u64 {
+    page_bytes + page_bytes / 256 + 4096
+}
+
+/// The seed of the store in `folder`; chosen, when there is none or it cannot be read: indexes of another seed
+/// find nothing.
+fn seed(folder: &Path) -> io::Result<u64> {
+    let path = folder.join("seed");
+    let written = fs::read_to_string(&path).unwrap_or_default();
+    if let Ok(seed) = u64::from_str_radix(written.trim(), 16) {
+        return Ok(seed);
+    }
+    let mut bytes = [0; 8];
+    io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut bytes)?;
+    let seed = u64::from_le_bytes(bytes);
+    let part = path.with_extension("part");
+    fs::write(&part, format!("{seed:016x}\n"))?;
+    File::open(&part)?.sync_all()?;
+    fs::rename(&part, &path)?;
+    Ok(seed)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 use super::*;
+use crate::engine::PageLibrary;
 use crate::ram::testing::ram;
-use dwcp_simd::{PAGE_BYTES, Page};
+use dwcp_simd::{PAGE_BYTES, Page, kernels};
 
 const PAGES: [u32; 2] = [300, 40];
 
@@ -39,61 +40,115 @@ fn store(folder: &tempfile::TempDir, bytes_max: u64) -> Store {
     Store::open(folder.path().join("store"), bytes_max).unwrap()
 }
 
-#[test]
-fn ram_comes_back_as_it_left() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = store(&folder, 64 << 20);
-    let before = some_ram();
-    let written = store.keep("vm", &before, &go()).unwrap();
-    assert_eq!(written, (100 + 14) * PAGE_BYTES as u64);
-    let after = ram(&PAGES);
-    // Another VM's, or RAM of another shape, is left alone.
-    assert_eq!(store.fill("other", &after, &go()).unwrap(), 0);
-    assert_eq!(store.fill("vm", &ram(&[340]), &go()).unwrap(), 0);
-    assert_eq!(store.fill("vm", &after, &go()).unwrap(), 114);
-    assert!(content(&after) == content(&before));
-    store.forget("vm");
-    assert_eq!(store.fill("vm", &ram(&PAGES), &go()).unwrap(), 0);
+/// The pages of `layout` that a library of `store` finds.
+fn found(store: &Store, layout: &RamLayout) -> usize {
+    let mut library = store.library();
+    let key = FingerprintKey::new(store.seed());
+    let is_found = |page: &Page| {
+        let mut found = [0; PAGE_BYTES];
+        library.find(kernels().fingerprint(&key, page).lo, &mut found) && found == *page
+    };
+    let pages = content(layout);
+    let pages = pages.iter().filter(|page| !kernels().is_zero(page));
+    pages.copied().filter(is_found).count()
+}
+
+fn vms(store: &Store) -> Vec<String> {
+    let vm = |entry: Entry| match entry.kind {
+        Kind::Baseline { vm } => Some(vm),
+        Kind::Image { .. } => None,
+    };
+    store.entries().into_iter().filter_map(vm).collect()
 }
 
 #[test]
-fn what_ram_holds_already_stays() {
+fn ram_that_left_is_found_page_by_page() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder, 64 << 20);
-    store.keep("vm", &some_ram(), &go()).unwrap();
-    let after = ram(&PAGES);
-    after.blocks()[0].write_page(3, &page_of(200));
-    after.blocks()[0].write_page(6, &[0; PAGE_BYTES]);
-    assert_eq!(store.fill("vm", &after, &go()).unwrap(), 113);
-    assert!(content(&after)[3] == page_of(200));
-    assert!(content(&after)[6] == page_of(6));
+    let before = some_ram();
+    assert_eq!(found(&store, &before), 0);
+    let written = store.keep("vm", &before, &go()).unwrap();
+    assert_eq!(written, (100 + 14) * PAGE_BYTES as u64);
+    assert_eq!(found(&store, &before), 114);
+    let [entry] = &store.entries()[..] else {
+        panic!("one entry")
+    };
+    // `page_of` has 128 different ones, every third page of 300 and 41 takes 101 of them or fewer.
+    assert!(entry.pages > 60 && entry.pages <= 114, "{entry:?}");
+    assert!(entry.disk_bytes >= written);
+    let other = ram(&[4]);
+    (0..4).for_each(|page| other.blocks()[0].write_page(page, &[2 * page as u8; PAGE_BYTES]));
+    assert_eq!(found(&store, &other), 0);
+    // It is found by one that was open when it was removed, and by no other.
+    let mut library = store.library();
+    store.remove(entry.number).unwrap();
+    assert_eq!(found(&store, &before), 0);
+    let hash = kernels()
+        .fingerprint(&FingerprintKey::new(store.seed()), &page_of(3))
+        .lo;
+    assert!(library.find(hash, &mut [0; PAGE_BYTES]));
+    store.remove(entry.number).unwrap_err();
+}
+
+#[test]
+fn blocks_of_a_disk_image_are_found_as_long_as_they_are_what_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder, 64 << 20);
+    let path = folder.path().join("disk.raw");
+    let ram = some_ram();
+    // Holes, and half a block at the end.
+    let image = File::create(&path).unwrap();
+    for (at, page) in content(&ram)
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| at % 3 == 0)
+    {
+        let offset = (1000 + at as u64) * PAGE_BYTES as u64;
+        std::os::unix::fs::FileExt::write_all_at(&image, page, offset).unwrap();
+    }
+    image.set_len(1400 * PAGE_BYTES as u64 + 7).unwrap();
+    let done = AtomicU64::new(0);
+    let pages = store.add_image(&path, &done, &go()).unwrap();
+    assert!(pages > 60, "{pages}");
+    assert!(done.into_inner() >= 1300 * PAGE_BYTES as u64);
+    let all = found(&store, &ram);
+    assert!(all >= 100, "{all}");
+    // Added again, it is there once.
+    store.add_image(&path, &AtomicU64::new(0), &go()).unwrap();
+    assert_eq!(store.entries().len(), 1);
+    std::os::unix::fs::FileExt::write_all_at(&image, &[9; 1], 1000 * PAGE_BYTES as u64).unwrap();
+    let mut library = store.library();
+    let hash = kernels()
+        .fingerprint(&FingerprintKey::new(store.seed()), &page_of(0))
+        .lo;
+    assert!(!library.find(hash, &mut [0; PAGE_BYTES]));
+    assert_eq!(library.stale().count(), 1);
+    fs::remove_file(&path).unwrap();
+    assert_eq!(found(&store, &ram), 0, "the image is gone");
+    store
+        .add_image(&path, &AtomicU64::new(0), &go())
+        .unwrap_err();
 }
 
 #[test]
 fn the_newest_counts_and_the_oldest_makes_room() {
     let folder = tempfile::tempdir().unwrap();
-    // Each has 470 KiB, and is expected to have 1.4 MiB once all of its RAM has been read.
-    let store = store(&folder, 2000 << 10);
-    let names = |store: &Store| -> Vec<String> {
-        let header = |one: &Baseline| Header::read(&File::open(&one.path).unwrap()).unwrap();
-        store.baselines().iter().map(|one| header(one).vm).collect()
-    };
+    // Each has 480 KiB, and is expected to have 1.4 MiB once all of its RAM has been read.
+    let store = store(&folder, 2050 << 10);
     let layout = some_ram();
+    content(&layout);
     store.keep("a", &layout, &go()).unwrap();
     store.keep("b", &layout, &go()).unwrap();
     layout.blocks()[1].write_page(0, &page_of(77));
     store.keep("a", &layout, &go()).unwrap();
-    assert_eq!(names(&store), ["b", "a"]);
-    let again = ram(&PAGES);
-    store.fill("a", &again, &go()).unwrap();
-    assert!(content(&again) == content(&layout));
+    assert_eq!(vms(&store), ["b", "a"]);
     store.keep("c", &layout, &go()).unwrap();
-    assert_eq!(names(&store), ["a", "c"]);
+    assert_eq!(vms(&store), ["a", "c"]);
     let large = ram(&[800]);
     (0..800).for_each(|page| large.blocks()[0].write_page(page, &page_of(page)));
     let error = store.keep("d", &large, &go()).unwrap_err();
     assert!(matches!(error, StoreError::TooLarge { .. }), "{error}");
-    assert_eq!(names(&store), ["a", "c"]);
+    assert_eq!(vms(&store), ["a", "c"]);
 }
 
 #[test]
@@ -105,18 +160,28 @@ fn what_was_not_finished_is_gone_and_what_is_broken_is_not_used() {
         .keep("vm", &layout, &AtomicBool::new(true))
         .unwrap_err();
     assert!(matches!(stopped, StoreError::Stopped));
-    assert_eq!(fs::read_dir(&store.folder).unwrap().count(), 0);
+    // The seed stays.
+    assert_eq!(fs::read_dir(&store.folder).unwrap().count(), 1);
     store.keep("vm", &layout, &go()).unwrap();
     fs::write(store.folder.join("000009.part"), "half").unwrap();
+    fs::write(store.folder.join("000008.index"), "of nothing").unwrap();
     fs::write(store.folder.join("000007.baseline"), "not one").unwrap();
-    let path = store.baselines()[0].path.clone();
+    let seed = store.seed();
     let store = Store::open(store.folder.clone(), 64 << 20).unwrap();
+    assert_eq!(store.seed(), seed);
     assert!(!store.folder.join("000009.part").exists());
-    // Cut short in its middle: an error, and what had come by then is only pages that differ.
+    assert!(!store.folder.join("000008.index").exists());
+    let number = store.entries()[0].number;
+    let all = found(&store, &layout);
+    // Cut short in its middle: what is behind is not found.
+    let path = store.path(number, "baseline");
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
-    file.set_len(image::HEADER_BYTES + 200 * PAGE_BYTES as u64)
+    file.set_len(baseline::HEADER_BYTES + 30 * PAGE_BYTES as u64)
         .unwrap();
-    store.fill("vm", &ram(&PAGES), &go()).unwrap_err();
+    let some = found(&store, &layout);
+    assert!(some > 0 && some < all, "{some} of {all}");
+    fs::write(store.path(number, "index"), "damage").unwrap();
+    assert_eq!(found(&store, &layout), 0);
     file.set_len(100).unwrap();
-    assert_eq!(store.fill("vm", &ram(&PAGES), &go()).unwrap(), 0);
+    assert_eq!(store.entries(), []);
 }

@@ -59,7 +59,7 @@ pub(crate) fn offer(vm: &str) -> Offer {
         ack_bytes: 1 << 20,
         peer_silence_ms: 5000,
         dry_run: false,
-        tell_held: false,
+        reuse: false,
     }
 }
 

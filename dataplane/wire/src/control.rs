@@ -5,11 +5,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::HeldPages;
 use crate::limits::{
-    CONTROL_BYTES_MAX, HELD_PAGES_MAX, NAME_BYTES_MAX, PAGE_BYTES, PEER_SILENCE_MS_MAX,
-    RAM_BLOCK_BYTES_MAX, RAM_BLOCKS_MAX, REASON_BYTES_MAX, STREAMS_MAX, SUSPECT_RANGES_MAX,
+    CONTROL_BYTES_MAX, NAME_BYTES_MAX, PAGE_BYTES, PEER_SILENCE_MS_MAX, RAM_BLOCK_BYTES_MAX,
+    RAM_BLOCKS_MAX, REASON_BYTES_MAX, STREAMS_MAX, SUSPECT_RANGES_MAX, WANTED_PAGES_MAX,
 };
+use crate::{FoundPages, WantedPages};
 
 /// One RAM block, as both ends must have it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,8 +49,9 @@ pub struct Offer {
     pub peer_silence_ms: u32,
     /// Negotiate, then stop.
     pub dry_run: bool,
-    /// The destination is to tell what its RAM holds already.
-    pub tell_held: bool,
+    /// The source asks which pages the destination has already, if that has any. What has come stays there
+    /// when the connection is lost.
+    pub reuse: bool,
 }
 
 /// A run of pages of one block.
@@ -138,6 +139,9 @@ pub enum Control {
         token: u128,
         /// Data streams granted, 1..=asked.
         streams: u16,
+        /// It has pages that the source may ask for, by hashes under this seed; only if the offer has
+        /// `reuse`.
+        content_seed: Option<u64>,
     },
     /// D: no.
     Refuse {
@@ -212,8 +216,10 @@ pub enum Control {
     },
     /// Either: still here.
     Alive,
-    /// D, between `Accept` and `Ready`, as often as it takes: pages that are in its RAM already.
-    Held(HeldPages),
+    /// S, between `Accept` and the first frame of round 0: which of these pages are there?
+    Wanted(WantedPages),
+    /// D, an answer to each `Wanted`, in their order: those are in its RAM now.
+    Found(FoundPages),
 }
 
 impl Control {
@@ -284,7 +290,8 @@ fn check(message: &Control) -> Result<(), ControlError> {
         }
         Control::RoundReport { suspects, .. } => check_suspects(suspects),
         Control::OwnerQuery { vm, .. } => name("vm", vm),
-        Control::Held(held) => check_held(held),
+        Control::Wanted(wanted) => check_wanted(wanted),
+        Control::Found(found) => check_found(found),
         Control::Ready
         | Control::RoundEnd { .. }
         | Control::SwitchoverStart
@@ -361,16 +368,21 @@ fn check_suspects(suspects: &[PageRange]) -> Result<(), ControlError> {
     Ok(())
 }
 
-fn check_held(held: &HeldPages) -> Result<(), ControlError> {
-    let pages = held.pages() as u64;
-    if pages == 0 || !held.is_whole() {
-        let field = "held.pages";
+fn check_wanted(wanted: &WantedPages) -> Result<(), ControlError> {
+    let pages = wanted.pages() as u64;
+    if pages == 0 || !wanted.is_whole() {
+        let field = "wanted.pages";
         return Err(ControlError::Field {
             field,
             value: pages,
         });
     }
-    limit("held.pages", pages, HELD_PAGES_MAX as u64)
+    limit("wanted.pages", pages, WANTED_PAGES_MAX as u64)
+}
+
+fn check_found(found: &FoundPages) -> Result<(), ControlError> {
+    let most = WANTED_PAGES_MAX.div_ceil(8) as u64;
+    limit("found.bits", found.bit_bytes() as u64, most)
 }
 
 fn check_streams(streams: u16) -> Result<(), ControlError> {

@@ -11,21 +11,21 @@
 
 mod control;
 mod header;
-mod held;
 mod hello;
 pub mod limits;
 mod pages;
 mod suspects;
+mod wanted;
 
 pub use control::{
     AbortCode, Control, ControlError, Offer, PageRange, RamBlockInfo, RefuseCode, RoundSummary,
     decode_control, encode_control,
 };
 pub use header::{FrameHeader, FrameKind, HEADER_BYTES, HeaderError, MAGIC};
-pub use held::HeldPages;
 pub use hello::{
     CAPABILITIES, Capabilities, Hello, HelloError, StreamHello, StreamRole, VERSION_CURRENT,
     VERSION_OLDEST, negotiate,
 };
 pub use pages::{ENTRY_BYTES, FINGERPRINT_BYTES, PageClass, PageEntry, TableError, table_bytes};
 pub use suspects::cover;
+pub use wanted::{FoundPages, WantedPages};

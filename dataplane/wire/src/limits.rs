@@ -59,8 +59,11 @@ pub const PEER_SILENCE_MS_MAX: u32 = 3_600_000;
 /// Page ranges in one suspect report; a peer with more suspects reports ranges that cover them.
 pub const SUSPECT_RANGES_MAX: usize = 8192;
 
-/// Pages whose fingerprints one message tells.
-pub const HELD_PAGES_MAX: usize = 12_000;
+/// Pages that one message asks for.
+pub const WANTED_PAGES_MAX: usize = 4096;
+
+/// Questions that a source may have under way: 2 MiB of hashes, which fill a link of 100 Mbit/s and 150 ms.
+pub const WANTED_UNANSWERED_MAX: usize = 64;
 
 const _: () = {
     assert!(CONTROL_BYTES_MAX <= PAYLOAD_BYTES_MAX);
@@ -69,6 +72,6 @@ const _: () = {
     assert!(DEVICE_BYTES_MAX <= PAYLOAD_BYTES_MAX);
     // A range is at most three varints of 5 bytes.
     assert!(SUSPECT_RANGES_MAX * 15 + 1024 <= CONTROL_BYTES_MAX);
-    assert!(HELD_PAGES_MAX * crate::held::FINGERPRINT_BYTES + 1024 <= CONTROL_BYTES_MAX);
+    assert!(WANTED_PAGES_MAX * crate::wanted::HASH_BYTES + 1024 <= CONTROL_BYTES_MAX);
     assert!(FRAME_BYTES_MAX <= 1024 * 1024);
 };

@@ -115,7 +115,7 @@ fn any_offer() -> impl Strategy<Value = Offer> {
                     verify_full: full,
                     sample_pages: sample,
                     dry_run: dry,
-                    tell_held: dry,
+                    reuse: dry,
                     ..offer()
                 }
             },
@@ -382,6 +382,7 @@ fn messages_beyond_a_limit_are_refused_both_ways() {
         Control::Accept {
             token: 0,
             streams: 0,
+            content_seed: None,
         },
         Control::Abort {
             code: AbortCode::Other,

@@ -161,9 +161,10 @@ fn every_control_message_has_a_vector() {
         Control::OwnerQuery { .. } => 12,
         Control::OwnerAnswer { .. } => 13,
         Control::Alive => 14,
-        Control::Held(_) => 15,
+        Control::Wanted(_) => 15,
+        Control::Found(_) => 16,
     };
-    let mut seen = [false; 16];
+    let mut seen = [false; 17];
     for (name, message) in messages() {
         let index = count(&message);
         seen[index] = true;
@@ -174,5 +175,5 @@ fn every_control_message_has_a_vector() {
             "the first byte names the message"
         );
     }
-    assert_eq!(seen, [true; 16]);
+    assert_eq!(seen, [true; 17]);
 }

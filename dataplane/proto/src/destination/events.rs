@@ -1,6 +1,6 @@
 //! What a destination is told, and what it wants done.
 
-use dwcp_wire::{AbortCode, Control, Offer, PageRange, RefuseCode, RoundSummary};
+use dwcp_wire::{AbortCode, Control, Offer, PageRange, RefuseCode, RoundSummary, WantedPages};
 
 use crate::{JournalEntry, Outcome};
 
@@ -24,6 +24,8 @@ pub enum DestinationEvent {
         token: u128,
         /// Streams granted.
         streams: u16,
+        /// Seed of the hashes by which the source may ask for pages.
+        content_seed: Option<u64>,
     },
     /// It cannot be taken.
     VmRefused(RefuseCode, String),
@@ -76,6 +78,8 @@ pub enum DestinationAction {
         /// How many.
         streams: u16,
     },
+    /// Find these pages in RAM, or elsewhere on this node, and answer.
+    FindPages(WantedPages),
     /// Read RAM again, as the offer asks, and compare with what was applied.
     Prove,
     /// Let the device state through to the VMM.

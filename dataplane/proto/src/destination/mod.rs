@@ -194,6 +194,22 @@ impl Destination {
                     vec![DestinationAction::Send(Control::Ready)],
                 )
             }
+            (State::Setup(offer), DestinationEvent::Peer(Control::Wanted(wanted)))
+                if offer.reuse =>
+            {
+                (
+                    State::Setup(offer),
+                    vec![DestinationAction::FindPages(wanted)],
+                )
+            }
+            (State::Precopy(at), DestinationEvent::Peer(Control::Wanted(wanted)))
+                if at.takes_questions() =>
+            {
+                (
+                    State::Precopy(at),
+                    vec![DestinationAction::FindPages(wanted)],
+                )
+            }
             (State::Precopy(at), DestinationEvent::Peer(Control::SwitchoverStart)) => {
                 (State::Switchover(at), vec![])
             }
@@ -234,6 +250,11 @@ impl Receiving {
             proven: false,
             loaded: false,
         }
+    }
+
+    /// Whether the first round has not ended: until then pages of before may be in RAM.
+    const fn takes_questions(&self) -> bool {
+        self.offer.reuse && self.round == 0 && self.ended.is_none() && self.applied.is_none()
     }
 }
 

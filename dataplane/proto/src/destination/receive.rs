@@ -11,10 +11,18 @@ use crate::{Ending, JournalEntry, Outcome};
 
 pub(super) fn negotiate(offer: Offer, event: DestinationEvent) -> (State, Actions) {
     match event {
-        DestinationEvent::VmReady { token, streams } => {
+        DestinationEvent::VmReady {
+            token,
+            streams,
+            content_seed,
+        } => {
             let actions = vec![
                 DestinationAction::ExpectStreams { token, streams },
-                DestinationAction::Send(Control::Accept { token, streams }),
+                DestinationAction::Send(Control::Accept {
+                    token,
+                    streams,
+                    content_seed,
+                }),
             ];
             (State::Setup(offer), actions)
         }

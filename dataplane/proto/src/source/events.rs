@@ -1,6 +1,6 @@
 //! What a source is told, and what it wants done.
 
-use dwcp_wire::{AbortCode, Control, HeldPages, Offer, PageRange, RoundSummary};
+use dwcp_wire::{AbortCode, Control, FoundPages, Offer, PageRange, RoundSummary};
 
 use crate::{JournalEntry, Outcome, RoundLimits};
 
@@ -43,6 +43,8 @@ pub enum SourceEvent {
     TrackerArmed,
     /// All data streams are open.
     StreamsOpen,
+    /// The destination has answered all that it was asked.
+    AllAnswered,
     /// Every page of the round is sent, with marks behind.
     RoundSent(RoundMeasure),
     /// The guest stands.
@@ -87,8 +89,13 @@ pub enum SourceAction {
         /// How many.
         streams: u16,
     },
-    /// The destination holds these pages already.
-    TakeHeld(HeldPages),
+    /// Ask the destination which pages it has, by their hashes.
+    AskForPages {
+        /// Seed of the hashes.
+        seed: u64,
+    },
+    /// The destination's next answer.
+    TakeFound(FoundPages),
     /// Collect dirty pages and send them, with a mark behind them on each stream.
     StartRound {
         /// Its number.

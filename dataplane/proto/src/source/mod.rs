@@ -50,6 +50,8 @@ struct Setup {
     armed: bool,
     streams: bool,
     ready: bool,
+    /// The destination has nothing that could be asked for, or has answered.
+    answered: bool,
 }
 
 #[derive(Debug)]
@@ -280,7 +282,8 @@ pub(crate) const fn message_name(message: &Control) -> &'static str {
         Control::OwnerQuery { .. } => "OwnerQuery",
         Control::OwnerAnswer { .. } => "OwnerAnswer",
         Control::Alive => "Alive",
-        Control::Held(_) => "Held",
+        Control::Wanted(_) => "Wanted",
+        Control::Found(_) => "Found",
     }
 }
 

@@ -20,23 +20,35 @@ impl Source {
                 let reason = "dry run: both nodes agree, nothing was moved".to_owned();
                 self.give_up(&State::Negotiate, AbortCode::DryRun, reason)
             }
-            SourceEvent::Peer(Control::Accept { token, streams }) => {
-                if streams > self.config.offer.streams {
-                    let reason = format!("destination grants {streams} streams unasked");
-                    return self.give_up(&State::Negotiate, AbortCode::Protocol, reason);
-                }
-                let actions = vec![
-                    SourceAction::ArmTracker,
-                    SourceAction::OpenStreams { token, streams },
-                ];
-                (State::Setup(Setup::default()), actions)
-            }
+            SourceEvent::Peer(Control::Accept {
+                token,
+                streams,
+                content_seed,
+            }) => self.accepted(token, streams, content_seed),
             SourceEvent::Peer(Control::Refuse { reason, .. }) => {
                 let reason = format!("destination refused: {reason}");
                 self.give_back(&State::Negotiate, reason, vec![])
             }
             event => self.unexpected(&State::Negotiate, &event),
         }
+    }
+
+    fn accepted(&self, token: u128, streams: u16, content_seed: Option<u64>) -> (State, Actions) {
+        let offer = &self.config.offer;
+        if streams > offer.streams || (content_seed.is_some() && !offer.reuse) {
+            let reason = format!("destination grants what was not asked for: {streams} streams");
+            return self.give_up(&State::Negotiate, AbortCode::Protocol, reason);
+        }
+        let mut actions = vec![
+            SourceAction::ArmTracker,
+            SourceAction::OpenStreams { token, streams },
+        ];
+        actions.extend(content_seed.map(|seed| SourceAction::AskForPages { seed }));
+        let setup = Setup {
+            answered: content_seed.is_none(),
+            ..Setup::default()
+        };
+        (State::Setup(setup), actions)
     }
 
     pub(super) fn setup(
@@ -49,14 +61,13 @@ impl Source {
             SourceEvent::TrackerArmed => setup.armed = true,
             SourceEvent::StreamsOpen => setup.streams = true,
             SourceEvent::Peer(Control::Ready) => setup.ready = true,
-            SourceEvent::Peer(Control::Held(held))
-                if self.config.offer.tell_held && !setup.ready =>
-            {
-                return (State::Setup(setup), vec![SourceAction::TakeHeld(held)]);
+            SourceEvent::AllAnswered => setup.answered = true,
+            SourceEvent::Peer(Control::Found(found)) if !setup.answered => {
+                return (State::Setup(setup), vec![SourceAction::TakeFound(found)]);
             }
             event => return self.unexpected(&State::Setup(setup), &event),
         }
-        if !(setup.armed && setup.streams && setup.ready) {
+        if !(setup.armed && setup.streams && setup.ready && setup.answered) {
             return (State::Setup(setup), vec![]);
         }
         let precopy = Precopy {

@@ -30,7 +30,7 @@ pub(crate) fn offer() -> Offer {
         ack_bytes: 64 * 1024,
         peer_silence_ms: 2000,
         dry_run: false,
-        tell_held: false,
+        reuse: false,
     }
 }
 
@@ -77,6 +77,7 @@ pub(crate) fn source_in_precopy() -> Source {
     let accept = Control::Accept {
         token: 5,
         streams: 2,
+        content_seed: None,
     };
     for event in [
         SourceEvent::Start,
@@ -156,6 +157,7 @@ pub(crate) fn destination_proven() -> Destination {
     let ready = DestinationEvent::VmReady {
         token: 5,
         streams: 2,
+        content_seed: None,
     };
     for event in [
         DestinationEvent::Peer(Control::Offer(offer())),

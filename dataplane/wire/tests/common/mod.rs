@@ -2,9 +2,9 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use dwcp_simd::Fingerprint;
 use dwcp_wire::{
-    AbortCode, Control, HeldPages, Offer, PageRange, RamBlockInfo, RefuseCode, RoundSummary,
+    AbortCode, Control, FoundPages, Offer, PageRange, RamBlockInfo, RefuseCode, RoundSummary,
+    WantedPages,
 };
 
 /// The lines of a vector file: name and bytes.
@@ -69,7 +69,7 @@ pub(crate) fn offer() -> Offer {
         ack_bytes: 1 << 20,
         peer_silence_ms: 2000,
         dry_run: false,
-        tell_held: false,
+        reuse: false,
     }
 }
 
@@ -86,6 +86,15 @@ pub(crate) fn messages() -> Vec<(&'static str, Control)> {
     messages
 }
 
+fn found() -> FoundPages {
+    let mut found = FoundPages::none(1, 4711, 12);
+    for at in [0, 7, 11] {
+        found.set(at);
+    }
+    found.root = 1 << 100;
+    found
+}
+
 fn agreement() -> Vec<(&'static str, Control)> {
     let reason = || "RAM blocks differ: pc.ram".to_owned();
     vec![
@@ -95,6 +104,7 @@ fn agreement() -> Vec<(&'static str, Control)> {
             Control::Accept {
                 token: u128::MAX - 1,
                 streams: 4,
+                content_seed: Some(0x0102_0304_0506_0708),
             },
         ),
         (
@@ -124,19 +134,14 @@ fn agreement() -> Vec<(&'static str, Control)> {
         ("owner-answer-no", Control::OwnerAnswer { committed: false }),
         ("alive", Control::Alive),
         (
-            "held",
-            Control::Held(HeldPages::new(
+            "wanted",
+            Control::Wanted(WantedPages::new(
                 1,
                 4711,
-                &[
-                    Fingerprint { lo: 1, hi: 2 },
-                    Fingerprint {
-                        lo: u64::MAX,
-                        hi: 0x0102_0304_0506_0708,
-                    },
-                ],
+                &[1, u64::MAX, 0, 0x0102_0304_0506_0708],
             )),
         ),
+        ("found", Control::Found(found())),
     ]
 }
 

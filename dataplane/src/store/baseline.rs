@@ -1,19 +1,18 @@
-//! One baseline file: guest RAM in, guest RAM out.
+//! One baseline file: guest RAM, written down.
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dwcp_simd::{PAGE_BYTES, Page, kernels};
-use nix::errno::Errno;
-use nix::sys::uio::pread;
-use nix::unistd::{Whence, lseek};
+use dwcp_simd::{FingerprintKey, PAGE_BYTES, Page, kernels};
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
+use super::index::IndexBuilder;
+use super::sparse::read_whole;
 use crate::ram::{RamBlock, RamLayout};
 
 pub(super) const HEADER_BYTES: u64 = 64 * 1024;
@@ -56,14 +55,22 @@ impl Header {
     }
 }
 
+/// What was written: bytes, and where each page is.
+#[derive(Debug)]
+pub(super) struct Written {
+    pub(super) bytes: u64,
+    pub(super) index: IndexBuilder,
+}
+
 /// Writes all of RAM to a new file. Read by calls, not through the mapping: a VMM that is gone may
 /// have its file cut short.
 pub(super) fn write(
     path: &Path,
     header: &Header,
     layout: &RamLayout,
+    key: &FingerprintKey,
     stop: &AtomicBool,
-) -> Result<u64, StoreError> {
+) -> Result<Written, StoreError> {
     let failed = || StoreError::disk(format!("cannot write {}", path.display()));
     let file = OpenOptions::new()
         .write(true)
@@ -72,7 +79,11 @@ pub(super) fn write(
         .open(path)
         .map_err(failed())?;
     header.write(&file).map_err(failed())?;
-    let (mut start, mut written) = (HEADER_BYTES, 0);
+    let mut start = HEADER_BYTES;
+    let mut written = Written {
+        bytes: 0,
+        index: IndexBuilder::default(),
+    };
     let mut piece = vec![[0; PAGE_BYTES]; PIECE_PAGES as usize];
     for block in layout.blocks() {
         let mut page = 0;
@@ -85,11 +96,16 @@ pub(super) fn write(
             read_whole(block.as_fd(), offset(0, first), pages.as_flattened_mut())
                 .map_err(StoreError::disk("cannot read the guest's RAM"))?;
             let kept = |at: usize| start + offset(0, first + at as u32);
-            for run in runs(pages, |_, page| !kernels().is_zero(page)) {
+            for run in runs(pages) {
+                let first = kept(run.start);
                 let bytes = pages[run.clone()].as_flattened();
-                file.write_all_at(bytes, kept(run.start))
-                    .map_err(failed())?;
-                written += bytes.len() as u64;
+                file.write_all_at(bytes, first).map_err(failed())?;
+                written.bytes += bytes.len() as u64;
+                for (page, content) in (first / PAGE_BYTES as u64..).zip(&pages[run]) {
+                    let hash = kernels().fingerprint(key, content).lo;
+                    // Files whose pages have no 32 bits do not exist.
+                    written.index.push(hash, page as u32);
+                }
             }
             page = first + count as u32;
         }
@@ -99,51 +115,6 @@ pub(super) fn write(
     file.set_len(start).map_err(failed())?;
     file.sync_all().map_err(failed())?;
     Ok(written)
-}
-
-/// Puts a file's pages into RAM, where that holds nothing.
-pub(super) fn read(path: &Path, layout: &RamLayout, stop: &AtomicBool) -> Result<u64, StoreError> {
-    let failed = || StoreError::disk(format!("cannot read {}", path.display()));
-    let file = File::open(path).map_err(failed())?;
-    let (mut start, mut filled) = (HEADER_BYTES, 0);
-    let mut piece = vec![[0; PAGE_BYTES]; PIECE_PAGES as usize];
-    for block in layout.blocks() {
-        let mut in_use = crate::ram::DirtyBitmap::new(block.pages());
-        block.mark_data(&mut in_use)?;
-        let end = start + block.bytes();
-        let mut at = start;
-        while let Some(data) = seek_data(&file, at).map_err(failed())?.filter(|&d| d < end) {
-            if stop.load(Ordering::Relaxed) {
-                return Err(StoreError::Stopped);
-            }
-            let first = (data.max(start) - start) / PAGE_BYTES as u64;
-            let first = first as u32;
-            let count = PIECE_PAGES.min(block.pages() - first) as usize;
-            let pages = &mut piece[..count];
-            read_whole(file.as_fd(), offset(start, first), pages.as_flattened_mut())
-                .map_err(failed())?;
-            let is_free = |at: usize, page: &Page| {
-                let number = first + at as u32;
-                !kernels().is_zero(page) && !holds_something(block, number, &in_use)
-            };
-            for run in runs(pages, is_free) {
-                block.write_pages(first + run.start as u32, &pages[run.clone()])?;
-                filled += run.len() as u64;
-            }
-            at = offset(start, first + count as u32);
-        }
-        start = end;
-    }
-    Ok(filled)
-}
-
-/// A page without memory is not looked at: that would allocate it.
-fn holds_something(block: &RamBlock, page: u32, in_use: &crate::ram::DirtyBitmap) -> bool {
-    let mut content = [0; PAGE_BYTES];
-    in_use.contains(page) && {
-        block.read_page(page, &mut content);
-        !kernels().is_zero(&content)
-    }
 }
 
 const fn offset(start: u64, page: u32) -> u64 {
@@ -159,22 +130,11 @@ fn next_data(block: &RamBlock, page: u32) -> Result<Option<u32>, StoreError> {
     Ok((data < block.pages()).then_some(data))
 }
 
-/// Where the next data of a file begins; `None` behind the last.
-fn seek_data(file: &File, from: u64) -> io::Result<Option<u64>> {
-    match lseek(file, from as i64, Whence::SeekData) {
-        Ok(data) => Ok(Some(data as u64)),
-        Err(Errno::ENXIO) => Ok(None),
-        // A file system that cannot tell.
-        Err(Errno::EINVAL) => Ok(Some(from)),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// Pages that follow each other and are `wanted`.
-fn runs(pages: &[Page], wanted: impl Fn(usize, &Page) -> bool) -> Vec<std::ops::Range<usize>> {
+/// Pages that follow each other and are not zero.
+fn runs(pages: &[Page]) -> Vec<std::ops::Range<usize>> {
     let mut runs: Vec<std::ops::Range<usize>> = vec![];
     for (at, page) in pages.iter().enumerate() {
-        if !wanted(at, page) {
+        if kernels().is_zero(page) {
             continue;
         }
         match runs.last_mut() {
@@ -183,19 +143,4 @@ fn runs(pages: &[Page], wanted: impl Fn(usize, &Page) -> bool) -> Vec<std::ops::
         }
     }
     runs
-}
-
-fn read_whole(file: BorrowedFd<'_>, mut at: u64, mut out: &mut [u8]) -> io::Result<()> {
-    while !out.is_empty() {
-        match pread(file, out, at as i64) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(bytes) => {
-                out = &mut out[bytes..];
-                at += bytes as u64;
-            }
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    Ok(())
 }

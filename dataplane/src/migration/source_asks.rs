@@ -1,0 +1,154 @@
+//! The source asks which of its pages the destination has, before round 0.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
+
+use dwcp_proto::SourceEvent;
+use dwcp_simd::{PAGE_BYTES, RamRoot};
+use dwcp_wire::limits::WANTED_UNANSWERED_MAX;
+use dwcp_wire::{AbortCode, Control, FoundPages, PageRange};
+
+use super::source::{SourceDriver, SourceInput};
+use crate::engine::{Question, Taken, ask_for_pages, take_found};
+
+/// Answers after which it is clear whether asking is worthwhile: they are from all over RAM.
+const TRIAL_ANSWERS: u64 = 16;
+
+/// A page is asked for with 8 bytes and read once more for it. Where fewer than one in so many is there,
+/// that is more than it saves.
+const PAGES_PER_FOUND_MAX: u64 = 50;
+
+/// Questions under way.
+#[derive(Debug)]
+pub(super) struct Asking {
+    unanswered: VecDeque<Question>,
+    /// One is taken with each answer; the thread that asks waits when there are too many.
+    permits: Option<Receiver<()>>,
+    is_enough: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    all_asked: bool,
+    answers: u64,
+    asked_pages: u64,
+    found_pages: u64,
+    /// Pages that the destination may hold something else for than it says.
+    pub(super) doubtful: Vec<PageRange>,
+}
+
+impl SourceDriver {
+    /// Reads RAM and asks, on a thread of its own: gigabytes take seconds.
+    pub(super) fn ask_for_pages(&mut self, seed: u64) {
+        let (session, mailbox) = (Arc::clone(&self.session), self.mailbox.clone());
+        let is_enough = Arc::new(AtomicBool::new(false));
+        let (permit, permits) = sync_channel(WANTED_UNANSWERED_MAX);
+        let (stop, meter) = (Arc::clone(&is_enough), Arc::clone(&self.recorder.meter));
+        let ask = move || {
+            let mut helper = meter.helper();
+            let asked = ask_for_pages(&session, seed, &stop, |question| {
+                helper.lap();
+                permit.send(()).is_ok() && mailbox.push(SourceInput::Question(question)).is_ok()
+            });
+            let asked = asked.map_err(|error| error.to_string());
+            let _ = mailbox.push(SourceInput::AllAsked(asked));
+        };
+        let thread = std::thread::Builder::new().name("dwcp-ask".into());
+        match thread.spawn(ask) {
+            Ok(thread) => {
+                self.asking = Some(Asking {
+                    unanswered: VecDeque::new(),
+                    permits: Some(permits),
+                    is_enough,
+                    thread: Some(thread),
+                    all_asked: false,
+                    answers: 0,
+                    asked_pages: 0,
+                    found_pages: 0,
+                    doubtful: vec![],
+                });
+            }
+            Err(error) => self.fail(AbortCode::Other, format!("no thread: {error}")),
+        }
+    }
+
+    pub(super) fn question(&mut self, question: Question) {
+        let Some(asking) = &mut self.asking else {
+            return;
+        };
+        let wanted = Control::Wanted(question.wanted.clone());
+        asking.asked_pages += question.pages();
+        asking.unanswered.push_back(question);
+        self.send(&wanted);
+    }
+
+    pub(super) fn all_asked(&mut self, asked: Result<(), String>) {
+        if let Err(reason) = asked {
+            return self.fail(AbortCode::Other, reason);
+        }
+        if let Some(asking) = &mut self.asking {
+            asking.all_asked = true;
+        }
+        self.check_answers();
+    }
+
+    pub(super) fn take_found(&mut self, found: &FoundPages) {
+        let Some(asking) = &mut self.asking else {
+            return;
+        };
+        let Some(question) = asking.unanswered.pop_front() else {
+            let reason = "the destination answers what it was not asked";
+            return self.fail(AbortCode::Protocol, reason.into());
+        };
+        let _ = asking.permits.as_ref().map(Receiver::try_recv);
+        asking.answers += 1;
+        match take_found(&self.session, &question, found) {
+            Ok(Taken::Found { pages, root: part }) => {
+                asking.found_pages += pages;
+                let mut root = RamRoot(self.recorder.ram_root.unwrap_or(0));
+                root.merge(part);
+                self.recorder.ram_root = Some(root.0);
+            }
+            Ok(Taken::Doubtful(range)) => asking.doubtful.push(range),
+            Err(error) => return self.fail(AbortCode::Protocol, error.to_string()),
+        }
+        self.check_answers();
+    }
+
+    /// Goes on to round 0 when all is answered; asks no more when it is of no use.
+    fn check_answers(&mut self) {
+        let Some(asking) = &mut self.asking else {
+            return;
+        };
+        let is_rare = asking.found_pages * PAGES_PER_FOUND_MAX < asking.asked_pages;
+        if asking.answers >= TRIAL_ANSWERS && is_rare {
+            asking.is_enough.store(true, Ordering::Release);
+        }
+        if !(asking.all_asked && asking.unanswered.is_empty()) {
+            return;
+        }
+        let mib = |pages: u64| (pages * PAGE_BYTES as u64) >> 20;
+        let (found, asked) = (mib(asking.found_pages), mib(asking.asked_pages));
+        self.recorder.remark(format!(
+            "the destination has {found} of {asked} MiB that it was asked for"
+        ));
+        self.pending.push_back(SourceEvent::AllAnswered);
+    }
+
+    /// Pages that were asked for and must be sent in any case.
+    pub(super) fn doubtful(&self) -> &[PageRange] {
+        self.asking.as_ref().map_or(&[], |asking| &asking.doubtful)
+    }
+
+    /// The thread that asks ends.
+    pub(super) fn stop_asking(&mut self) {
+        let Some(asking) = &mut self.asking else {
+            return;
+        };
+        asking.is_enough.store(true, Ordering::Release);
+        asking.permits = None;
+        if let Some(thread) = asking.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

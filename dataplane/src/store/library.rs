@@ -1,0 +1,72 @@
+//! The pages of a store, found by their hashes.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use dwcp_simd::{FingerprintKey, PAGE_BYTES, Page, kernels};
+
+use super::index::Index;
+use crate::engine::PageLibrary;
+
+/// A file of pages with its index.
+#[derive(Debug)]
+pub(super) struct Shelf {
+    pub(super) index: Index,
+    pub(super) pages: File,
+    /// In words.
+    pub(super) name: String,
+    /// Pages that were found by their hash and are something else now.
+    pub(super) stale: u64,
+}
+
+/// All pages that a store had when it was opened. Each is hashed as it is read: one that was changed since,
+/// or that rotted, is not found.
+#[derive(Debug)]
+pub struct Library {
+    key: FingerprintKey,
+    shelves: Vec<Shelf>,
+    /// Where the last page was found: the next is likely to be there, too.
+    last: usize,
+}
+
+impl Library {
+    pub(super) fn new(seed: u64, shelves: Vec<Shelf>) -> Self {
+        Self {
+            key: FingerprintKey::new(seed),
+            shelves,
+            last: 0,
+        }
+    }
+
+    /// Pages that may be found.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.shelves.iter().map(|shelf| shelf.index.pages()).sum()
+    }
+
+    /// The files some of whose pages are no longer what they were, in words.
+    pub fn stale(&self) -> impl Iterator<Item = String> {
+        let stale = self.shelves.iter().filter(|shelf| shelf.stale > 0);
+        stale.map(|shelf| format!("{} pages of {} have changed", shelf.stale, shelf.name))
+    }
+}
+
+impl PageLibrary for Library {
+    fn find(&mut self, hash: u64, out: &mut Page) -> bool {
+        let count = self.shelves.len();
+        for at in (0..count).map(|n| (self.last + n) % count) {
+            let shelf = &mut self.shelves[at];
+            let Some(page) = shelf.index.find(hash) else {
+                continue;
+            };
+            let offset = u64::from(page) * PAGE_BYTES as u64;
+            let is_read = shelf.pages.read_exact_at(out, offset).is_ok();
+            if is_read && kernels().fingerprint(&self.key, out).lo == hash {
+                self.last = at;
+                return true;
+            }
+            shelf.stale += 1;
+        }
+        false
+    }
+}
