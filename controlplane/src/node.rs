@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use dwcp_api::dataplane::{Finding, FindingLevel, Reply, Request};
 use dwcp_api::node::NodeStatus;
-use dwcp_api::{ApiError, ErrorCode, NodeIdentity, TransferSettings};
+use dwcp_api::{ApiError, ErrorCode, NodeIdentity, StoreEntry, StoreRequest, TransferSettings};
 use tokio::task::JoinSet;
 
 use crate::api::{ListenError, Server};
@@ -171,6 +171,17 @@ impl Node {
             dataplane_pid,
             peers: reloadable.peers,
             default_settings: reloadable.default_settings,
+        }
+    }
+
+    /// Has the data plane do what is asked of its store; returns what that has then.
+    ///
+    /// # Errors
+    /// What the data plane says.
+    pub async fn ask_store(&self, request: StoreRequest) -> Result<Vec<StoreEntry>, ApiError> {
+        match self.client.call(Request::Store(request)).await? {
+            Reply::Store(entries) => Ok(entries),
+            other => Err(unexpected(&other)),
         }
     }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use common::proxy::{Harm, Plan, Proxy, Way};
 use common::{Random, TestGuest, TestNode, TwoNodes, busy, log, settings, wait};
-use dwcp_api::{MigrationId, MigrationReport, RunResult, TransferSettings};
+use dwcp_api::{
+    MigrationId, MigrationReport, RunResult, StoreRequest, StoreState, TransferSettings,
+};
 use dwcp_testbed::synthetic::SyntheticOptions;
 use dwcp_wire::Control;
 
@@ -188,6 +190,51 @@ fn a_vm_that_comes_back_sends_what_changed() {
     assert_eq!(back.bad_pages(), 0);
     let (there, here) = (first.wire_bytes, second.wire_bytes);
     assert!(here < there / 4, "{here} bytes, {there} on the way there");
+}
+
+/// The node that a VM goes to has the disk image that it works on, and the RAM of a VM like it.
+#[test]
+fn pages_of_others_are_found_by_their_content() {
+    let nodes = TwoNodes::start(&reusing(), |incoming| calm(5, incoming));
+    let layout = dwcp_dataplane::vmm::open(&nodes.old.attachment)
+        .unwrap()
+        .ram()
+        .unwrap();
+    let ram = &layout.blocks()[0];
+    // Every third page, in another order, and behind a block that is nobody's.
+    let image = nodes.folder().join("disk.raw");
+    let mut blocks = vec![[0x77; 4096]];
+    for page in (0..ram.pages()).rev().step_by(3) {
+        let mut content = [0; 4096];
+        ram.read_page(page, &mut content);
+        blocks.push(content);
+    }
+    std::fs::write(&image, blocks.as_flattened()).unwrap();
+    let ask = |request| nodes.b.node.ask_store(&request).unwrap();
+    ask(StoreRequest::AddImage {
+        path: image.clone(),
+    });
+    common::until("the image is indexed", || {
+        let entries = ask(StoreRequest::List);
+        entries.iter().all(|entry| entry.state == StoreState::Ready) && entries.len() == 1
+    });
+    // Its blocks are not what the index says: they are sent.
+    let mut bad = blocks.clone();
+    bad[1..100].iter_mut().for_each(|block| block[17] ^= 1);
+    std::fs::write(&image, bad.as_flattened()).unwrap();
+    let report = migrate(&nodes.a, &nodes.b.address, 1, reusing());
+    check_moved(&nodes, &report, "with an image");
+    let there = blocks[100..]
+        .iter()
+        .filter(|block| **block != [0; 4096])
+        .count() as u64;
+    let known = report.pages.known;
+    assert!(
+        known <= there && known > there * 8 / 10,
+        "{known} of {there}"
+    );
+    let notes = report.notes.join(", ");
+    assert!(notes.contains("MiB that it was asked for"), "{notes}");
 }
 
 /// Nothing breaks, and nothing is heard: as if a link were cut in its middle.

@@ -86,6 +86,7 @@ async fn try_answer(request: Request, node: &Node) -> Result<Reply, ApiError> {
         Request::Status { which } => {
             Reply::Migrations(node.migrations().status(which.as_deref()).await?)
         }
+        Request::Store(request) => Reply::Store(node.ask_store(request).await?),
         Request::Doctor => Reply::Doctor(node.doctor().await?),
         Request::Ownership => Reply::Ownership(node.ledger().ownership().await?),
         _ => {

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ApiError, Attachment, MigrationId, MigrationStatus, NodeIdentity, TransferSettings, VmInfo,
+    ApiError, Attachment, MigrationId, MigrationStatus, NodeIdentity, StoreEntry, StoreRequest,
+    TransferSettings, VmInfo,
 };
 
 /// A request, answered in order by one [`Reply`] each.
@@ -56,6 +57,8 @@ pub enum Request {
     ListMigrations,
     /// What this node has: one line each.
     Doctor,
+    /// The node's store.
+    Store(StoreRequest),
 }
 
 /// Answer to a [`Request`].
@@ -83,6 +86,8 @@ pub enum Reply {
     Migrations(Vec<MigrationStatus>),
     /// What this node has.
     Doctor(Vec<Finding>),
+    /// Entries of the store.
+    Store(Vec<StoreEntry>),
     /// Refused.
     Error(ApiError),
 }

@@ -15,6 +15,7 @@ mod name;
 pub mod node;
 mod report;
 mod socket;
+mod store;
 mod text;
 mod transfer;
 
@@ -24,6 +25,7 @@ pub use report::{
     Role, RoundReport, RunResult,
 };
 pub use socket::{Listener, SocketError, connect, receive, send};
+pub use store::{StoreEntry, StoreKind, StoreRequest, StoreState};
 pub use text::{in_words, stderr_takes_colours};
 pub use transfer::{Codec, IoPath, SendChoice, TrackerChoice, TransferSettings, Verify};
 

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ApiError, Attachment, MigrationId, MigrationStatus, NodeIdentity, TransferSettings, VmInfo,
-    dataplane::Finding,
+    ApiError, Attachment, MigrationId, MigrationStatus, NodeIdentity, StoreEntry, StoreRequest,
+    TransferSettings, VmInfo, dataplane::Finding,
 };
 
 /// A request, answered by one [`Reply`].
@@ -52,6 +52,8 @@ pub enum Request {
     },
     /// What the node has.
     Doctor,
+    /// The node's store.
+    Store(StoreRequest),
     /// The handover journal's view of who owns what.
     Ownership,
 }
@@ -77,6 +79,8 @@ pub enum Reply {
     Migrations(Vec<MigrationStatus>),
     /// Findings of the data plane and of the control plane.
     Doctor(Vec<Finding>),
+    /// Entries of the store.
+    Store(Vec<StoreEntry>),
     /// Ownership records.
     Ownership(Vec<Ownership>),
     /// Refused.

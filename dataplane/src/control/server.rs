@@ -88,6 +88,7 @@ fn answer(node: &Arc<Node>, request: Request) -> Result<Reply, ApiError> {
                 .map(|handle| handle.status())
                 .collect(),
         ),
+        Request::Store(request) => Reply::Store(node.ask_store(&request)?),
         Request::Doctor => Reply::Doctor(doctor::findings()),
         _ => return Err(ApiError::new(ErrorCode::BadRequest, "unknown request")),
     })

@@ -23,6 +23,7 @@ mod destination_rounds;
 mod dial;
 mod doubt;
 mod itself;
+mod kept;
 mod listener;
 mod meter;
 mod network_card;

@@ -18,7 +18,7 @@ use super::destination::DestinationInput;
 use super::placement;
 use super::vms::{self, VmTable};
 use crate::engine::Mailbox;
-use crate::store::{Store, StoreError};
+use crate::store::{Indexing, Store, StoreError};
 use crate::transport::Stock;
 use crate::vmm::RunState;
 
@@ -138,7 +138,8 @@ pub struct Node {
     next_slot: AtomicUsize,
     pub(super) admission: Arc<Admission>,
     /// RAM of VMs that left.
-    pub(super) store: Option<Store>,
+    pub(super) store: Option<Arc<Store>>,
+    pub(super) indexing: Indexing,
     /// What workers leave to those of the next migrations.
     pub(super) stock: Stock,
 }
@@ -157,7 +158,10 @@ impl Node {
         let _ = placement::machine();
         let store = match options.store_bytes_max {
             0 => None,
-            most => Some(Store::open(options.state_folder.join("store"), most)?),
+            most => {
+                let folder = options.state_folder.join("store");
+                Some(Arc::new(Store::open(folder, most)?))
+            }
         };
         Ok(Self {
             journal: Journal::open(&options.state_folder)?,
@@ -171,6 +175,7 @@ impl Node {
             next_slot: AtomicUsize::new(0),
             admission: Arc::default(),
             store,
+            indexing: Indexing::default(),
             stock: Stock::default(),
         })
     }

@@ -16,6 +16,7 @@
 mod baseline;
 mod disk_image;
 mod index;
+mod indexing;
 mod library;
 mod sparse;
 
@@ -33,6 +34,7 @@ use crate::ram::{RamError, RamLayout};
 use baseline::Header;
 use disk_image::DiskImage;
 use index::Index;
+pub use indexing::Indexing;
 pub use library::Library;
 use library::Shelf;
 
@@ -190,7 +192,6 @@ impl Store {
         done_bytes: &AtomicU64,
         stop: &AtomicBool,
     ) -> Result<u64, StoreError> {
-        let _turn = self.lock();
         let cannot = || StoreError::disk(format!("cannot read {}", path.display()));
         let path = path.canonicalize().map_err(cannot())?;
         let about = fs::metadata(&path).map_err(cannot())?;
@@ -199,10 +200,11 @@ impl Store {
             return Err(cannot()(error));
         }
         let most_bytes = with_index(about.blocks() * 512) - about.blocks() * 512;
+        let index = disk_image::index(&path, &self.key(), done_bytes, stop)?;
+        let _turn = self.lock();
         self.remove_all(|kind| matches!(kind, Kind::Image { path: of } if *of == path))?;
         self.make_room(most_bytes)?;
         self.add("image", |part| {
-            let index = disk_image::index(&path, &self.key(), done_bytes, stop)?;
             let failed = StoreError::disk(format!("cannot write {}", part.display()));
             DiskImage::of(path).write(part).map_err(failed)?;
             Ok((0, index))
@@ -237,7 +239,6 @@ impl Store {
     /// All that it has now, to look for pages. Files that are removed meanwhile stay readable.
     #[must_use]
     pub fn library(&self) -> Library {
-        let _turn = self.lock();
         let mut entries = self.entries();
         entries.reverse();
         let shelves = entries.iter().filter_map(|entry| {

@@ -17,6 +17,7 @@ mod node;
 mod run_qemu;
 mod show;
 mod status;
+mod store;
 mod usage;
 mod vm;
 mod watch;
@@ -81,6 +82,8 @@ enum Command {
     Status(status::Args),
     /// Give a VM that is being moved back to this node.
     Cancel(cancel::Args),
+    /// Pages that this node keeps for VMs that come: of VMs that left, of disk images.
+    Store(store::Args),
     /// Who owns each VM, by this node's handover journal.
     Journal(journal::Args),
     /// Check, explain and show configuration; needs no node.
@@ -111,6 +114,7 @@ fn run(command: &Command, context: &mut Context) -> Result<(), Failure> {
         Command::Migrate(args) => migrate::run(args, context),
         Command::Status(args) => status::run(args, context),
         Command::Cancel(args) => cancel::run(args, context),
+        Command::Store(args) => store::run(args, context),
         Command::Journal(args) => journal::run(args, context),
         Command::Config(args) => config::run(args, context),
     }
