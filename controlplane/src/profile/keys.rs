@@ -135,10 +135,11 @@ pub(super) const KEYS: &[Key] = &[
     key(
         "pages.reuse",
         Kind::Boolean,
-        "Send only what the destination does not hold already: it reads the RAM of the waiting VM, \
-         and tells by fingerprints what is there, of an attempt that broke off for instance. What a \
-         lost connection leaves there is kept. Costs a read of that memory and 16 bytes a page; on a \
-         fast link the pages themselves are sooner sent.",
+        "Send only what the destination does not have already: it is asked by the hashes of pages, \
+         and looks in what a lost connection left in the waiting VM's RAM, in the RAM of VMs that left \
+         its node, and in disk images that were added there (dwcp store). Costs a read of RAM and 8 bytes \
+         a page, and nothing where the destination has nothing; on a fast link the pages themselves are \
+         sooner sent.",
     ),
     key(
         "tracker.prefer",
