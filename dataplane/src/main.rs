@@ -114,6 +114,7 @@ fn incoming_settings(options: &Options) -> TransferSettings {
         window_bytes: 0,
         codec: Codec::Raw,
         reuse: false,
+        remember_bytes: 0,
         tracker: TrackerChoice::Auto,
         verify: Verify::Sample,
         sample_pages: 0,

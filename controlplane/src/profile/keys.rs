@@ -142,6 +142,13 @@ pub(super) const KEYS: &[Key] = &[
          sooner sent.",
     ),
     key(
+        "pages.remember",
+        bytes(0, 64 << 30),
+        "Memory of a migration's source for pages as they were sent. One that the guest writes again is then \
+         sent as what changed: about a third of the bytes. What does not fit is sent whole. With \
+         pages.codec window or auto; 0 remembers nothing.",
+    ),
+    key(
         "tracker.prefer",
         Kind::Choice(&["auto", "userfaultfd", "soft-dirty", "fingerprint"]),
         "How pages that the guest wrote are found. auto takes the first that works: userfaultfd \

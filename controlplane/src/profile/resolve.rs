@@ -51,6 +51,7 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
         window_bytes: quantity("transfer.window")?,
         codec: codec(word("pages.codec")?, level, quantity("pages.zstd_window")?),
         reuse: boolean("pages.reuse")?,
+        remember_bytes: quantity("pages.remember")?,
         tracker: match word("tracker.prefer")? {
             "userfaultfd" => TrackerChoice::Userfaultfd,
             "soft-dirty" => TrackerChoice::SoftDirty,
@@ -148,6 +149,7 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
         ("pages.zstd_level", Value::Integer(level)),
         ("pages.zstd_window", Value::Quantity(window_bytes)),
         ("pages.reuse", Value::Boolean(settings.reuse)),
+        ("pages.remember", Value::Quantity(settings.remember_bytes)),
         ("tracker.prefer", word(tracker)),
         (
             "switchover.downtime_limit",

@@ -24,6 +24,8 @@ pub struct TransferSettings {
     pub codec: Codec,
     /// Send only what the destination does not hold already.
     pub reuse: bool,
+    /// Memory for pages that were sent, so that those that change again are sent as what changed.
+    pub remember_bytes: u64,
     /// Which dirty tracker to use.
     pub tracker: TrackerChoice,
     /// How much of RAM is read again before the guest runs at the destination.

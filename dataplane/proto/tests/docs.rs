@@ -38,6 +38,11 @@ fn the_limits_are_the_programs() {
             "WINDOW_OVERHEAD_BYTES_MAX",
             limits::WINDOW_OVERHEAD_BYTES_MAX as u64,
         ),
+        ("DELTA_GROUP_PAGES", limits::DELTA_GROUP_PAGES as u64),
+        (
+            "DELTA_OVERHEAD_BYTES_MAX",
+            limits::DELTA_OVERHEAD_BYTES_MAX as u64,
+        ),
         ("PAYLOAD_BYTES_MAX", limits::PAYLOAD_BYTES_MAX as u64),
         ("FRAME_BYTES_MAX", limits::FRAME_BYTES_MAX as u64),
         ("WINDOW_BYTES_MAX", limits::WINDOW_BYTES_MAX),

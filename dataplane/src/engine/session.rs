@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use dwcp_api::Codec;
 use dwcp_simd::FingerprintKey;
 
+use crate::path::RememberedPages;
 use crate::ram::{Digests, RamLayout};
 
 /// RAM, digests, key and live counters of one end of a migration.
@@ -19,6 +20,8 @@ pub struct Session {
     pub key: FingerprintKey,
     /// Codec of the source.
     pub codec: Codec,
+    /// Source: what the destination holds, as far as there is memory for it.
+    pub remembered: Option<RememberedPages>,
     /// [`SEALED`], and the frames that are being placed in RAM.
     placing: AtomicU32,
     wire_bytes: AtomicU64,
@@ -44,11 +47,20 @@ impl Session {
             digests,
             key: FingerprintKey::new(fingerprint_seed),
             codec,
+            remembered: None,
             placing: AtomicU32::new(0),
             wire_bytes: AtomicU64::new(0),
             pages_done: AtomicU64::new(0),
             in_flight_bytes: AtomicU64::new(0),
         }
+    }
+
+    /// The same at a source that remembers pages it has sent, in `bytes` of memory, to send those that
+    /// change again as what changed.
+    #[must_use]
+    pub fn remembering(mut self, bytes: u64) -> Self {
+        self.remembered = RememberedPages::new(bytes);
+        self
     }
 
     /// Destination: nothing may change RAM any more: it is looked at, and perhaps proven.

@@ -90,8 +90,9 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
             );
             let by_reference = settings.send != SendChoice::Copy && session.codec == Codec::Raw;
             let (layout, digests) = (&session.layout, &session.digests);
-            let line =
-                Outgoing::new(layout, digests, &session.key, by_reference).near(settings.node);
+            let line = Outgoing::new(layout, digests, &session.key, by_reference)
+                .near(settings.node)
+                .remembering(session.remembered.as_ref());
             let mut worker = SourceWorker {
                 settings: &settings,
                 session: &session,

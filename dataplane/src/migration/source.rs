@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dwcp_api::counters::Counters;
-use dwcp_api::{ApiError, ErrorCode, MigrationId, Role, TransferSettings, Verify};
+use dwcp_api::{ApiError, Codec, ErrorCode, MigrationId, Role, TransferSettings, Verify};
 use dwcp_journal::RecordKind;
 use dwcp_proto::{
     Ending, Instant as ProtoInstant, Outcome, Phase, RoundLimits, Source, SourceAction,
@@ -29,6 +29,7 @@ use crate::engine::{
     Mailbox, Question, Reread, Session, SourceCommand, WorkerEvent, WorkerHandle, WorkerRound,
 };
 use crate::path::{Lanes, RoundWork};
+use crate::ram::RamLayout;
 use crate::vmm::tracker::{self, DirtyTracker};
 use crate::vmm::{self, Vm};
 
@@ -196,7 +197,7 @@ fn prepare(
     let handle = node.register(request.id, recorder.status(machine.phase(), false, None));
     Ok(SourceDriver {
         node: Arc::clone(node),
-        session: Arc::new(Session::new(layout, seed, request.settings.codec)),
+        session: Arc::new(session(layout, seed, &request.settings)),
         request: request.clone(),
         handle,
         journal,
@@ -220,6 +221,15 @@ fn prepare(
         outcome: None,
         turn: None,
     })
+}
+
+/// What is remembered costs memory, and is of use with a codec that can.
+fn session(layout: RamLayout, seed: u64, settings: &TransferSettings) -> Session {
+    let session = Session::new(layout, seed, settings.codec);
+    match settings.codec {
+        Codec::Raw | Codec::Zstd { .. } => session,
+        Codec::Window { .. } | Codec::Auto { .. } => session.remembering(settings.remember_bytes),
+    }
 }
 
 fn machine(request: &Request, offer: Offer) -> Source {

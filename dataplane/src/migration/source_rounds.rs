@@ -116,6 +116,7 @@ impl SourceDriver {
                 0 => classes.known += part.counts.unchanged,
                 _ => classes.unchanged += part.counts.unchanged,
             }
+            classes.delta += part.counts.delta;
             classes.compressed += part.counts.compressed;
             classes.raw += part.counts.raw;
             delta.merge(part.root);

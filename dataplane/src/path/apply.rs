@@ -121,6 +121,10 @@ impl Applier<'_> {
 }
 
 impl PageSink for Applier<'_> {
+    fn held(&mut self, block: u32, page: u32, out: &mut Page) {
+        self.layout.blocks()[block as usize].read_page(page, out);
+    }
+
     fn zero(&mut self, block: u32, page: u32, count: u32) {
         const ZERO: Page = [0; PAGE_BYTES];
         for page in page..page + count {

@@ -5,17 +5,22 @@
 //! byte of data is placed anywhere: a frame that contradicts itself changes nothing.
 
 use dwcp_simd::{PAGE_BYTES, Page};
-use dwcp_wire::limits::{FRAME_DATA_PAGES_MAX, FRAME_ENTRIES_MAX, WINDOW_OVERHEAD_BYTES_MAX};
+use dwcp_wire::limits::{
+    DELTA_OVERHEAD_BYTES_MAX, FRAME_DATA_PAGES_MAX, FRAME_ENTRIES_MAX, WINDOW_OVERHEAD_BYTES_MAX,
+};
 use dwcp_wire::{
     ENTRY_BYTES, FINGERPRINT_BYTES, FrameHeader, PageClass, PageEntry, PageRange, TableError,
     table_bytes,
 };
 use zstd_safe::DCtx;
 
+use super::delta::DeltaDecoder;
 use super::window::WindowDecoder;
 
 /// Takes what was decoded.
 pub trait PageSink {
+    /// What RAM holds for a page now.
+    fn held(&mut self, block: u32, page: u32, out: &mut Page);
     /// Zero pages.
     fn zero(&mut self, block: u32, page: u32, count: u32);
     /// Pages that follow each other, and the low half of the fingerprint that each was sent with.
@@ -56,6 +61,9 @@ pub struct PageTable {
     window_bytes: usize,
     window_pages: usize,
     starts_window: bool,
+    /// The delta, at the end of all.
+    delta_bytes: usize,
+    delta_pages: usize,
 }
 
 impl PageTable {
@@ -71,6 +79,8 @@ impl PageTable {
             window_bytes: 0,
             window_pages: 0,
             starts_window: false,
+            delta_bytes: 0,
+            delta_pages: 0,
         }
     }
 
@@ -102,21 +112,19 @@ impl PageTable {
         let (entry_bytes, fingerprints) = bytes.split_at(entries * ENTRY_BYTES);
         let data_bytes = self.read_entries(entry_bytes, pages)?;
         let with_data = self.pages_with_data();
-        let described = table_bytes(entries, with_data) + data_bytes;
+        let delta_bytes = header.delta_bytes as usize;
+        let described = table_bytes(entries, with_data) + data_bytes + delta_bytes;
         let window_bytes = header.payload_len().saturating_sub(described);
-        let window_most = match self.window_pages {
-            0 => 0,
-            pages => pages * PAGE_BYTES + WINDOW_OVERHEAD_BYTES_MAX,
-        };
         if with_data > FRAME_DATA_PAGES_MAX
             || table_bytes(entries, with_data) != bytes.len()
             || described + window_bytes != header.payload_len()
-            || window_bytes > window_most
-            || (window_bytes == 0) != (self.window_pages == 0)
+            || !is_possible(window_bytes, self.window_pages, WINDOW_OVERHEAD_BYTES_MAX)
+            || !is_possible(delta_bytes, self.delta_pages, DELTA_OVERHEAD_BYTES_MAX)
         {
             return Err(size(header, described).into());
         }
         self.window_bytes = window_bytes;
+        self.delta_bytes = delta_bytes;
         self.starts_window = header.starts_window;
         let (fingerprints, _) = fingerprints.as_chunks::<FINGERPRINT_BYTES>();
         self.fingerprints.clear();
@@ -128,7 +136,7 @@ impl PageTable {
 
     fn read_entries(&mut self, bytes: &[u8], block_pages: u32) -> Result<usize, TableError> {
         self.entries.clear();
-        (self.named, self.window_pages) = (0, 0);
+        (self.named, self.window_pages, self.delta_pages) = (0, 0, 0);
         let (mut next_page, mut data_bytes) = (0, 0);
         for (index, bytes) in bytes.as_chunks().0.iter().enumerate() {
             let entry = PageEntry::from_bytes(index, bytes)?;
@@ -148,8 +156,10 @@ impl PageTable {
             next_page = end;
             data_bytes += entry.data_bytes as usize;
             self.named += u64::from(entry.count);
-            if entry.class == PageClass::Window {
-                self.window_pages += usize::from(entry.count);
+            match entry.class {
+                PageClass::Window => self.window_pages += usize::from(entry.count),
+                PageClass::Delta => self.delta_pages += usize::from(entry.count),
+                _ => {}
             }
             self.entries.push(entry);
         }
@@ -194,10 +204,18 @@ impl PageTable {
         self.named
     }
 
-    /// The window's part of a frame's data; `None` when the frame has none, or less than that came.
-    fn window_data<'d>(&self, data: &'d [u8]) -> Option<&'d [u8]> {
-        let start = data.len().checked_sub(self.window_bytes)?;
-        (self.window_pages > 0).then(|| &data[start..])
+    /// The window's part of a frame's data, and the delta; `None` for what the frame has none of, or when
+    /// less than that came.
+    fn common_data<'d>(&self, data: &'d [u8]) -> (Option<&'d [u8]>, Option<&'d [u8]>) {
+        let behind = |data: &'d [u8], bytes| data.split_at_checked(data.len().checked_sub(bytes)?);
+        let Some((rest, delta)) = behind(data, self.delta_bytes) else {
+            return (None, None);
+        };
+        let window = behind(rest, self.window_bytes).map(|(_, window)| window);
+        (
+            window.filter(|_| self.window_pages > 0),
+            (self.delta_pages > 0).then_some(delta),
+        )
     }
 
     /// Hands the pages of a frame whose data lies in RAM already to `sink`.
@@ -213,6 +231,14 @@ impl PageTable {
                 sink.placed(self.block, page, fingerprint);
             }
         }
+    }
+}
+
+/// Whether data that `pages` pages have together may have so many bytes.
+const fn is_possible(bytes: usize, pages: usize, overhead_max: usize) -> bool {
+    match pages {
+        0 => bytes == 0,
+        _ => bytes > 0 && bytes <= pages * PAGE_BYTES + overhead_max,
     }
 }
 
@@ -234,6 +260,7 @@ pub struct Decoder {
     /// Made when the first run comes.
     runs: Option<Runs>,
     window: WindowDecoder,
+    delta: DeltaDecoder,
 }
 
 struct Runs {
@@ -254,6 +281,7 @@ impl Decoder {
         Self {
             runs: None,
             window: WindowDecoder::new(streams),
+            delta: DeltaDecoder::new(),
         }
     }
 
@@ -261,10 +289,12 @@ impl Decoder {
     /// damage: the pages it lacks are named to the sink as such.
     pub fn decode(&mut self, table: &PageTable, mut data: &[u8], sink: &mut impl PageSink) {
         let mut fingerprints = &table.fingerprints[..];
-        let mut window = table.window_data(data).and_then(|data| {
+        let (window, delta) = table.common_data(data);
+        let mut window = window.and_then(|data| {
             self.window
                 .decode(data, table.window_pages, table.starts_window)
         });
+        let mut delta = delta.and_then(|data| decode_delta(&mut self.delta, table, data, sink));
         for entry in &table.entries {
             let (own, others) = fingerprints
                 .split_at_checked(entry.pages_with_data())
@@ -279,10 +309,14 @@ impl Decoder {
                     sink.zero(table.block, entry.page, u32::from(entry.count));
                     continue;
                 }
-                PageClass::Window => {
+                PageClass::Window | PageClass::Delta => {
+                    let all = match entry.class {
+                        PageClass::Window => &mut window,
+                        _ => &mut delta,
+                    };
                     let count = usize::from(entry.count);
-                    let pages = window.and_then(|pages| pages.split_at_checked(count));
-                    window = pages.map(|(_, others)| others);
+                    let pages = all.and_then(|pages| pages.split_at_checked(count));
+                    *all = pages.map(|(_, others)| others);
                     match pages {
                         Some((pages, _)) => sink.pages(table.block, entry.page, pages, own),
                         None => sink.damaged(table.block, entry.page, u32::from(entry.count)),
@@ -306,6 +340,22 @@ impl Decoder {
             sink.pages(table.block, entry.page, pages, own);
         }
     }
+}
+
+/// The pages of a frame's delta, before any page of the frame is written.
+fn decode_delta<'d>(
+    delta: &'d mut DeltaDecoder,
+    table: &PageTable,
+    data: &[u8],
+    sink: &mut impl PageSink,
+) -> Option<&'d [Page]> {
+    let entries = table.entries.iter().filter(|e| e.class == PageClass::Delta);
+    let mut pages = entries.flat_map(|entry| entry.page..entry.page + u32::from(entry.count));
+    delta.decode(data, table.delta_pages, |old| {
+        if let Some(page) = pages.next() {
+            sink.held(table.block, page, old);
+        }
+    })
 }
 
 /// A zstd run, if it yields exactly its pages. The output is bounded: no bomb goes off.

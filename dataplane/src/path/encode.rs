@@ -7,6 +7,7 @@ use dwcp_api::Codec;
 use dwcp_simd::{PAGE_BYTES, Page};
 use zstd_safe::{CCtx, CParameter};
 
+use super::delta::DeltaEncoder;
 use super::effort::{Effort, FIRST_LEVEL};
 use super::window::{WindowEncoder, looks_random};
 
@@ -35,7 +36,13 @@ enum Kind {
         context: CCtx<'static>,
         scratch: Vec<u8>,
     },
-    Window(WindowEncoder),
+    Window(Box<Window>),
+}
+
+/// All pages of a frame together: against what the stream has carried, or against what they were.
+struct Window {
+    pages: WindowEncoder,
+    delta: DeltaEncoder,
 }
 
 impl std::fmt::Debug for Encoder {
@@ -59,10 +66,8 @@ impl Encoder {
             Codec::Window {
                 level,
                 window_bytes,
-            } => Kind::Window(WindowEncoder::new(level, window_bytes, streams)),
-            Codec::Auto { window_bytes } => {
-                Kind::Window(WindowEncoder::new(FIRST_LEVEL, window_bytes, streams))
-            }
+            } => Kind::window(level, window_bytes, streams),
+            Codec::Auto { window_bytes } => Kind::window(FIRST_LEVEL, window_bytes, streams),
         };
         Self { kind, rests: false }
     }
@@ -76,7 +81,8 @@ impl Encoder {
             Effort::Raw => self.rests = true,
             Effort::Level(level) => {
                 self.rests = false;
-                window.set_level(level);
+                window.pages.set_level(level);
+                window.delta.set_level(level);
             }
         }
     }
@@ -104,6 +110,19 @@ impl Encoder {
         }
     }
 
+    /// Whether it has a use for what pages were.
+    #[must_use]
+    pub const fn takes_changes(&self) -> bool {
+        matches!(self.kind, Kind::Window(_)) && !self.rests
+    }
+
+    /// Keeps a page that was `old` for the delta; of an encoder that takes changes.
+    pub(super) fn keep_changed(&mut self, old: &Page, page: &Page) {
+        if let Kind::Window(window) = &mut self.kind {
+            window.delta.push(old, page);
+        }
+    }
+
     /// Keeps a page for the window, unless there is none or it would not get smaller.
     pub(super) fn keep(&mut self, page: &Page) -> bool {
         let Kind::Window(window) = &mut self.kind else {
@@ -111,7 +130,7 @@ impl Encoder {
         };
         let is_kept = !self.rests && !looks_random(page);
         if is_kept {
-            window.push(page);
+            window.pages.push(page);
         }
         is_kept
     }
@@ -120,20 +139,35 @@ impl Encoder {
     /// begins with them; `None` when no page was kept.
     pub(super) fn finish(&mut self, out: &mut [u8]) -> Option<(usize, bool)> {
         match &mut self.kind {
-            Kind::Window(window) if !window.is_empty() => Some(window.finish(out)),
+            Kind::Window(window) if !window.pages.is_empty() => Some(window.pages.finish(out)),
             _ => None,
+        }
+    }
+
+    /// Puts the delta of the pages that were kept for it to `out`; returns its bytes.
+    pub(super) fn finish_delta(&mut self, out: &mut [u8]) -> usize {
+        match &mut self.kind {
+            Kind::Window(window) if !window.delta.is_empty() => window.delta.finish(out),
+            _ => 0,
         }
     }
 
     /// Forgets what the stream has carried: the destination may not hold it.
     pub fn restart(&mut self) {
         if let Kind::Window(window) = &mut self.kind {
-            window.restart();
+            window.pages.restart();
         }
     }
 }
 
 impl Kind {
+    fn window(level: i32, bytes: u64, streams: usize) -> Self {
+        Self::Window(Box::new(Window {
+            pages: WindowEncoder::new(level, bytes, streams),
+            delta: DeltaEncoder::new(level),
+        }))
+    }
+
     fn runs(level: i32) -> Self {
         let mut context = CCtx::create();
         let run_bytes = RUN_PAGES_MAX * PAGE_BYTES;

@@ -15,8 +15,8 @@ use std::ops::Range;
 
 use dwcp_simd::{Fingerprint, PAGE_BYTES, Page, kernels};
 use dwcp_wire::limits::{
-    FRAME_DATA_PAGES_MAX, FRAME_ENTRIES_MAX, RUN_PAGES_MAX, TABLE_BYTES_MAX,
-    WINDOW_OVERHEAD_BYTES_MAX,
+    DELTA_OVERHEAD_BYTES_MAX, FRAME_DATA_PAGES_MAX, FRAME_ENTRIES_MAX, RUN_PAGES_MAX,
+    TABLE_BYTES_MAX, WINDOW_OVERHEAD_BYTES_MAX,
 };
 use dwcp_wire::{
     FrameHeader, FrameKind, HEADER_BYTES, PageClass, PageEntry, PageRange, table_bytes,
@@ -29,8 +29,10 @@ use super::source::PageBatch;
 pub const DATA_OFFSET: usize = 8192;
 
 /// Bytes of a worker's frame buffer.
-pub const FRAME_BUFFER_BYTES: usize =
-    DATA_OFFSET + FRAME_DATA_PAGES_MAX * PAGE_BYTES + WINDOW_OVERHEAD_BYTES_MAX;
+pub const FRAME_BUFFER_BYTES: usize = DATA_OFFSET
+    + FRAME_DATA_PAGES_MAX * PAGE_BYTES
+    + WINDOW_OVERHEAD_BYTES_MAX
+    + DELTA_OVERHEAD_BYTES_MAX;
 
 const _: () = assert!(HEADER_BYTES + TABLE_BYTES_MAX <= DATA_OFFSET);
 
@@ -183,6 +185,21 @@ impl FrameBuilder {
         self.fingerprints.push(fingerprint.lo);
     }
 
+    /// Keeps the page that was copied to the slot, and was `old`; for an encoder that takes changes.
+    pub(super) fn push_changed(
+        &mut self,
+        page: u32,
+        fingerprint: Fingerprint,
+        old: &Page,
+        encoder: &mut Encoder,
+        buffer: &mut [u8],
+    ) {
+        encoder.keep_changed(old, self.slot(buffer));
+        self.close_run(encoder, buffer);
+        self.fingerprints.push(fingerprint.lo);
+        self.name(page, PageClass::Delta);
+    }
+
     /// Refers to a page of RAM.
     pub(super) fn push_reference(&mut self, page: u32, fingerprint: Fingerprint) {
         self.fingerprints.push(fingerprint.lo);
@@ -260,6 +277,8 @@ impl FrameBuilder {
         self.close_run(encoder, buffer);
         let window = encoder.finish(&mut buffer[self.end..]);
         self.end += window.map_or(0, |(bytes, _)| bytes);
+        let delta_bytes = encoder.finish_delta(&mut buffer[self.end..]);
+        self.end += delta_bytes;
         let referred_bytes: usize = self.referred.iter().map(PageRange::bytes).sum();
         let table = table_bytes(self.entries.len(), self.fingerprints.len());
         let table_start = DATA_OFFSET - table;
@@ -281,6 +300,7 @@ impl FrameBuilder {
             table_bytes: table as u32,
             table_crc32c: kernels().crc32c(0, &buffer[table_start..DATA_OFFSET]),
             starts_window: window.is_some_and(|(_, starts)| starts),
+            delta_bytes: delta_bytes as u32,
             ..FrameHeader::empty(FrameKind::Pages, stream, sequence)
         };
         let start = table_start - HEADER_BYTES;

@@ -5,7 +5,7 @@
 //! 1 source    dirty bitmap -> page batches      6 receive  bytes -> frame with a trusted header
 //! 2 classify  fingerprint -> zero, unchanged,   7 decode   frame -> pages, bounds checked
 //!             data                              8 apply    pages -> RAM, digests, root
-//! 3 encode    run of pages -> zstd, window, raw
+//! 3 encode    run of pages -> zstd, window, delta, raw
 //! 4 frame     runs -> header, table, data or references to it
 //! 5 stream    frame -> one of N streams, credit
 //! ```
@@ -26,6 +26,10 @@ mod classify;
 mod encode;
 
 mod window;
+
+mod delta;
+
+mod remembered;
 
 mod effort;
 
@@ -50,5 +54,6 @@ pub use frame::{DATA_OFFSET, FRAME_BUFFER_BYTES, FrameBuilder, ReadyFrame};
 pub use lanes::Lanes;
 pub use outgoing::{Outgoing, OutgoingCounts};
 pub use receive::{RECEIVE_BUFFER_BYTES, ReceiveError, Received, Receiver, Wanted};
+pub use remembered::RememberedPages;
 pub use source::{PageBatch, RoundCursor, RoundWork};
 pub use stream::{CreditError, StreamCredit};

@@ -1,11 +1,12 @@
 //! Stages 1 to 4 of one worker: dirty pages in, frames out.
 
-use dwcp_simd::{Fingerprint, FingerprintKey, Kernels, RamRoot, kernels};
+use dwcp_simd::{Fingerprint, FingerprintKey, Kernels, PAGE_BYTES, Page, RamRoot, kernels};
 use dwcp_wire::{PageClass, PageEntry, PageRange};
 
 use super::classify::{PageKind, classify};
 use super::encode::Encoder;
 use super::frame::{FrameBuilder, ReadyFrame};
+use super::remembered::{Leaving, RememberedPages};
 use super::source::{PageBatch, RoundCursor, RoundWork};
 use crate::ram::{Digests, RamLayout};
 
@@ -22,6 +23,8 @@ pub struct OutgoingCounts {
     pub zero: u64,
     /// Pages that had not changed.
     pub unchanged: u64,
+    /// Pages sent as what changed.
+    pub delta: u64,
     /// Pages sent compressed.
     pub compressed: u64,
     /// Pages sent raw.
@@ -42,6 +45,7 @@ impl OutgoingCounts {
                 PageClass::Zero => self.zero += pages,
                 PageClass::Raw => self.raw += pages,
                 PageClass::Zstd | PageClass::Window => self.compressed += pages,
+                PageClass::Delta => self.delta += pages,
                 _ => {}
             }
         }
@@ -57,6 +61,9 @@ pub struct Outgoing<'a> {
     kernels: &'static Kernels,
     by_reference: bool,
     node: Option<usize>,
+    remembered: Option<&'a RememberedPages>,
+    /// What the page that is looked at was.
+    old: Box<Page>,
     builder: FrameBuilder,
     cursor: RoundCursor,
     batch: PageBatch,
@@ -83,6 +90,8 @@ impl<'a> Outgoing<'a> {
             kernels: kernels(),
             by_reference,
             node: None,
+            remembered: None,
+            old: Box::new([0; PAGE_BYTES]),
             builder: FrameBuilder::new(),
             cursor: RoundCursor::default(),
             batch: PageBatch::default(),
@@ -95,6 +104,13 @@ impl<'a> Outgoing<'a> {
     #[must_use]
     pub const fn near(mut self, node: Option<usize>) -> Self {
         self.node = node;
+        self
+    }
+
+    /// Sends pages that are remembered as what changed.
+    #[must_use]
+    pub const fn remembering(mut self, pages: Option<&'a RememberedPages>) -> Self {
+        self.remembered = pages;
         self
     }
 
@@ -156,7 +172,7 @@ impl<'a> Outgoing<'a> {
                     break;
                 }
             }
-            self.take_page(buffer, encoder);
+            self.take_page(work.round == 0, buffer, encoder);
         }
         if self.builder.is_empty() {
             return None;
@@ -171,7 +187,7 @@ impl<'a> Outgoing<'a> {
     }
 
     /// Reads the batch's next page, once, and decides on what was read.
-    fn take_page(&mut self, buffer: &mut [u8], encoder: &mut Encoder) {
+    fn take_page(&mut self, is_first: bool, buffer: &mut [u8], encoder: &mut Encoder) {
         let bit = self.batch.dirty.trailing_zeros();
         self.batch.dirty &= self.batch.dirty - 1;
         let page = self.batch.first_page + bit;
@@ -180,6 +196,7 @@ impl<'a> Outgoing<'a> {
         let global = self.layout.global_page(block, page);
         let fingerprint = self.read_page(block, page, buffer);
         self.counts.visited += 1;
+        let held = self.digests.get(global).filter(|_| !forced);
         match classify(self.key, fingerprint, self.digests.get(global), forced) {
             PageKind::ZeroHeld => self.counts.zero += 1,
             PageKind::Unchanged => self.counts.unchanged += 1,
@@ -191,7 +208,21 @@ impl<'a> Outgoing<'a> {
                 if self.by_reference {
                     self.builder.push_reference(page, fingerprint);
                 } else {
-                    self.builder.push_data(page, fingerprint, encoder, buffer);
+                    let leaving = Leaving {
+                        number: global,
+                        content: self.builder.slot(buffer),
+                        fingerprint,
+                        is_first,
+                    };
+                    let remembered = self.remembered.filter(|_| encoder.takes_changes());
+                    let is_known =
+                        remembered.is_some_and(|all| all.exchange(&leaving, held, &mut self.old));
+                    let (builder, old) = (&mut self.builder, &*self.old);
+                    if is_known {
+                        builder.push_changed(page, fingerprint, old, encoder, buffer);
+                    } else {
+                        builder.push_data(page, fingerprint, encoder, buffer);
+                    }
                 }
                 self.digests.set(global, Some(fingerprint), &mut self.root);
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dwcp_api::Codec;
 use dwcp_dataplane::path::{
     Applied, Decoder, Encoder, FRAME_BUFFER_BYTES, Incoming, Lanes, Outgoing, OutgoingCounts,
-    PageTable, RECEIVE_BUFFER_BYTES, Received, Receiver, RoundWork,
+    PageTable, RECEIVE_BUFFER_BYTES, Received, Receiver, RememberedPages, RoundWork,
 };
 use dwcp_dataplane::ram::{Digests, RamBitmap, RamBlock, RamLayout, RamNodes};
 use dwcp_simd::{FingerprintKey, PAGE_BYTES, Page, RamRoot};
@@ -19,6 +19,7 @@ pub(crate) struct End {
     pub(crate) layout: RamLayout,
     pub(crate) digests: Digests,
     pub(crate) root: RamRoot,
+    pub(crate) remembered: Option<RememberedPages>,
 }
 
 /// RAM of zeros.
@@ -55,6 +56,7 @@ impl End {
             digests: Digests::new(&layout),
             layout,
             root: RamRoot::default(),
+            remembered: RememberedPages::new(4 << 20),
         }
     }
 
@@ -156,7 +158,7 @@ pub(crate) fn send_round(
     let line = |_: &Sender| {
         let (layout, digests) = (&source.layout, &source.digests);
         let by_reference = leave.by_reference && leave.codec == Codec::Raw;
-        Outgoing::new(layout, digests, key, by_reference)
+        Outgoing::new(layout, digests, key, by_reference).remembering(source.remembered.as_ref())
     };
     let mut lines: Vec<_> = senders.iter().map(line).collect();
     let mut buffer = vec![0; FRAME_BUFFER_BYTES];
@@ -202,6 +204,7 @@ pub(crate) fn send_round(
         counts.named += line.counts.named;
         counts.zero += line.counts.zero;
         counts.unchanged += line.counts.unchanged;
+        counts.delta += line.counts.delta;
         counts.compressed += line.counts.compressed;
         counts.raw += line.counts.raw;
         counts.frames += line.counts.frames;

@@ -66,6 +66,7 @@ pub(crate) fn settings() -> TransferSettings {
         window_bytes: 16 << 20,
         codec: Codec::Raw,
         reuse: false,
+        remember_bytes: 0,
         tracker: TrackerChoice::Auto,
         verify: Verify::Sample,
         sample_pages: 512,

@@ -90,7 +90,8 @@ impl FrameKind {
 /// | 40 | 4 | `payload_bytes` | bytes after this header |
 /// | 44 | 4 | `table_bytes` | leading payload bytes under `table_crc32c` |
 /// | 48 | 4 | `table_crc32c` | CRC-32C of those bytes |
-/// | 52 | 8 | reserved | 0 |
+/// | 52 | 4 | `delta_bytes` | bytes at the end of a page frame's payload that are its delta |
+/// | 56 | 4 | reserved | 0 |
 /// | 60 | 4 | header checksum | CRC-32C of bytes 0..60 |
 ///
 /// The header has its own checksum so that `payload_bytes` can be trusted before a read is sized.
@@ -122,6 +123,8 @@ pub struct FrameHeader {
     pub table_crc32c: u32,
     /// A page frame whose window data depends on no frame before it.
     pub starts_window: bool,
+    /// Bytes of a page frame's delta, at the end of its payload.
+    pub delta_bytes: u32,
 }
 
 /// [`FrameHeader::starts_window`] among the flags.
@@ -143,7 +146,8 @@ struct Raw {
     payload_bytes: U32,
     table_bytes: U32,
     table_crc32c: U32,
-    reserved: [u8; 8],
+    delta_bytes: U32,
+    reserved: U32,
     header_crc32c: U32,
 }
 
@@ -215,6 +219,7 @@ impl FrameHeader {
             table_bytes: 0,
             table_crc32c: 0,
             starts_window: false,
+            delta_bytes: 0,
         }
     }
 
@@ -250,7 +255,8 @@ impl FrameHeader {
             payload_bytes: self.payload_bytes.into(),
             table_bytes: self.table_bytes.into(),
             table_crc32c: self.table_crc32c.into(),
-            reserved: [0; 8],
+            delta_bytes: self.delta_bytes.into(),
+            reserved: 0.into(),
             header_crc32c: 0.into(),
         };
         let checksum = dwcp_simd::kernels().crc32c(0, &raw.as_bytes()[..CHECKED_BYTES]);
@@ -294,9 +300,10 @@ impl FrameHeader {
             table_bytes: raw.table_bytes.get(),
             table_crc32c: raw.table_crc32c.get(),
             starts_window: raw.flags.get() & STARTS_WINDOW != 0,
+            delta_bytes: raw.delta_bytes.get(),
         };
         header.check_payload()?;
-        header.check_fields(raw.flags.get(), u64::from_le_bytes(raw.reserved))?;
+        header.check_fields(raw.flags.get(), raw.reserved.get())?;
         Ok(header)
     }
 
@@ -334,7 +341,7 @@ impl FrameHeader {
         in_range("table_bytes", u64::from(self.table_bytes), table_fits)
     }
 
-    fn check_fields(&self, flags: u16, reserved: u64) -> Result<(), HeaderError> {
+    fn check_fields(&self, flags: u16, reserved: u32) -> Result<(), HeaderError> {
         let pages = self.kind == FrameKind::Pages;
         let entries = if pages {
             (1..=FRAME_ENTRIES_MAX).contains(&(self.entries as usize))
@@ -348,7 +355,12 @@ impl FrameHeader {
         };
         let known = if pages { STARTS_WINDOW } else { 0 };
         in_range("flags", u64::from(flags), flags & !known == 0)?;
-        in_range("reserved", reserved, reserved == 0)?;
+        in_range("reserved", u64::from(reserved), reserved == 0)?;
+        let delta = match self.payload_bytes.checked_sub(self.table_bytes) {
+            Some(data_bytes) if pages => self.delta_bytes <= data_bytes,
+            _ => self.delta_bytes == 0,
+        };
+        in_range("delta_bytes", u64::from(self.delta_bytes), delta)?;
         in_range(
             "stream",
             u64::from(self.stream),

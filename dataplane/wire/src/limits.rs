@@ -20,9 +20,18 @@ pub const TABLE_BYTES_MAX: usize =
 /// What the data of a window may be larger than its pages: zstd's headers, where nothing gets smaller.
 pub const WINDOW_OVERHEAD_BYTES_MAX: usize = 512;
 
+/// Pages of a delta that are one zstd frame: their old pages, and as many new ones, are within the window of
+/// every level of zstd.
+pub const DELTA_GROUP_PAGES: usize = 64;
+
+/// The same as [`WINDOW_OVERHEAD_BYTES_MAX`] of a delta.
+pub const DELTA_OVERHEAD_BYTES_MAX: usize = 128;
+
 /// Largest payload of a page frame.
-pub const PAYLOAD_BYTES_MAX: usize =
-    TABLE_BYTES_MAX + FRAME_DATA_PAGES_MAX * PAGE_BYTES + WINDOW_OVERHEAD_BYTES_MAX;
+pub const PAYLOAD_BYTES_MAX: usize = TABLE_BYTES_MAX
+    + FRAME_DATA_PAGES_MAX * PAGE_BYTES
+    + WINDOW_OVERHEAD_BYTES_MAX
+    + DELTA_OVERHEAD_BYTES_MAX;
 
 /// Bytes of all windows of one migration, which its streams share: each has the largest power of two
 /// that is no more than its share.

@@ -4,8 +4,9 @@
 //! payload = entry[entries] (16 B each)  fingerprint[pages with data] (8 B each)  data
 //!           \__________________ table_bytes, under table_crc32c ______________/
 //! ```
-//! Data of the entries follows in their order, without gaps. What remains of the payload is the data of
-//! all entries of class [`PageClass::Window`] together.
+//! Data of the entries follows in their order, without gaps; then that of all entries of class
+//! [`PageClass::Window`] together; then that of all entries of class [`PageClass::Delta`], whose size the
+//! frame's header says.
 
 use crate::limits::{FRAME_DATA_PAGES_MAX, PAGE_BYTES};
 
@@ -26,8 +27,10 @@ pub enum PageClass {
     Raw = 2,
     /// One zstd frame that yields all pages of the run.
     Zstd = 3,
-    /// Pages in the data of the stream's window, behind that of all other entries.
+    /// Pages in the data of the stream's window, behind that of the entries above.
     Window = 4,
+    /// Pages in the frame's delta, at its end: what they are against what the destination holds for them.
+    Delta = 5,
 }
 
 /// One run of pages.
@@ -118,6 +121,7 @@ impl PageEntry {
             2 => PageClass::Raw,
             3 => PageClass::Zstd,
             4 => PageClass::Window,
+            5 => PageClass::Delta,
             _ => return Err(TableError::Entry(index)),
         };
         let word = |at: usize| {
@@ -135,7 +139,7 @@ impl PageEntry {
         let whole = entry.pages_with_data() * PAGE_BYTES;
         let found = entry.data_bytes as usize;
         let fits = match class {
-            PageClass::Zero | PageClass::Window => found == 0,
+            PageClass::Zero | PageClass::Window | PageClass::Delta => found == 0,
             PageClass::Raw => found == whole,
             PageClass::Zstd => found > 0 && found < whole,
         };
@@ -155,7 +159,9 @@ impl PageEntry {
     pub const fn pages_with_data(self) -> usize {
         match self.class {
             PageClass::Zero => 0,
-            PageClass::Raw | PageClass::Zstd | PageClass::Window => self.count as usize,
+            PageClass::Raw | PageClass::Zstd | PageClass::Window | PageClass::Delta => {
+                self.count as usize
+            }
         }
     }
 }

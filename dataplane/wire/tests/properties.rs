@@ -38,6 +38,7 @@ fn pages_header() -> impl Strategy<Value = FrameHeader> {
                     table_bytes: table as u32,
                     table_crc32c: crc,
                     starts_window,
+                    delta_bytes: if starts_window { data as u32 / 2 } else { 0 },
                     ..FrameHeader::empty(FrameKind::Pages, stream, sequence)
                 }
             },

@@ -23,6 +23,7 @@ fn headers() -> Vec<(&'static str, FrameHeader)> {
     };
     let new_window = FrameHeader {
         starts_window: true,
+        delta_bytes: 77,
         ..pages
     };
     let mark = FrameHeader {

@@ -70,6 +70,7 @@ pub fn page_frame(input: &[u8], stream: u16, sequence: u64) -> Option<(FrameHead
         table_bytes: table as u32,
         table_crc32c: kernels().crc32c(0, covered),
         starts_window: flags & STARTS_WINDOW != 0,
+        delta_bytes: if flags & 16 == 0 { 0 } else { low.into() },
         ..FrameHeader::empty(FrameKind::Pages, stream, sequence)
     };
     Some((header, payload))

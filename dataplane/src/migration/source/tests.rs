@@ -22,6 +22,7 @@ fn request(vm: &str) -> Request {
             window_bytes: 1 << 20,
             codec: Codec::Raw,
             reuse: false,
+            remember_bytes: 0,
             tracker: TrackerChoice::Auto,
             verify: Verify::Sample,
             sample_pages: 1,
