@@ -61,7 +61,7 @@ fn wrong_usage_is_2_and_every_command_has_help_with_examples() {
         run(dwcp().args(arguments), 2);
     }
     for command in [
-        "doctor", "node", "vm", "migrate", "status", "cancel", "journal", "config",
+        "doctor", "node", "vm", "migrate", "status", "cancel", "journal", "config", "pki",
     ] {
         let (out, _) = run(dwcp().args([command, "--help"]), 0);
         assert!(
@@ -395,4 +395,36 @@ fn a_vm_that_is_not_attached_is_listed_with_the_reason() {
         "{out}"
     );
     assert!(out.contains("web: VMM is gone: /run/web.sock"), "{out}");
+}
+
+/// Keys are made, kept, renewed; each refusal has its exit code.
+#[test]
+fn a_private_ca_from_the_beginning_to_its_renewal() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().join("pki");
+    let folder = folder.to_str().unwrap();
+    run(dwcp().args(["pki", "init", folder, "--name", "test"]), 0);
+    run(dwcp().args(["pki", "init", folder]), 2);
+    let issue = ["pki", "issue", folder, "node-a", "--address", "192.0.2.1"];
+    let (out, _) = run(dwcp().args(issue).arg("--json"), 0);
+    let key = json(&out)[0]["files"]["key"].clone();
+    let key = std::path::PathBuf::from(key.as_str().unwrap());
+    let before = std::fs::read(&key).unwrap();
+    let (_, err) = run(dwcp().args(issue), 2);
+    assert!(err.contains("--force"), "{err}");
+    run(dwcp().args(["pki", "issue", folder, "no node"]), 2);
+    run(dwcp().args(["pki", "rotate", folder, "node-b"]), 3);
+    run(dwcp().args(["pki", "rotate", folder, "node-a"]), 0);
+    assert_ne!(std::fs::read(&key).unwrap(), before);
+    run(dwcp().args(["pki", "rotate", folder, "--ca"]), 0);
+    let (_, err) = run(dwcp().args(["pki", "rotate", folder, "--drop-old"]), 2);
+    assert!(err.contains("still needed by node-a"), "{err}");
+    let (out, _) = run(dwcp().args(["pki", "show", folder, "--json"]), 0);
+    let shown = json(&out);
+    assert_eq!(shown["trusted"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        shown["nodes"][0]["certificate"]["addresses"][0],
+        "192.0.2.1"
+    );
+    run(dwcp().args(["pki", "show", "/nowhere/pki"]), 3);
 }

@@ -14,6 +14,7 @@ mod failure;
 mod journal;
 mod migrate;
 mod node;
+mod pki;
 mod run_qemu;
 mod show;
 mod status;
@@ -88,6 +89,8 @@ enum Command {
     Journal(journal::Args),
     /// Check, explain and show configuration; needs no node.
     Config(config::Args),
+    /// Certificates of nodes, by a small private CA; needs no node.
+    Pki(pki::Args),
 }
 
 fn main() -> ExitCode {
@@ -117,5 +120,6 @@ fn run(command: &Command, context: &mut Context) -> Result<(), Failure> {
         Command::Store(args) => store::run(args, context),
         Command::Journal(args) => journal::run(args, context),
         Command::Config(args) => config::run(args, context),
+        Command::Pki(args) => pki::run(args, context),
     }
 }
