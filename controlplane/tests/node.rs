@@ -227,6 +227,7 @@ fn ownership_is_the_journals_and_a_vm_in_doubt_is_not_moved() {
             role: Role::Source,
             peer_node: "b".into(),
             peer_address: "192.0.2.2:7400".into(),
+            tls: false,
             epoch: 0,
             wall_ms: 0,
             kind,

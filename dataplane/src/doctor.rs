@@ -4,6 +4,7 @@ use std::fs;
 
 use dwcp_api::dataplane::{Finding, FindingLevel};
 use dwcp_numa::{DeviceKind, Topology};
+use dwcp_pki::{CertificateFacts, date_of};
 use nix::sys::resource::{Resource, getrlimit};
 
 use crate::vmm::tracker::soft_dirty;
@@ -23,6 +24,46 @@ pub fn findings() -> Vec<Finding> {
         kernels(),
         qemu(),
     ]
+}
+
+/// A certificate that ends within so many days is to be renewed.
+const RENEW_DAYS: i64 = 14;
+
+/// A node's certificate for TLS.
+#[must_use]
+pub fn certificate(facts: Option<&CertificateFacts>) -> Finding {
+    const SUBJECT: &str = "TLS certificate";
+    const SECONDS_PER_DAY: i64 = 24 * 60 * 60;
+    let Some(facts) = facts else {
+        return finding(
+            SUBJECT,
+            FindingLevel::Fallback,
+            "none: connections are plain text",
+            "mode internet is refused; `dwcp pki init` and `dwcp pki issue` make one, \
+             dwcp-dataplane --tls-certificate takes it",
+        );
+    };
+    let found = format!(
+        "of {}, good until {}",
+        facts.dns_names.join(", "),
+        date_of(facts.not_after)
+    );
+    let renew = "`dwcp pki rotate` renews it; its files are read again by themselves";
+    match facts.seconds_left().div_euclid(SECONDS_PER_DAY) {
+        ..0 => finding(
+            SUBJECT,
+            FindingLevel::Missing,
+            format!("{found}: EXPIRED"),
+            format!("no other node takes it: {renew}"),
+        ),
+        days @ ..RENEW_DAYS => finding(
+            SUBJECT,
+            FindingLevel::Fallback,
+            format!("{found}: {days} days left"),
+            renew,
+        ),
+        _ => good(SUBJECT, found),
+    }
 }
 
 fn finding(
@@ -244,5 +285,30 @@ mod tests {
         );
         let one = Topology::from_synthetic("pack:1 [numa] core:4 pu:2").unwrap();
         assert_eq!(nodes_in_words(&one), "1 node(s), 4 core(s)");
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_before_it_ends() {
+        let now = std::time::SystemTime::now();
+        let now = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
+        let looked_at = |days: i64| {
+            certificate(Some(&CertificateFacts {
+                subject: "CN=a".into(),
+                issuer: "CN=ca".into(),
+                dns_names: vec!["a".into()],
+                addresses: vec![],
+                not_before: 0,
+                not_after: now + days * 24 * 60 * 60 + 60,
+                is_ca: false,
+                key_id: None,
+                issuer_key_id: None,
+            }))
+        };
+        assert_eq!(looked_at(14).level, FindingLevel::Good);
+        let soon = looked_at(13);
+        assert_eq!(soon.level, FindingLevel::Fallback);
+        assert!(soon.found.contains("13 days left"), "{soon:?}");
+        assert_eq!(looked_at(-1).level, FindingLevel::Missing);
+        assert_eq!(certificate(None).level, FindingLevel::Fallback);
     }
 }

@@ -21,5 +21,6 @@ pub mod migration;
 pub mod path;
 pub mod ram;
 pub mod store;
+pub mod tls;
 pub mod transport;
 pub mod vmm;

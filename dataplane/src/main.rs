@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
-use dwcp_api::{Codec, IoPath, SendChoice, TrackerChoice, TransferSettings, Verify};
+use dwcp_api::{Codec, IoPath, SendChoice, TlsChoice, TrackerChoice, TransferSettings, Verify};
 use dwcp_dataplane::migration::{Listener, Node, NodeOptions, recover};
+use dwcp_dataplane::tls::TlsFiles;
 use dwcp_wire::limits::STREAMS_MAX;
 
 /// Moves the memory of running VMs between nodes. Started beside `dwcp-controlplane`, which gives
@@ -49,6 +50,31 @@ struct Options {
     /// keeps none. A tenth of the file system stays free in any case
     #[arg(long, value_name = "MIB", default_value_t = 16 * 1024)]
     store_mib: u64,
+    /// This node's certificate, PEM; with --tls-key and --tls-ca, connections to other nodes are TLS.
+    /// The files are read again when they change
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_ca"])]
+    tls_certificate: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
+    /// CAs whose certificates other nodes may have, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_ca: Option<PathBuf>,
+    /// Take migrations in plain text too, though this node has a certificate: who can reach the port can
+    /// then offer one, and who is on the way can read it
+    #[arg(long, requires = "tls_certificate")]
+    allow_plain_text: bool,
+}
+
+impl Options {
+    fn tls(&self) -> Option<TlsFiles> {
+        let (certificate, key) = (self.tls_certificate.as_ref()?, self.tls_key.as_ref()?);
+        Some(TlsFiles {
+            ca: self.tls_ca.clone()?,
+            certificate: certificate.clone(),
+            key: key.clone(),
+        })
+    }
 }
 
 fn parse_io(text: &str) -> Result<IoPath, String> {
@@ -84,6 +110,8 @@ fn run(options: Options) -> anyhow::Result<()> {
     std::fs::create_dir_all(&options.state)
         .with_context(|| format!("cannot make {}", options.state.display()))?;
     let node = Arc::new(Node::new(NodeOptions {
+        tls: options.tls(),
+        allow_plain_text: options.allow_plain_text,
         name: options.name,
         state_folder: options.state.clone(),
         listen: options.listen,
@@ -109,6 +137,7 @@ fn incoming_settings(options: &Options) -> TransferSettings {
         streams: STREAMS_MAX as u16,
         workers: options.workers,
         at_once: 0,
+        tls: TlsChoice::Auto,
         io: options.io,
         send: SendChoice::Auto,
         window_bytes: 0,

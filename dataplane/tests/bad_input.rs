@@ -229,6 +229,7 @@ fn offers_that_do_not_fit_are_refused_by_code() {
             role: Role::Destination,
             peer_node: "a".into(),
             peer_address: "127.0.0.1:1".into(),
+            tls: false,
             epoch,
             wall_ms: 0,
             kind,

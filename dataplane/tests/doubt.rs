@@ -64,6 +64,7 @@ fn settles(committed: bool) {
             role: Role::Source,
             peer_node: "b".into(),
             peer_address: peer.clone(),
+            tls: false,
             epoch: 0,
             wall_ms: 0,
             kind,
@@ -159,6 +160,7 @@ fn a_vmm_that_does_not_answer_after_a_restart_has_not_gone() {
             role,
             peer_node: "b".into(),
             peer_address: "127.0.0.1:9".into(),
+            tls: false,
             epoch: 0,
             wall_ms: 0,
             kind: RecordKind::Begin {

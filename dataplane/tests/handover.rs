@@ -106,6 +106,7 @@ fn a_copy_without_a_driver_is_ended_before_the_source_hears_no() {
         role: Role::Destination,
         peer_node: "a".into(),
         peer_address: "127.0.0.1:1".into(),
+        tls: false,
         epoch: 0,
         wall_ms: 0,
         kind: RecordKind::Begin {

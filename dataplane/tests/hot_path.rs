@@ -105,6 +105,7 @@ impl End {
             io,
             send: SendChoice::Vmsplice,
             buffers: 4,
+            sealed: false,
             node: None,
             stock: transport::Stock::default(),
             ram: Some(Arc::clone(ram)),

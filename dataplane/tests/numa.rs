@@ -205,6 +205,7 @@ fn look_at_workers(topology: &Topology, found: &mut Findings) {
             node: Some(node.index),
             stock: Stock::default(),
             streams: 2,
+            sealed: false,
             streams_in_all: 2,
             stream_window_bytes: 1 << 20,
             ack_bytes: 1 << 16,

@@ -71,6 +71,26 @@ impl BufferSlots {
         &mut self.arena.as_mut_slice()[start..end]
     }
 
+    /// Returns two buffers at once, to write; `None` when they are one.
+    ///
+    /// # Panics
+    /// When one of them is not below `self.len()`.
+    pub fn pair_mut(&mut self, one: usize, other: usize) -> Option<(&mut [u8], &mut [u8])> {
+        if one == other {
+            return None;
+        }
+        let (low, high) = (one.min(other), one.max(other));
+        let (low_start, high_start) = (self.start_of(low), self.start_of(high));
+        let bytes = self.buffer_bytes;
+        let (front, back) = self.arena.as_mut_slice().split_at_mut(high_start);
+        let (low, high) = (&mut front[low_start..low_start + bytes], &mut back[..bytes]);
+        Some(if one < other {
+            (low, high)
+        } else {
+            (high, low)
+        })
+    }
+
     /// Returns all buffers at once, to write, by slot.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
         let bytes = self.buffer_bytes;

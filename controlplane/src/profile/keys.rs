@@ -67,6 +67,15 @@ pub(super) const KEYS: &[Key] = &[
          data plane choose: enough to keep its cores busy, four at most.",
     ),
     key(
+        "transfer.tls",
+        Kind::Choice(&["auto", "on", "off"]),
+        "TLS 1.3 on all connections of the migration, each node with a certificate. auto when this node \
+         has one (dwcp-dataplane --tls-certificate); on, or not at all; off is plain text, faster by what \
+         the cipher costs, and taken only by nodes without a certificate or with --allow-plain-text. In \
+         mode internet TLS is demanded whatever stands here, and off is refused. The other node has no \
+         say in it.",
+    ),
+    key(
         "transfer.io",
         Kind::Choice(&["auto", "uring", "poll"]),
         "Transport loop of the workers. auto takes io_uring when the kernel allows it, and poll \

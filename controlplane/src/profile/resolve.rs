@@ -1,6 +1,6 @@
 //! Values of keys to settings, and back.
 
-use dwcp_api::{Codec, IoPath, SendChoice, TrackerChoice, TransferSettings, Verify};
+use dwcp_api::{Codec, IoPath, SendChoice, TlsChoice, TrackerChoice, TransferSettings, Verify};
 
 use super::keys::HOST;
 use crate::config::{Value, Values};
@@ -35,6 +35,11 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
         streams: u16::try_from(integer("transfer.streams")?).ok()?,
         workers: u16::try_from(integer("transfer.workers")?).ok()?,
         at_once: u16::try_from(integer("transfer.at_once")?).ok()?,
+        tls: match word("transfer.tls")? {
+            "on" => TlsChoice::On,
+            "off" => TlsChoice::Off,
+            _ => TlsChoice::Auto,
+        },
         io: match word("transfer.io")? {
             "uring" => IoPath::Uring,
             "poll" => IoPath::Poll,
@@ -83,6 +88,14 @@ fn codec(word: &str, level: i32, window_bytes: u64) -> Codec {
         },
         "auto" => Codec::Auto { window_bytes },
         _ => Codec::Raw,
+    }
+}
+
+const fn tls_word(tls: TlsChoice) -> &'static str {
+    match tls {
+        TlsChoice::Auto => "auto",
+        TlsChoice::On => "on",
+        TlsChoice::Off => "off",
     }
 }
 
@@ -136,6 +149,7 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
         ("transfer.streams", Value::Integer(settings.streams.into())),
         ("transfer.workers", Value::Integer(settings.workers.into())),
         ("transfer.at_once", Value::Integer(settings.at_once.into())),
+        ("transfer.tls", word(tls_word(settings.tls))),
         ("transfer.io", word(io)),
         ("transfer.send", word(send_word(settings.send))),
         ("transfer.window", Value::Quantity(settings.window_bytes)),

@@ -182,6 +182,7 @@ pub fn report(id: MigrationId, vm: &str, result: RunResult) -> MigrationReport {
         },
         streams: 2,
         transport: "tcp-uring".into(),
+        tls: None,
         send_method: "vmsplice".into(),
         tracker: "userfaultfd".into(),
         reason: "handed over".into(),

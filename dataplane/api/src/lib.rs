@@ -22,12 +22,12 @@ mod transfer;
 pub use name::{NAME_RULE, is_name, parse_node_name};
 pub use report::{
     DowntimePartsMs, Limit, MigrationReport, MigrationStatus, PageCounts, PhaseName, Progress,
-    Role, RoundReport, RunResult,
+    Role, RoundReport, RunResult, TlsReport,
 };
 pub use socket::{Listener, SocketError, connect, receive, send};
 pub use store::{StoreEntry, StoreKind, StoreRequest, StoreState};
 pub use text::{in_words, stderr_takes_colours};
-pub use transfer::{Codec, IoPath, SendChoice, TrackerChoice, TransferSettings, Verify};
+pub use transfer::{Codec, IoPath, SendChoice, TlsChoice, TrackerChoice, TransferSettings, Verify};
 
 use serde::{Deserialize, Serialize};
 

@@ -180,6 +180,19 @@ pub struct MigrationStatus {
     pub report: Option<MigrationReport>,
 }
 
+/// How a migration's connections were protected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsReport {
+    /// `TLS1.3`.
+    pub version: String,
+    /// Cipher suite of the control connection, by its registered name.
+    pub cipher_suite: String,
+    /// Further connections, the device state's included, whose handshake was a short one.
+    pub resumed: u16,
+    /// What the other node's certificate names it.
+    pub peer_names: Vec<String>,
+}
+
 /// The end of a migration: `dwcp.migration/1`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MigrationReport {
@@ -225,6 +238,8 @@ pub struct MigrationReport {
     pub streams: u16,
     /// `tcp-uring`, `tcp-poll`, `memory`, `rdma`.
     pub transport: String,
+    /// TLS of its connections; `None` when they were plain text.
+    pub tls: Option<TlsReport>,
     /// How guest pages got into the sockets: `vmsplice`, `sendfile`, `write`; empty when copies of
     /// them did, or when too few were sent to choose.
     pub send_method: String,

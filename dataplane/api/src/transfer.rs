@@ -14,6 +14,8 @@ pub struct TransferSettings {
     /// Migrations that leave the node at once at most while this one waits for its turn; 0 lets the
     /// data plane choose.
     pub at_once: u16,
+    /// Whether the connections are TLS.
+    pub tls: TlsChoice,
     /// Which transport loop the workers run.
     pub io: IoPath,
     /// How guest pages that are sent as they are get into the socket.
@@ -62,6 +64,19 @@ pub enum IoPath {
     Uring,
     /// Non-blocking sockets and poll(2).
     Poll,
+}
+
+/// Whether a migration's connections are TLS. The other node has no say in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TlsChoice {
+    /// When this node has a certificate.
+    #[default]
+    Auto,
+    /// TLS or an error.
+    On,
+    /// Plain text. Not in mode `internet`.
+    Off,
 }
 
 /// How guest pages that are sent as they are get into the socket.

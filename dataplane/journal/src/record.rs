@@ -22,6 +22,9 @@ pub struct Record {
     pub peer_node: String,
     /// `host:port` of its data plane; at a destination the host that it connected from.
     pub peer_address: String,
+    /// Their connections are TLS: a question after a restart must be, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tls: bool,
     /// Ownership epoch after this record: the old owner's until `Committed`, one more from there.
     pub epoch: u64,
     /// Wall clock, milliseconds since 1970. For people; nothing is decided by it.

@@ -89,7 +89,11 @@ fn answer(node: &Arc<Node>, request: Request) -> Result<Reply, ApiError> {
                 .collect(),
         ),
         Request::Store(request) => Reply::Store(node.ask_store(&request)?),
-        Request::Doctor => Reply::Doctor(doctor::findings()),
+        Request::Doctor => {
+            let mut findings = doctor::findings();
+            findings.push(doctor::certificate(node.certificate().as_ref()));
+            Reply::Doctor(findings)
+        }
         _ => return Err(ApiError::new(ErrorCode::BadRequest, "unknown request")),
     })
 }

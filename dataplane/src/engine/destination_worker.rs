@@ -1,6 +1,5 @@
 //! A worker at the destination: frames in on its streams, pages into RAM.
 
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use super::busy_poll::BusyPoll;
 use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
 use crate::path::{Applied, Decoder, Incoming, PageTable, Received, Receiver};
+use crate::tls::DataStream;
 use crate::transport::{
     self, BufferId, Completion, ReceiveInto, SendFrame, Slot, Transport, TransportOptions,
 };
@@ -21,8 +21,8 @@ pub enum DestinationCommand {
     AddStream {
         /// Index.
         index: u16,
-        /// Connected socket.
-        socket: TcpStream,
+        /// Connected, its hello said.
+        stream: DataStream,
     },
     /// End.
     Stop,
@@ -58,6 +58,7 @@ pub fn spawn_destination_worker<E: From<WorkerEvent> + Send + 'static>(
             io: settings.io,
             send: settings.send,
             buffers: settings.streams * 2,
+            sealed: settings.sealed,
             node: settings.node,
             stock: settings.stock.clone(),
             ram: Some(Arc::clone(&session.layout)),
@@ -74,6 +75,7 @@ pub fn spawn_destination_worker<E: From<WorkerEvent> + Send + 'static>(
         );
         let mut worker = DestinationWorker {
             ack_bytes: settings.ack_bytes,
+            sealed: settings.sealed,
             busy_poll: settings.busy_poll,
             session: &session,
             transport: opened.transport,
@@ -87,6 +89,8 @@ pub fn spawn_destination_worker<E: From<WorkerEvent> + Send + 'static>(
 
 struct DestinationWorker<'a> {
     ack_bytes: u64,
+    /// What comes is opened before it is placed.
+    sealed: bool,
     busy_poll: Duration,
     session: &'a Session,
     transport: Box<dyn Transport>,
@@ -150,17 +154,17 @@ impl DestinationWorker<'_> {
             }
             while let Some(command) = inbox.pop() {
                 match command {
-                    DestinationCommand::AddStream { index, socket } => self.add(index, socket)?,
+                    DestinationCommand::AddStream { index, stream } => self.add(index, stream)?,
                     DestinationCommand::Stop => return Ok(()),
                 }
             }
         }
     }
 
-    fn add(&mut self, index: u16, socket: TcpStream) -> Result<(), String> {
+    fn add(&mut self, index: u16, stream: DataStream) -> Result<(), String> {
         let slot = self
             .transport
-            .add(socket)
+            .add_stream(stream)
             .map_err(|error| format!("stream {index}: {error}"))?;
         let mut take = || {
             self.transport
@@ -205,7 +209,7 @@ impl DestinationWorker<'_> {
                         .map_err(text)?;
                     self.session.place().map_err(text)?;
                     let block = &self.session.layout.blocks()[header.ram_block as usize];
-                    if !block.is_filled_in_place() {
+                    if self.sealed || !block.is_filled_in_place() {
                         stream.table.receive_apart();
                     } else if header.round == 0 {
                         self.populate(slot)?;

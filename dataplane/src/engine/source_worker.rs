@@ -1,7 +1,6 @@
 //! A worker at the source: dirty pages in, frames out on its streams.
 
 use std::collections::VecDeque;
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use super::busy_poll::BusyPoll;
 use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
 use crate::path::{EffortChooser, Encoder, Outgoing, OutgoingCounts, RoundWork, StreamCredit};
+use crate::tls::DataStream;
 use crate::transport::{
     self, BufferId, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport,
     TransportOptions, Wait,
@@ -31,8 +31,8 @@ pub enum SourceCommand {
     AddStream {
         /// Index.
         index: u16,
-        /// Connected socket.
-        socket: TcpStream,
+        /// Connected, its hello said.
+        stream: DataStream,
     },
     /// Take part in a round.
     Round(Arc<RoundWork>),
@@ -74,6 +74,7 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
                 io: settings.io,
                 send: settings.send,
                 buffers: settings.streams + SEND_BUFFERS,
+                sealed: settings.sealed,
                 node: settings.node,
                 stock: settings.stock.clone(),
                 ram: Some(Arc::clone(&session.layout)),
@@ -88,7 +89,10 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
                     notes: opened.notes,
                 },
             );
-            let by_reference = settings.send != SendChoice::Copy && session.codec == Codec::Raw;
+            // A cipher reads a page once: it must not change under it.
+            let by_reference = settings.send != SendChoice::Copy
+                && session.codec == Codec::Raw
+                && !settings.sealed;
             let (layout, digests) = (&session.layout, &session.digests);
             let line = Outgoing::new(layout, digests, &session.key, by_reference)
                 .near(settings.node)
@@ -170,7 +174,7 @@ impl SourceWorker<'_> {
             }
             while let Some(command) = inbox.pop() {
                 match command {
-                    SourceCommand::AddStream { index, socket } => self.add(index, socket)?,
+                    SourceCommand::AddStream { index, stream } => self.add(index, stream)?,
                     SourceCommand::Round(work) => self.begin(work),
                     SourceCommand::Stop => return Ok(()),
                 }
@@ -179,10 +183,10 @@ impl SourceWorker<'_> {
         }
     }
 
-    fn add(&mut self, index: u16, socket: TcpStream) -> Result<(), String> {
+    fn add(&mut self, index: u16, stream: DataStream) -> Result<(), String> {
         let slot = self
             .transport
-            .add(socket)
+            .add_stream(stream)
             .map_err(|error| format!("stream {index}: {error}"))?;
         let ack_buffer = self
             .transport

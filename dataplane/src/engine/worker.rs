@@ -25,6 +25,8 @@ pub struct WorkerSettings {
     pub node: Option<usize>,
     /// What earlier workers left to it, and it leaves to later ones.
     pub stock: Stock,
+    /// Whether its streams are TLS.
+    pub sealed: bool,
     /// Streams that it will get.
     pub streams: usize,
     /// Streams of the migration.

@@ -1,7 +1,6 @@
 //! The destination's driver.
 
 use std::collections::VecDeque;
-use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
@@ -20,12 +19,13 @@ use super::destination_found::{Finding, Looked};
 use super::meter::Meter;
 use super::node::{JournalScope, MigrationHandle, Node};
 use super::peer::{self, ControlWriter};
-use super::recorder::{End, Recorder, Subject, no_outcome};
+use super::recorder::{End, Recorder, Subject, no_outcome, tls_report};
 use super::relay::Relay;
 use crate::engine::{
     DestinationCommand, Found, Mailbox, NotWiped, Reread, Session, StreamRound, WorkerEvent,
     WorkerHandle,
 };
+use crate::tls::Connection;
 use crate::vmm::Vm;
 
 const TICK: Duration = Duration::from_millis(50);
@@ -41,7 +41,7 @@ const FIRST_SILENCE: Duration = Duration::from_secs(10);
 pub(super) struct StreamJoin {
     pub(super) role: StreamRole,
     pub(super) index: u16,
-    pub(super) socket: TcpStream,
+    pub(super) connection: Connection,
 }
 
 /// What reaches the driver.
@@ -116,7 +116,7 @@ pub(super) struct DestinationDriver {
 /// Takes a migration that a source offers on `stream`, to its end. Runs on the caller's thread.
 pub(super) fn run(
     node: &Arc<Node>,
-    stream: TcpStream,
+    stream: Connection,
     offer: Offer,
     settings: TransferSettings,
     meter: &Arc<Meter>,
@@ -125,11 +125,7 @@ pub(super) fn run(
     if node.incoming(id).is_some() {
         return Err(format!("migration {id} is under way already"));
     }
-    // The port is this connection's, not its data plane's.
-    let address = stream
-        .peer_addr()
-        .map(|address| address.ip().to_string())
-        .unwrap_or_default();
+    let journal = scope(&stream, &offer);
     let mut recorder = Recorder::new(Subject {
         id,
         vm: offer.vm.clone(),
@@ -138,6 +134,7 @@ pub(super) fn run(
         mode: settings.mode.clone(),
         meter: Arc::clone(meter),
     });
+    recorder.tls = tls_report(&stream);
     recorder.dry_run = offer.dry_run;
     recorder.ram_bytes = offer.ram.iter().map(|block| block.bytes).sum();
     let silence = Duration::from_millis(offer.peer_silence_ms.into()).min(FIRST_SILENCE * 6);
@@ -156,14 +153,7 @@ pub(super) fn run(
         node: Arc::clone(node),
         settings,
         handle,
-        journal: JournalScope {
-            migration: id,
-            vm: offer.vm.clone(),
-            role: Role::Destination,
-            peer_node: offer.source_node.clone(),
-            peer_address: address,
-            epoch: offer.epoch,
-        },
+        journal,
         machine,
         mailbox,
         pending: VecDeque::from([DestinationEvent::Peer(Control::Offer(offer.clone()))]),
@@ -194,8 +184,22 @@ pub(super) fn run(
     Ok(())
 }
 
+fn scope(stream: &Connection, offer: &Offer) -> JournalScope {
+    // The port is this connection's, not its data plane's.
+    let address = stream.peer_addr().map(|address| address.ip().to_string());
+    JournalScope {
+        migration: MigrationId(offer.migration),
+        vm: offer.vm.clone(),
+        role: Role::Destination,
+        peer_node: offer.source_node.clone(),
+        peer_address: address.unwrap_or_default(),
+        tls: stream.is_sealed(),
+        epoch: offer.epoch,
+    }
+}
+
 fn listen_to_peer(
-    stream: TcpStream,
+    stream: Connection,
     reader: Mailbox<DestinationInput>,
     meter: &Arc<Meter>,
 ) -> std::io::Result<()> {

@@ -148,6 +148,17 @@ impl DestinationDriver {
             );
             return self.failed(AbortCode::Protocol, reason);
         }
+        // A token alone does not let anybody in who could not have made the offer.
+        let connection = &join.connection;
+        if connection.is_sealed() != self.journal.tls || !connection.names(&self.offer.source_node)
+        {
+            let reason = format!(
+                "{:?} stream {} comes from elsewhere than the offer",
+                join.role, join.index
+            );
+            return self.failed(AbortCode::Protocol, reason);
+        }
+        self.recorder.count_resumed(connection.is_resumed());
         self.joined.push(join);
         if self.joined.len() < usize::from(streams) + 1 {
             return;
@@ -164,8 +175,7 @@ impl DestinationDriver {
             return Ok(());
         };
         let joined = self.joined.first();
-        let local = joined.and_then(|join| join.socket.local_addr().ok());
-        let local = local.map(|address| address.ip());
+        let local = joined.and_then(|join| join.connection.local_ip());
         let placement = place(&self.settings, streams, &session.layout, local);
         if let Some(why) = placement.why {
             self.recorder.remark(why);
@@ -179,6 +189,7 @@ impl DestinationDriver {
                 cpu: place.cpu,
                 node: place.node,
                 stock: self.node.stock.clone(),
+                sealed: self.journal.tls,
                 streams: usize::from(streams).div_ceil(count),
                 streams_in_all: streams.into(),
                 stream_window_bytes: 0,
@@ -197,11 +208,12 @@ impl DestinationDriver {
             let StreamJoin {
                 role,
                 index,
-                socket,
+                connection,
             } = join;
             if role == StreamRole::Data {
                 let worker = &self.workers[usize::from(index) % count];
-                worker.command(DestinationCommand::AddStream { index, socket });
+                let stream = connection.into_data_stream()?;
+                worker.command(DestinationCommand::AddStream { index, stream });
                 continue;
             }
             let mailbox = self.mailbox.clone();
@@ -209,7 +221,7 @@ impl DestinationDriver {
                 let _ = mailbox.push(DestinationInput::DeviceLost(reason));
             };
             self.relay = Some(Relay::start(
-                socket,
+                connection,
                 Arc::new(on_break),
                 &self.recorder.meter,
             )?);

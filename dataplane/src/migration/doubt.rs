@@ -15,6 +15,7 @@ use super::node::{JournalScope, MigrationHandle, Node};
 use super::peer;
 use super::recorder::{End, Recorder, Subject};
 use super::recovery::{Reached, fail, note, reach_at_last, resume_here};
+use super::secure::Way;
 use super::vms::Doubt;
 
 /// Between questions to a node, or a VMM, that does not answer.
@@ -72,7 +73,7 @@ impl Question {
 
     /// Asks until there is an answer, acts on it, and lets the name go.
     pub(super) fn settle(mut self) {
-        let (result, reason) = if ask(&self.scope, &self.recorder.meter) {
+        let (result, reason) = if ask(&self.node, &self.scope, &self.recorder.meter) {
             tracing::info!(vm = self.scope.vm, "the destination owns the VM");
             note(&self.node, &self.scope, RecordKind::Committed);
             let reason = "handed over; the destination confirmed it after a restart";
@@ -127,11 +128,15 @@ impl Question {
 }
 
 /// Asks the destination whether it committed, until it answers.
-pub(super) fn ask(scope: &JournalScope, meter: &Arc<Meter>) -> bool {
+pub(super) fn ask(node: &Node, scope: &JournalScope, meter: &Arc<Meter>) -> bool {
     loop {
-        let (address, epoch) = (&scope.peer_address, scope.epoch + 1);
+        let epoch = scope.epoch + 1;
+        let connect = || {
+            let way = Way::of_record(scope).map_err(std::io::Error::other)?;
+            way.connect(node, &scope.peer_address, ASK_TIME)
+        };
         let asked = peer::query_owner(
-            address,
+            connect,
             scope.migration.0,
             &scope.vm,
             epoch,

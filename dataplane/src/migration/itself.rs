@@ -25,6 +25,18 @@ impl Node {
             .with_hint("name another node: `dwcp node` shows the peers"))
     }
 
+    /// The source of a migration that came, or comes, to this node.
+    pub(super) fn source_of(&self, id: MigrationId) -> Option<String> {
+        let status = self.migration(id).map(|handle| handle.status());
+        if let Some(status) = status.filter(|status| status.role == Role::Destination) {
+            return Some(status.peer);
+        }
+        let open = self.journal().state().unfinished().into_iter();
+        let mut open = open.filter(|open| open.role == Role::Destination);
+        let open = open.find(|open| open.migration == id)?;
+        Some(open.peer_node)
+    }
+
     /// Whether this node is the source of a migration that is offered to it.
     pub(super) fn is_source_of(&self, id: MigrationId) -> bool {
         self.migration(id)

@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 
 use dwcp_api::{MigrationId, Role, TransferSettings};
 use dwcp_journal::Unfinished;
-use dwcp_wire::{Control, FrameKind, RefuseCode, StreamHello};
+use dwcp_wire::{Control, FrameKind, Offer, RefuseCode, StreamHello};
 
 use super::destination::{self, DestinationInput, StreamJoin};
 use super::meter::Meter;
 use super::node::{Node, NodeError};
 use super::peer::{self, ControlWriter, PeerError};
 use super::recovery;
+use super::secure::{Admitted, admit};
+use crate::tls::Connection;
 
 /// A peer must say who it is within this time.
 const HELLO_TIME: Duration = Duration::from_secs(10);
@@ -88,18 +90,25 @@ impl Listener {
 /// `turn` counts connections that have not said who they are.
 fn greet(
     node: &Arc<Node>,
-    mut stream: TcpStream,
+    socket: TcpStream,
     settings: TransferSettings,
     turn: Arc<()>,
 ) -> Result<(), String> {
     let text = |error: PeerError| error.to_string();
     let io = |error: std::io::Error| error.to_string();
-    stream.set_nodelay(true).map_err(io)?;
-    stream.set_read_timeout(Some(HELLO_TIME)).map_err(io)?;
+    socket.set_nodelay(true).map_err(io)?;
+    socket.set_read_timeout(Some(HELLO_TIME)).map_err(io)?;
+    let Admitted {
+        connection: mut stream,
+        refusal,
+    } = admit(node, socket, HELLO_TIME)?;
     let meter = Arc::default();
     let (header, payload) = peer::read_frame(&mut stream, &meter).map_err(text)?;
     match header.kind {
         FrameKind::StreamHello => {
+            if let Some(why) = refusal {
+                return Err(why);
+            }
             let hello = payload.first_chunk().map(StreamHello::from_bytes);
             let Some(Ok(hello)) = hello else {
                 return Err("malformed stream hello".into());
@@ -111,7 +120,7 @@ fn greet(
             let join = StreamJoin {
                 role: hello.role,
                 index: hello.index,
-                socket: stream,
+                connection: stream,
             };
             mailbox
                 .push(DestinationInput::Join(join))
@@ -120,14 +129,19 @@ fn greet(
         FrameKind::Hello => {
             peer::answer_hello(&mut stream, &payload, &meter).map_err(text)?;
             match peer::read_control(&mut stream, &meter).map_err(text)? {
-                Control::Offer(offer) if node.is_source_of(MigrationId(offer.migration)) => {
-                    refuse_itself(stream, &meter).map_err(text)
-                }
                 Control::Offer(offer) => {
+                    if let Some(why) = refusal.or_else(|| why_not(node, &stream, &offer)) {
+                        refuse(stream, &meter, &why).map_err(text)?;
+                        return Err(why);
+                    }
                     drop(turn);
                     destination::run(node, stream, offer, settings, &meter)
                 }
                 Control::OwnerQuery { migration, .. } => {
+                    if let Some(why) = refusal {
+                        return Err(why);
+                    }
+                    check_asker(node, &stream, MigrationId(migration))?;
                     let committed = owner(node, MigrationId(migration))?;
                     let mut writer = ControlWriter::new(stream, HELLO_TIME, &meter).map_err(io)?;
                     writer
@@ -141,14 +155,41 @@ fn greet(
     }
 }
 
-/// The source's address of the destination leads back to it, by a name or a way that it did not see.
-/// That does not pass: it is not `Busy`.
-fn refuse_itself(stream: TcpStream, meter: &Arc<Meter>) -> Result<(), PeerError> {
+/// Says why a migration does not come in. That does not pass: it is not `Busy`.
+fn refuse(stream: Connection, meter: &Arc<Meter>, why: &str) -> Result<(), PeerError> {
     let mut writer = ControlWriter::new(stream, HELLO_TIME, meter)?;
     writer.send(&Control::Refuse {
         code: RefuseCode::Other,
-        reason: "the source and the destination are one node".to_owned(),
+        reason: why.to_owned(),
     })
+}
+
+/// Why an offer cannot be taken, whatever the VM.
+fn why_not(node: &Node, stream: &Connection, offer: &Offer) -> Option<String> {
+    let said = &offer.source_node;
+    if !stream.names(said) {
+        let names = stream.peer_names().join(", ");
+        return Some(format!(
+            "the source calls itself `{said}`, and its certificate names it {names}"
+        ));
+    }
+    // Its address of the destination leads back to it, by a name or a way that it did not see.
+    node.is_source_of(MigrationId(offer.migration))
+        .then(|| "the source and the destination are one node".to_owned())
+}
+
+/// To answer `no` is a promise that ends a migration: only its source may have it.
+fn check_asker(node: &Node, stream: &Connection, id: MigrationId) -> Result<(), String> {
+    let Some(source) = node.source_of(id) else {
+        return Ok(());
+    };
+    if stream.names(&source) {
+        return Ok(());
+    }
+    let names = stream.peer_names().join(", ");
+    Err(format!(
+        "{names} asks for a migration whose source is {source}"
+    ))
 }
 
 /// The durable answer: a driver under way gives it, or the journal. `false` is a promise, made

@@ -7,6 +7,7 @@
 //! | `node.rs`, `vms.rs` | what all migrations of a node share; who has which VM to himself |
 //! | `admission.rs`, `placement.rs`, `network_card.rs`, `room.rs` | when a migration may begin, where its workers run, whether it fits |
 //! | `dial.rs`, `peer.rs` | connecting to another node; the control connection |
+//! | `secure.rs` | TLS or plain text |
 //! | `relay.rs` | device state between the VMM and the other node |
 //! | `reread.rs` | reading RAM again for the proof |
 //! | `listener.rs` | who connects, and to which migration |
@@ -35,6 +36,7 @@ mod recovery;
 mod relay;
 mod reread;
 mod room;
+mod secure;
 mod source;
 mod source_actions;
 mod source_asks;

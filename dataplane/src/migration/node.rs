@@ -11,6 +11,7 @@ use dwcp_api::{
     ApiError, ErrorCode, MigrationId, MigrationReport, MigrationStatus, Role, TransferSettings,
 };
 use dwcp_journal::{Journal, Record, RecordKind, wall_ms};
+use dwcp_pki::CertificateFacts;
 use dwcp_proto::JournalEntry;
 
 use super::admission::Admission;
@@ -19,6 +20,7 @@ use super::placement;
 use super::vms::{self, VmTable};
 use crate::engine::Mailbox;
 use crate::store::{Indexing, Store, StoreError};
+use crate::tls::{TlsError, TlsFiles, TlsNode};
 use crate::transport::Stock;
 use crate::vmm::RunState;
 
@@ -33,6 +35,10 @@ pub struct NodeOptions {
     pub listen: String,
     /// Disk for the RAM of VMs that left; 0 keeps none.
     pub store_bytes_max: u64,
+    /// Its certificate, if it has one.
+    pub tls: Option<TlsFiles>,
+    /// Migrations may come in plain text though it has one.
+    pub allow_plain_text: bool,
 }
 
 /// Another node.
@@ -71,6 +77,9 @@ pub enum NodeError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Its certificate.
+    #[error("TLS: {0}")]
+    Tls(#[from] TlsError),
     /// The counters page.
     #[error(transparent)]
     Counters(#[from] dwcp_api::counters::CountersError),
@@ -137,6 +146,8 @@ pub struct Node {
     incoming: Mutex<HashMap<MigrationId, Mailbox<DestinationInput>>>,
     next_slot: AtomicUsize,
     pub(super) admission: Arc<Admission>,
+    /// Its certificate.
+    pub(super) tls: Option<TlsNode>,
     /// RAM of VMs that left.
     pub(super) store: Option<Arc<Store>>,
     pub(super) indexing: Indexing,
@@ -163,6 +174,9 @@ impl Node {
                 Some(Arc::new(Store::open(folder, most)?))
             }
         };
+        let tls = options.tls.clone();
+        let tls = tls.map(|files| TlsNode::new(files, &options.name));
+        let tls = tls.transpose()?;
         Ok(Self {
             journal: Journal::open(&options.state_folder)?,
             counters: CountersPage::create()?,
@@ -174,6 +188,7 @@ impl Node {
             incoming: Mutex::default(),
             next_slot: AtomicUsize::new(0),
             admission: Arc::default(),
+            tls,
             store,
             indexing: Indexing::default(),
             stock: Stock::default(),
@@ -190,6 +205,13 @@ impl Node {
     #[must_use]
     pub const fn journal(&self) -> &Journal {
         &self.journal
+    }
+
+    /// What its certificate says, if it has one.
+    #[must_use]
+    pub fn certificate(&self) -> Option<CertificateFacts> {
+        let tls = self.tls.as_ref()?;
+        Some(tls.identity().facts().clone())
     }
 
     /// Its counters page.
@@ -341,6 +363,8 @@ pub(super) struct JournalScope {
     pub(super) role: Role,
     pub(super) peer_node: String,
     pub(super) peer_address: String,
+    /// Its connections are TLS.
+    pub(super) tls: bool,
     pub(super) epoch: u64,
 }
 
@@ -356,6 +380,7 @@ impl JournalScope {
             role: self.role,
             peer_node: self.peer_node.clone(),
             peer_address: self.peer_address.clone(),
+            tls: self.tls,
             epoch: self.epoch + u64::from(committed),
             wall_ms: wall_ms(),
             kind,

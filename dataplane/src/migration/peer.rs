@@ -1,7 +1,7 @@
 //! What is said on connections between nodes: hellos and control messages.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, TcpStream};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use dwcp_wire::{
     HelloError, StreamHello, decode_control, encode_control, negotiate,
 };
 
-use super::dial::connect;
 use super::meter::Meter;
+use crate::tls::{Connection, TlsError};
 
 /// Why talking to the other node failed.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +27,14 @@ pub(super) enum PeerError {
         /// The failure.
         source: io::Error,
     },
+    /// It is not the node that it must be, or TLS broke.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// TLS was agreed on, and this node's certificate is gone.
+    #[error(
+        "this node was started without the certificate that the other node knows it by: give --tls-certificate again"
+    )]
+    NoCertificate,
     /// The peer ended it, or its process ended.
     #[error("the other side closed the connection")]
     Closed,
@@ -60,7 +68,7 @@ pub(super) enum PeerError {
 
 /// Reads one frame whose payload is covered by its checksum.
 pub(super) fn read_frame(
-    stream: &mut TcpStream,
+    stream: &mut Connection,
     meter: &Meter,
 ) -> Result<(FrameHeader, Vec<u8>), PeerError> {
     let mut bytes = [0; HEADER_BYTES];
@@ -86,7 +94,7 @@ pub(super) fn read_frame(
 }
 
 /// Reads until `bytes` are full. Returns whether they are: the stream may end before.
-fn fill(stream: &mut TcpStream, bytes: &mut [u8]) -> io::Result<bool> {
+fn fill(stream: &mut Connection, bytes: &mut [u8]) -> io::Result<bool> {
     let mut filled = 0;
     while filled < bytes.len() {
         match stream.read(&mut bytes[filled..]) {
@@ -111,7 +119,7 @@ fn expect_kind(header: &FrameHeader, expected: FrameKind) -> Result<(), PeerErro
 
 /// Writes one frame.
 pub(super) fn write_frame(
-    stream: &mut TcpStream,
+    stream: &mut Connection,
     kind: FrameKind,
     index: u16,
     sequence: u64,
@@ -129,7 +137,7 @@ pub(super) fn write_frame(
 
 /// The source's first words. Both sides come to the same version and capabilities.
 pub(super) fn say_hello(
-    stream: &mut TcpStream,
+    stream: &mut Connection,
     meter: &Meter,
 ) -> Result<(u16, Capabilities), PeerError> {
     let own = Hello::own();
@@ -154,7 +162,7 @@ pub(super) fn check_codec(can: Capabilities, codec: Codec) -> Result<(), PeerErr
 
 /// The destination's answer to a hello that was read.
 pub(super) fn answer_hello(
-    stream: &mut TcpStream,
+    stream: &mut Connection,
     payload: &[u8],
     meter: &Meter,
 ) -> Result<(u16, Capabilities), PeerError> {
@@ -172,7 +180,7 @@ fn hello_from(payload: &[u8]) -> Result<Hello, HelloError> {
 
 /// First words on a data or device stream.
 pub(super) fn say_stream_hello(
-    stream: &mut TcpStream,
+    stream: &mut Connection,
     hello: StreamHello,
     meter: &Meter,
 ) -> Result<(), PeerError> {
@@ -190,7 +198,7 @@ pub(super) fn say_stream_hello(
 /// Sends control messages on a connection.
 #[derive(Debug)]
 pub(super) struct ControlWriter {
-    stream: TcpStream,
+    stream: Connection,
     sequence: u64,
     meter: Arc<Meter>,
 }
@@ -199,7 +207,7 @@ impl ControlWriter {
     /// A writer on a connection whose hellos are exchanged. A peer that takes nothing for `silence`
     /// is lost.
     pub(super) fn new(
-        stream: TcpStream,
+        stream: Connection,
         silence: Duration,
         meter: &Arc<Meter>,
     ) -> io::Result<Self> {
@@ -226,18 +234,17 @@ impl ControlWriter {
 
     /// The address of this end.
     pub(super) fn local_address(&self) -> Option<IpAddr> {
-        let address = self.stream.local_addr().ok()?;
-        Some(address.ip())
+        self.stream.local_ip()
     }
 
     /// Ends the connection; its reader ends too.
     pub(super) fn shut(&self) {
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        self.stream.shut();
     }
 }
 
 /// Reads one control message.
-pub(super) fn read_control(stream: &mut TcpStream, meter: &Meter) -> Result<Control, PeerError> {
+pub(super) fn read_control(stream: &mut Connection, meter: &Meter) -> Result<Control, PeerError> {
     let (header, payload) = read_frame(stream, meter)?;
     expect_kind(&header, FrameKind::Control)?;
     Ok(decode_control(&payload)?)
@@ -245,7 +252,7 @@ pub(super) fn read_control(stream: &mut TcpStream, meter: &Meter) -> Result<Cont
 
 /// Reads control messages on a thread of their own and hands each to `take`, the end included.
 pub(super) fn spawn_reader(
-    mut stream: TcpStream,
+    mut stream: Connection,
     meter: &Arc<Meter>,
     take: impl Fn(Result<Control, PeerError>) + Send + 'static,
 ) -> io::Result<()> {
@@ -271,14 +278,14 @@ pub(super) fn spawn_reader(
 
 /// Asks a destination on a new connection whether it committed a migration.
 pub(super) fn query_owner(
-    address: &str,
+    connect: impl FnOnce() -> Result<Connection, PeerError>,
     migration: u128,
     vm: &str,
     epoch: u64,
     time: Duration,
     meter: &Arc<Meter>,
 ) -> Result<bool, PeerError> {
-    let mut stream = connect(address, time)?;
+    let mut stream = connect()?;
     stream.set_read_timeout(Some(time))?;
     say_hello(&mut stream, meter)?;
     let mut writer = ControlWriter::new(stream.try_clone()?, time, meter)?;
@@ -301,11 +308,11 @@ mod tests {
     /// What is said to who hears these bytes, and then the end.
     fn words_for(bytes: &[u8]) -> String {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         peer.write_all(bytes).unwrap();
         drop(peer);
-        let (mut stream, _) = listener.accept().unwrap();
-        read_frame(&mut stream, &Meter::default())
+        let (stream, _) = listener.accept().unwrap();
+        read_frame(&mut stream.into(), &Meter::default())
             .unwrap_err()
             .to_string()
     }

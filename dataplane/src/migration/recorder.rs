@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use dwcp_api::{
     DowntimePartsMs, Limit, MigrationId, MigrationReport, MigrationStatus, PageCounts, PhaseName,
-    Progress, Role, RoundReport, RunResult,
+    Progress, Role, RoundReport, RunResult, TlsReport,
 };
 use dwcp_proto::{Ending, Outcome, Phase};
 
@@ -13,6 +13,7 @@ use dwcp_simd::PAGE_BYTES;
 
 use super::meter::Meter;
 use crate::engine::Session;
+use crate::tls::Connection;
 
 /// Moments of the pause, in order, each on this node's monotonic clock.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,6 +45,7 @@ pub(super) struct Recorder {
     pub(super) pages_away: u64,
     pub(super) pause: PauseMoments,
     pub(super) transport: String,
+    pub(super) tls: Option<TlsReport>,
     /// How guest pages left; empty when copies did.
     pub(super) send_method: &'static str,
     pub(super) tracker: String,
@@ -106,6 +108,7 @@ impl Recorder {
             pages_away: 0,
             pause: PauseMoments::default(),
             transport: String::new(),
+            tls: None,
             send_method: "",
             tracker: String::new(),
             streams: 0,
@@ -251,6 +254,13 @@ impl Recorder {
         self.dry_run && self.accepted
     }
 
+    /// A further connection is there, whose handshake was a short one or not.
+    pub(super) fn count_resumed(&mut self, resumed: bool) {
+        if let Some(tls) = &mut self.tls {
+            tls.resumed += u16::from(resumed);
+        }
+    }
+
     /// The end.
     pub(super) fn report(&self, end: &End<'_>) -> MigrationReport {
         let result = match end.outcome.result {
@@ -285,6 +295,7 @@ impl Recorder {
             pages: self.pages,
             streams: self.streams,
             transport: self.transport.clone(),
+            tls: self.tls.clone(),
             send_method: self.send_method.to_owned(),
             tracker: self.tracker.clone(),
             reason,
@@ -330,6 +341,16 @@ impl Recorder {
             + parts.resume;
         (total, parts)
     }
+}
+
+/// How a migration's connections are protected, by its control connection.
+pub(super) fn tls_report(control: &Connection) -> Option<TlsReport> {
+    Some(TlsReport {
+        version: "TLS1.3".into(),
+        cipher_suite: control.cipher_suite()?.into(),
+        resumed: 0,
+        peer_names: control.peer_names().to_vec(),
+    })
 }
 
 /// What the end of a migration adds to what was recorded.

@@ -78,6 +78,7 @@ fn scope_of(unfinished: &Unfinished) -> JournalScope {
         role: record.role,
         peer_node: record.peer_node.clone(),
         peer_address: record.peer_address.clone(),
+        tls: record.tls,
         // A committed record carries the epoch after the move.
         epoch: record.epoch - u64::from(unfinished.stage == Stage::Committed && record.epoch > 0),
     }
@@ -158,7 +159,7 @@ fn close_superseded(node: &Arc<Node>, scope: JournalScope, stage: Stage) {
         (Role::Source, Stage::Prepared) => {
             let node = Arc::clone(node);
             spawn_question(move || {
-                let committed = ask(&scope, &Arc::default());
+                let committed = ask(&node, &scope, &Arc::default());
                 let kind = if committed {
                     RecordKind::Committed
                 } else {

@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
@@ -19,6 +19,7 @@ use dwcp_wire::limits::DEVICE_BYTES_MAX;
 
 use super::meter::{Helper, Meter};
 use super::peer::{PeerError, read_frame, write_frame};
+use crate::tls::Connection;
 
 /// Memory that a destination spends on device state before the gate opens. QEMU's own is 0.3 MiB;
 /// video RAM and the like may add tens.
@@ -40,7 +41,7 @@ const PADDING_FRAMES: u64 = 4;
 
 /// One end of the relay.
 pub(super) struct Relay {
-    peer: TcpStream,
+    peer: Connection,
     /// Who has it writes to the other node.
     writing: Arc<Mutex<()>>,
     held: Arc<Held>,
@@ -73,7 +74,7 @@ struct HeldState {
 impl Relay {
     /// Reads from the other node at once, and holds what comes.
     pub(super) fn start(
-        peer: TcpStream,
+        peer: Connection,
         on_break: OnBreak,
         meter: &Arc<Meter>,
     ) -> std::io::Result<Self> {
@@ -132,7 +133,7 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        let _ = self.peer.shutdown(Shutdown::Both);
+        self.peer.shut();
         self.held.end();
     }
 }
@@ -194,7 +195,7 @@ impl Held {
 
 /// Other node -> held. An empty frame is the end.
 fn receive(
-    mut peer: TcpStream,
+    mut peer: Connection,
     held: &Held,
     meter: &Meter,
     helper: &mut Helper,
@@ -244,7 +245,7 @@ fn deliver(held: &Held, mut vmm: UnixStream, helper: &mut Helper) -> std::io::Re
 /// VMM -> other node.
 fn send(
     mut vmm: UnixStream,
-    mut peer: TcpStream,
+    mut peer: Connection,
     compress: bool,
     meter: &Meter,
     helper: &mut Helper,

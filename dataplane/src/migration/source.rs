@@ -23,6 +23,7 @@ use super::node::{JournalScope, MigrationHandle, Node, PeerNode, check_running};
 use super::peer::ControlWriter;
 use super::recorder::{End, Recorder, Subject, no_outcome};
 use super::relay::Relay;
+use super::secure::Way;
 use super::source_asks::Asking;
 use super::vms::api_error;
 use crate::engine::{
@@ -82,6 +83,8 @@ pub(super) struct SourceDriver {
     pub(super) mailbox: Mailbox<SourceInput>,
     pub(super) pending: VecDeque<SourceEvent>,
     pub(super) recorder: Recorder,
+    /// TLS or plain text.
+    pub(super) way: Way,
     pub(super) control: Option<ControlWriter>,
     /// Where the control connection has led; streams go there too.
     pub(super) peer: Option<SocketAddr>,
@@ -128,6 +131,7 @@ fn start_on(
     request: &Request,
     spawn: impl FnOnce(Box<dyn FnOnce() + Send>) -> std::io::Result<()>,
 ) -> Result<(), ApiError> {
+    let way = Way::choose(node, &request.settings, &request.destination)?;
     let attachment = node.take_vm(&request.vm, request.id)?;
     let (give, taken) = sync_channel::<SourceDriver>(1);
     let run = move || {
@@ -137,7 +141,7 @@ fn start_on(
     };
     let started = spawn(Box::new(run))
         .map_err(|error| ApiError::new(ErrorCode::System, format!("no thread: {error}")))
-        .and_then(|()| prepare(node, request, &attachment));
+        .and_then(|()| prepare(node, request, &attachment, way));
     match started {
         Ok(driver) => {
             // The thread waits for nothing else.
@@ -155,6 +159,7 @@ fn prepare(
     node: &Arc<Node>,
     request: &Request,
     attachment: &dwcp_api::Attachment,
+    way: Way,
 ) -> Result<SourceDriver, ApiError> {
     let refused = |error| api_error(&request.vm, &error);
     let system = |error: std::io::Error| ApiError::new(ErrorCode::System, error.to_string());
@@ -183,6 +188,7 @@ fn prepare(
         role: Role::Source,
         peer_node: request.destination.name().to_owned(),
         peer_address: request.destination.address.clone(),
+        tls: way.is_tls(),
         epoch,
     };
     let mailbox = Mailbox::new().map_err(system)?;
@@ -205,6 +211,7 @@ fn prepare(
         mailbox,
         pending: VecDeque::new(),
         recorder,
+        way,
         control: None,
         peer: None,
         relay: None,

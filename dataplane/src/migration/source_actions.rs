@@ -1,5 +1,6 @@
 //! What the source's machine asks for, carried out.
 
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,6 +14,7 @@ use super::dial;
 use super::node::lock;
 use super::peer::{self, ControlWriter};
 use super::placement::place;
+use super::recorder::tls_report;
 use super::relay::Relay;
 use super::reread::reread;
 use super::source::{SourceDriver, SourceInput};
@@ -81,7 +83,9 @@ impl SourceDriver {
     }
 
     fn try_connect(&mut self, time: Duration) -> Result<(), peer::PeerError> {
-        let mut stream = dial::connect(&self.request.destination.address, time)?;
+        let address = &self.request.destination.address;
+        let mut stream = self.way.connect(&self.node, address, time)?;
+        self.recorder.tls = tls_report(&stream);
         self.peer = Some(stream.peer_addr()?);
         stream.set_read_timeout(Some(time))?;
         let meter = Arc::clone(&self.recorder.meter);
@@ -157,6 +161,7 @@ impl SourceDriver {
                 cpu: place.cpu,
                 node: place.node,
                 stock: self.node.stock.clone(),
+                sealed: self.way.is_tls(),
                 streams: usize::from(streams).div_ceil(count),
                 streams_in_all: streams.into(),
                 stream_window_bytes: settings.window_bytes / u64::from(streams),
@@ -173,7 +178,7 @@ impl SourceDriver {
         self.recorder.streams = streams;
         for index in 0..streams {
             let congestion_control = settings.congestion_control.as_deref();
-            let (mut socket, note) = dial::connect_stream(to, time, congestion_control)?;
+            let (socket, note) = dial::connect_stream(to, time, congestion_control)?;
             if let Some(note) = note {
                 self.recorder.note(note);
             }
@@ -185,12 +190,23 @@ impl SourceDriver {
                 index,
                 role: StreamRole::Data,
             };
-            peer::say_stream_hello(&mut socket, hello, &self.recorder.meter)?;
+            let mut stream = self.way.secure(&self.node, socket, time)?;
+            self.recorder.count_resumed(stream.is_resumed());
+            peer::say_stream_hello(&mut stream, hello, &self.recorder.meter)?;
+            let stream = stream.into_data_stream()?;
             let worker = &self.workers[usize::from(index) % count];
-            worker.command(SourceCommand::AddStream { index, socket });
+            worker.command(SourceCommand::AddStream { index, stream });
         }
+        self.open_device(to, token)
+    }
+
+    fn open_device(&mut self, to: SocketAddr, token: u128) -> Result<(), peer::PeerError> {
+        let settings = &self.request.settings;
+        let time = Duration::from_millis(settings.connect_timeout_ms.into());
         let congestion_control = settings.congestion_control.as_deref();
-        let (mut device, _) = dial::connect_stream(to, time, congestion_control)?;
+        let (device, _) = dial::connect_stream(to, time, congestion_control)?;
+        let mut device = self.way.secure(&self.node, device, time)?;
+        self.recorder.count_resumed(device.is_resumed());
         let hello = StreamHello {
             token,
             index: 0,
@@ -318,9 +334,11 @@ impl SourceDriver {
         );
         let time = Duration::from_millis(self.request.settings.connect_timeout_ms.into());
         let meter = Arc::clone(&self.recorder.meter);
+        let (node, way) = (Arc::clone(&self.node), self.way.clone());
         let ask = move || {
             let _helper = meter.helper();
-            match peer::query_owner(&address, id, &vm, epoch, time, &meter) {
+            let connect = || way.connect(&node, &address, time);
+            match peer::query_owner(connect, id, &vm, epoch, time, &meter) {
                 Ok(committed) => {
                     let event = SourceEvent::OwnerAnswer { committed };
                     let _ = mailbox.push(SourceInput::Event(event));

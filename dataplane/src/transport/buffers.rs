@@ -8,14 +8,14 @@ use dwcp_numa::{Arena, ArenaOptions, BufferSlots};
 
 use crate::path::{FRAME_BUFFER_BYTES, RECEIVE_BUFFER_BYTES};
 
-/// Bytes of one buffer: a frame in either direction, whole pages.
+/// Bytes of one buffer: a frame in either direction, also when it is sealed; whole pages.
 pub const BUFFER_BYTES: usize = {
     let most = if FRAME_BUFFER_BYTES > RECEIVE_BUFFER_BYTES {
         FRAME_BUFFER_BYTES
     } else {
         RECEIVE_BUFFER_BYTES
     };
-    most.next_multiple_of(4096)
+    crate::tls::sealed_bytes(most).next_multiple_of(4096)
 };
 
 /// Names a buffer of its transport.
@@ -124,6 +124,19 @@ impl Buffers {
     pub fn bytes_mut(&mut self, buffer: BufferId) -> &mut [u8] {
         let slots = self.slots.as_mut().expect("there until the end");
         slots.get_mut(usize::from(buffer.0))
+    }
+
+    /// The bytes of two buffers; `None` when they are one.
+    ///
+    /// # Panics
+    /// When these buffers have none of that number.
+    pub(super) fn pair_mut(
+        &mut self,
+        one: BufferId,
+        other: BufferId,
+    ) -> Option<(&mut [u8], &mut [u8])> {
+        let slots = self.slots.as_mut().expect("there until the end");
+        slots.pair_mut(usize::from(one.0), usize::from(other.0))
     }
 
     /// Address of a buffer, for the kernel.

@@ -4,9 +4,10 @@
 //! |---|---|---|
 //! | [`UringTransport`] | one io_uring per worker, registered buffers | the kernel allows it |
 //! | [`PollTransport`] | non-blocking sockets and poll(2) | it does not, or a switch says so |
+//! | [`SealedTransport`] | TLS over one of them | the migration is sealed |
 //!
 //! Frames leave as a head from a worker's buffer and, behind it, guest pages straight from RAM, by the
-//! cheapest [`SendMethod`] of the socket; they arrive straight in RAM. A transport belongs to one
+//! cheapest [`SendMethod`] of the socket; they arrive straight in RAM, unless TLS is between. A transport belongs to one
 //! worker thread. It owns the worker's buffers and holds the guest's RAM: what the kernel may still
 //! read or write can therefore not be freed under it.
 
@@ -17,6 +18,7 @@ mod inbound;
 mod ladder;
 mod outbound;
 mod poll;
+mod sealed;
 mod spans;
 #[cfg(test)]
 mod suite;
@@ -33,9 +35,11 @@ pub use buffers::{BUFFER_BYTES, BufferId, BufferStock, Buffers};
 use dwcp_api::{IoPath, SendChoice};
 use dwcp_wire::PageRange;
 pub use poll::PollTransport;
+pub use sealed::SealedTransport;
 pub use uring::UringTransport;
 
 use crate::ram::RamLayout;
+use crate::tls::{DataStream, SealedStream};
 use experience::{Experience, Ladders};
 
 /// How guest pages get into a socket without a copy of our own.
@@ -184,6 +188,14 @@ pub trait Transport: std::fmt::Debug {
     /// When the socket cannot be set up.
     fn add(&mut self, stream: TcpStream) -> io::Result<Slot>;
 
+    /// Takes a connected stream whose TLS handshake is done.
+    ///
+    /// # Errors
+    /// When this transport does not seal, or the socket cannot be set up.
+    fn add_sealed(&mut self, _: TcpStream, _: SealedStream) -> io::Result<Slot> {
+        Err(io::Error::other("a stream with TLS among those without"))
+    }
+
     /// The worker's buffers. A buffer given to `send` or `receive` must not be touched until it
     /// comes back in a completion.
     fn buffers(&mut self) -> &mut Buffers;
@@ -202,6 +214,19 @@ pub trait Transport: std::fmt::Debug {
     /// # Errors
     /// When the transport as a whole has failed.
     fn wait(&mut self, wait: Wait, completions: &mut Vec<Completion>) -> io::Result<()>;
+}
+
+impl dyn Transport {
+    /// Takes a data stream as it is.
+    ///
+    /// # Errors
+    /// When it is not of the kind that this transport was opened for.
+    pub fn add_stream(&mut self, stream: DataStream) -> io::Result<Slot> {
+        match stream.sealed {
+            None => self.add(stream.socket),
+            Some(sealed) => self.add_sealed(stream.socket, sealed),
+        }
+    }
 }
 
 /// A transport that was opened, and what had to be given up for it.
@@ -231,6 +256,8 @@ pub struct TransportOptions {
     pub send: SendChoice,
     /// Buffers.
     pub buffers: usize,
+    /// Whether its streams are TLS. Then nothing is sent from, or received in, guest RAM itself.
+    pub sealed: bool,
     /// NUMA node of the buffers.
     pub node: Option<usize>,
     /// What earlier workers left to this one, and it leaves to later ones.
@@ -246,10 +273,23 @@ pub struct TransportOptions {
 /// # Errors
 /// When the wanted one cannot be had; [`IoPath::Auto`] falls back to poll instead.
 pub fn open(options: TransportOptions) -> io::Result<Opened> {
+    if !options.sealed {
+        return open_plain(options);
+    }
+    let buffers = options.buffers * 2;
+    let opened = open_plain(TransportOptions { buffers, ..options })?;
+    Ok(Opened {
+        transport: Box::new(SealedTransport::new(opened.transport)),
+        notes: opened.notes,
+    })
+}
+
+fn open_plain(options: TransportOptions) -> io::Result<Opened> {
     let TransportOptions {
         io,
         send,
         buffers,
+        sealed: _,
         node,
         stock,
         ram,

@@ -48,6 +48,7 @@ fn options(io: IoPath, buffers: usize) -> TransportOptions {
         io,
         send: SendChoice::Auto,
         buffers,
+        sealed: false,
         node: None,
         stock: Stock::default(),
         ram: None,

@@ -5,8 +5,10 @@
 pub(crate) mod calls;
 pub(crate) mod line;
 pub(crate) mod log;
+pub(crate) mod pki;
 pub(crate) mod proxy;
 pub(crate) mod stranger;
+pub(crate) mod tap;
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -14,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dwcp_api::{
-    Attachment, Codec, IoPath, MigrationId, MigrationReport, SendChoice, TrackerChoice,
+    Attachment, Codec, IoPath, MigrationId, MigrationReport, SendChoice, TlsChoice, TrackerChoice,
     TransferSettings, Verify,
 };
 use dwcp_dataplane::migration::{Listener, Node, NodeOptions};
@@ -61,6 +63,7 @@ pub(crate) fn settings() -> TransferSettings {
         streams: 2,
         workers: 0,
         at_once: 0,
+        tls: TlsChoice::Auto,
         io: IoPath::Auto,
         send: SendChoice::Auto,
         window_bytes: 16 << 20,
@@ -87,14 +90,22 @@ pub(crate) struct TestNode {
 }
 
 pub(crate) fn node(folder: &Path, name: &str, incoming: &TransferSettings) -> TestNode {
-    let state_folder = folder.join(name);
-    std::fs::create_dir_all(&state_folder).unwrap();
-    let options = NodeOptions {
+    node_with(node_options(folder, name), incoming)
+}
+
+pub(crate) fn node_options(folder: &Path, name: &str) -> NodeOptions {
+    NodeOptions {
         name: name.into(),
-        state_folder,
+        state_folder: folder.join(name),
         listen: "127.0.0.1:0".into(),
         store_bytes_max: 256 << 20,
-    };
+        tls: None,
+        allow_plain_text: false,
+    }
+}
+
+pub(crate) fn node_with(options: NodeOptions, incoming: &TransferSettings) -> TestNode {
+    std::fs::create_dir_all(&options.state_folder).unwrap();
     let node = Arc::new(Node::new(options).unwrap());
     let listener = Listener::bind(&node).unwrap();
     let address = listener.address().unwrap().to_string();
@@ -194,9 +205,21 @@ impl TwoNodes {
         settings: &TransferSettings,
         guest: impl Fn(bool) -> SyntheticOptions,
     ) -> Self {
+        Self::start_with(settings, guest, |_, options| options)
+    }
+
+    /// As [`Self::start`]; `change` says how each node's options differ, given the tests' folder.
+    pub(crate) fn start_with(
+        settings: &TransferSettings,
+        guest: impl Fn(bool) -> SyntheticOptions,
+        change: impl Fn(&Path, NodeOptions) -> NodeOptions,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let a = node(folder.path(), "a", settings);
-        let b = node(folder.path(), "b", settings);
+        let start = |name| {
+            let options = node_options(folder.path(), name);
+            node_with(change(folder.path(), options), settings)
+        };
+        let (a, b) = (start("a"), start("b"));
         let old = TestGuest::start(folder.path(), "source", &guest(false));
         let new = TestGuest::start(folder.path(), "destination", &guest(true));
         a.node.attach("vm", old.attachment.clone()).unwrap();

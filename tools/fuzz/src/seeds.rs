@@ -199,6 +199,7 @@ fn journal(folder: &Path) -> io::Result<()> {
             role: dwcp_api::Role::Source,
             peer_node: "b".into(),
             peer_address: "127.0.0.1:7400".into(),
+            tls: false,
             epoch: u64::from(kind == RecordKind::Committed),
             wall_ms: 1_700_000_000_000,
             kind,

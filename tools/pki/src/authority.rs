@@ -101,6 +101,12 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
+        // Two CAs of one name are told apart: otherwise a certificate of the other looks forged.
+        let key_id = params.key_identifier(&key);
+        let key_id: String = key_id.iter().take(4).map(|b| format!("{b:02x}")).collect();
+        params
+            .distinguished_name
+            .push(DnType::OrganizationalUnitName, key_id);
         let moment = OffsetDateTime::now_utc();
         params.not_before = moment - Duration::hours(1);
         params.not_after = moment + Duration::seconds(seconds);
@@ -148,8 +154,10 @@ impl Authority {
     /// [`PkiError`].
     pub fn rotate(&self, seconds: i64) -> Result<(), PkiError> {
         let bundle = self.bundle()?;
-        let name = self.trusted()?.swap_remove(0).subject;
-        let name = name.strip_prefix("CN=").unwrap_or(&name);
+        let subject = self.trusted()?.swap_remove(0).subject;
+        let mut parts = subject.split(", ");
+        let name = parts.find_map(|part| part.strip_prefix("CN="));
+        let name = name.unwrap_or(&subject);
         let certificate = self.make(name, seconds)?;
         // A third would be one that no node needs.
         self.write_bundle(&format!("{certificate}{}", newest(&bundle)))

@@ -12,6 +12,7 @@ pub fn record(migration: u128, vm: &str, role: Role, epoch: u64, kind: RecordKin
         role,
         peer_node: "b".to_owned(),
         peer_address: "192.0.2.2:7000".to_owned(),
+        tls: false,
         epoch,
         wall_ms: 1_700_000_000_000,
         kind,

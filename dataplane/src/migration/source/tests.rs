@@ -1,4 +1,4 @@
-use dwcp_api::{Attachment, Codec, IoPath, SendChoice, TrackerChoice};
+use dwcp_api::{Attachment, Codec, IoPath, SendChoice, TlsChoice, TrackerChoice};
 use dwcp_testbed::synthetic::{SyntheticGuest, SyntheticOptions};
 
 use super::*;
@@ -17,6 +17,7 @@ fn request(vm: &str) -> Request {
             streams: 1,
             workers: 0,
             at_once: 0,
+            tls: TlsChoice::Auto,
             io: IoPath::Auto,
             send: SendChoice::Auto,
             window_bytes: 1 << 20,
@@ -56,6 +57,8 @@ fn without_a_thread_nothing_begins() {
         state_folder: folder.path().into(),
         listen: "127.0.0.1:0".into(),
         store_bytes_max: 0,
+        tls: None,
+        allow_plain_text: false,
     });
     let node = Arc::new(node.unwrap());
     let attachment = Attachment::Process {

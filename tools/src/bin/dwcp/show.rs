@@ -1,7 +1,9 @@
 //! Numbers and tables for people.
 
 use comfy_table::{Cell, Table, presets};
-use dwcp_api::{Limit, MigrationReport, MigrationStatus, PhaseName, Progress, RunResult};
+use dwcp_api::{
+    Limit, MigrationReport, MigrationStatus, PhaseName, Progress, RunResult, TlsReport,
+};
 
 /// Bytes with a binary unit, three digits.
 pub(crate) fn bytes(value: u64) -> String {
@@ -231,10 +233,18 @@ fn means(report: &MigrationReport) -> String {
         report.mode.clone(),
         streams,
         report.transport.clone(),
+        report.tls.as_ref().map(tls).unwrap_or_default(),
         named("tracker ", &report.tracker),
     ];
     means.retain(|part| !part.is_empty());
     means.join(", ")
+}
+
+fn tls(tls: &TlsReport) -> String {
+    format!(
+        "{} {}, {} resumed",
+        tls.version, tls.cipher_suite, tls.resumed
+    )
 }
 
 #[cfg(test)]

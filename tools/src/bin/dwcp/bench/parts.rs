@@ -209,6 +209,7 @@ fn sends(is_batched: bool) -> std::io::Result<f64> {
         io: IoPath::Auto,
         send: SendChoice::Copy,
         buffers: STREAMS,
+        sealed: false,
         node: None,
         stock: Stock::default(),
         ram: None,

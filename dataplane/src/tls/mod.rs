@@ -1,0 +1,31 @@
+//! TLS 1.3 between nodes: mutual, by rustls without buffers of its own, keys per node.
+//!
+//! | file | what |
+//! |---|---|
+//! | `files.rs` | a node's certificate, key and CA: read, and read again when they change |
+//! | `identity.rs` | what rustls needs to be a client and a server with them |
+//! | `tickets.rs` | resumption: the control connection's tickets let the streams in |
+//! | `session.rs` | records, sealed and opened: bytes in, bytes out, no socket |
+//! | `handshake.rs` | the handshake on a socket, within a time |
+//! | `connection.rs` | a connection that blocks: control, device state, questions |
+//! | `error.rs` | what went wrong, in words |
+//!
+//! Page streams do not block: once their handshake is done, a worker's transport seals and opens their
+//! records ([`SealedTransport`](crate::transport::SealedTransport)).
+
+mod connection;
+mod error;
+mod files;
+mod handshake;
+mod identity;
+mod session;
+#[cfg(test)]
+mod tests;
+mod tickets;
+
+pub use connection::{Connection, DataStream, SealedStream};
+pub use error::TlsError;
+pub use files::{TlsFiles, TlsNode};
+pub use handshake::{RECORD_HANDSHAKE, accept, connect, say_no_tls};
+pub use identity::Identity;
+pub use session::{Opened, Sealed, Session, sealed_bytes};
