@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `binaries.rs` | where the daemons and the preload library are |
 //! | `node.rs` | one node: two daemons, started, killed, started again |
+//! | `pki.rs` | certificates of its nodes, where the migrations are to be TLS |
 //! | `guest.rs` | the guest at both ends: a process, or QEMU with our kernel or Debian's |
 //! | `run.rs` | one migration from the boot to the guest's own verdict |
 //! | `fleet.rs` | many synthetic guests moved at once |
@@ -13,6 +14,7 @@ mod binaries;
 mod fleet;
 mod guest;
 mod node;
+mod pki;
 mod run;
 
 pub use binaries::{Binaries, BinariesError};
@@ -53,6 +55,9 @@ pub enum LabError {
     /// Something did not happen in time.
     #[error("{0} took too long")]
     Timeout(String),
+    /// A node's certificate.
+    #[error(transparent)]
+    Pki(#[from] dwcp_pki::PkiError),
     /// A file or a process.
     #[error("{what}: {source}")]
     System {

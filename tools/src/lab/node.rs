@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use dwcp_api::node::{NodeStatus, Reply, Request};
 use dwcp_api::{ApiError, ErrorCode, IoPath, TransferSettings};
 
-use super::{Binaries, LabError};
+use super::{Binaries, LabError, pki};
 use crate::NodeClient;
 
 /// A daemon that does not serve within this time has not started.
@@ -30,7 +30,7 @@ pub struct LabNode {
     folder: PathBuf,
     binaries: Binaries,
     /// What its data plane grants to migrations that come in.
-    incoming: [String; 4],
+    incoming: Vec<String>,
     /// Network namespace of its daemons, if not ours.
     namespace: Option<String>,
     /// Fixed after the first start: a restarted data plane must be found again.
@@ -66,6 +66,25 @@ impl LabNode {
         settings: &TransferSettings,
         network: Option<(&str, &str)>,
     ) -> Result<Self, LabError> {
+        let host = network.map_or("127.0.0.1", |(_, address)| address);
+        let mut incoming = vec![
+            "--io".into(),
+            io_name(settings.io).into(),
+            "--busy-poll-us".into(),
+            settings.busy_poll_us.to_string(),
+        ];
+        if pki::is_needed(settings) {
+            let files = pki::issue(folder, name, host)?;
+            let path = |path: PathBuf| path.to_string_lossy().into_owned();
+            incoming.extend([
+                "--tls-ca".into(),
+                path(files.ca),
+                "--tls-certificate".into(),
+                path(files.certificate),
+                "--tls-key".into(),
+                path(files.key),
+            ]);
+        }
         let folder = folder.join(name);
         std::fs::create_dir_all(&folder).map_err(LabError::system("node folder"))?;
         let client = NodeClient::new(&folder.join("node.sock"));
@@ -73,14 +92,9 @@ impl LabNode {
             name: name.to_owned(),
             folder,
             binaries: binaries.clone(),
-            incoming: [
-                "--io".into(),
-                io_name(settings.io).into(),
-                "--busy-poll-us".into(),
-                settings.busy_poll_us.to_string(),
-            ],
+            incoming,
             namespace: network.map(|(namespace, _)| namespace.to_owned()),
-            listen: format!("{}:0", network.map_or("127.0.0.1", |(_, address)| address)),
+            listen: format!("{host}:0"),
             data: None,
             control: None,
             client,

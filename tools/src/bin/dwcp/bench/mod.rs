@@ -11,6 +11,7 @@ mod report;
 mod run;
 mod scale;
 mod stat;
+mod tls;
 mod wan;
 mod wire;
 
@@ -38,6 +39,8 @@ enum Which {
     Matrix(Box<matrix::Args>),
     /// Move a guest over slow, long and lossy links, there and back, beside QEMU's own migration.
     Wan(wan::Args),
+    /// Move the same guest with TLS off and on, in turn, over a link of 900 Mbit/s.
+    Tls(tls::Args),
     /// Leave a node alone, and see what its daemons cost.
     Idle(idle::Args),
     /// Show a record as a table and a page with plots, or compare two.
@@ -54,6 +57,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         Which::Scale(args) => scale::run(args, context),
         Which::Matrix(args) => matrix::run(args, context),
         Which::Wan(args) => wan::run(args, context),
+        Which::Tls(args) => tls::run(args, context),
         Which::Idle(args) => idle::run(args, context),
         Which::Report(args) => report::run(args, context),
         Which::Faults(args) => faults::run(args, context),

@@ -93,8 +93,8 @@ const SYSTEMS: [System; 4] = [
 
 /// A link that is wanted.
 #[derive(Clone, Debug)]
-struct Road {
-    name: String,
+pub(super) struct Road {
+    pub(super) name: String,
     way: WayParams,
 }
 
@@ -119,7 +119,7 @@ struct Run {
 type Record = super::run::Record<Run>;
 
 impl Road {
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         let parts: Vec<_> = text.split(',').map(str::trim).collect();
         let (rate, round_trip, loss) = match parts[..] {
             [rate, round_trip] => (rate, round_trip, "0"),
@@ -139,7 +139,7 @@ impl Road {
     }
 
     /// Makes it, with `congestion_control` for all that chooses none.
-    fn up(&self, seed: u64, congestion_control: &str) -> Result<TemporaryLink, Failure> {
+    pub(super) fn up(&self, seed: u64, congestion_control: &str) -> Result<TemporaryLink, Failure> {
         let name: LinkName = format!("bench-{}", std::process::id())
             .parse()
             .map_err(|error: String| Failure::other(anyhow::anyhow!(error)))?;
