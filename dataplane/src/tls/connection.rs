@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dwcp_pki::CertificateFacts;
+use socket2::SockRef;
 
 use super::handshake::Rest;
 use super::session::sealed_bytes;
@@ -220,9 +221,9 @@ impl Connection {
             sealed.resize(sealed_bytes(0), 0);
             if let Ok(bytes) = lock(&channel.session).seal_end(&mut sealed) {
                 // A peer that takes nothing more does not hear it.
-                let _ = self.socket.set_nonblocking(true);
-                let _ = (&self.socket).write(&sealed[..bytes]);
-                let _ = self.socket.set_nonblocking(false);
+                let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+                let socket = SockRef::from(&self.socket);
+                let _ = socket.send_with_flags(&sealed[..bytes], flags);
             }
         }
         let _ = self.socket.shutdown(Shutdown::Both);

@@ -237,6 +237,26 @@ impl Stream {
     }
 }
 
+impl Drop for SealedTransport {
+    /// Says on each stream that nothing more will come, where nothing is under way: otherwise its end looks
+    /// as if somebody had cut it.
+    fn drop(&mut self) {
+        for (slot, stream) in self.streams.iter_mut().enumerate() {
+            if stream.over || !stream.leaving.is_empty() || !stream.waiting.is_empty() {
+                continue;
+            }
+            let Some(sealed) = self.free.pop() else {
+                break;
+            };
+            let bytes = self.below.buffers().bytes_mut(sealed);
+            if let Ok(bytes) = stream.session.seal_end(bytes) {
+                self.below.send(slot, SendFrame::alone(sealed, 0..bytes));
+            }
+        }
+        let _ = self.below.wait(Wait::No, &mut self.done);
+    }
+}
+
 impl Transport for SealedTransport {
     fn name(&self) -> &'static str {
         self.below.name()
