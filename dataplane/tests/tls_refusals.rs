@@ -12,9 +12,12 @@ use common::pki::{authority, issue, peer, with_certificate};
 use common::stranger::{Stranger, hello, offer, unchecked};
 use common::tap::Tap;
 use common::{TestNode, TwoNodes, log, node_options, node_with, settings, small, until, wait};
-use dwcp_api::{MigrationId, MigrationReport, RunResult, TlsChoice, TransferSettings};
-use dwcp_dataplane::migration::{Node, NodeOptions, PeerNode};
+use dwcp_api::{
+    Attachment, MigrationId, MigrationReport, Role, RunResult, TlsChoice, TransferSettings,
+};
+use dwcp_dataplane::migration::{Node, NodeOptions, PeerNode, recover};
 use dwcp_dataplane::tls::{Identity, TlsFiles, connect};
+use dwcp_journal::{Record, RecordKind};
 use dwcp_pki::SECONDS_PER_DAY;
 use dwcp_wire::Control;
 use rustls::pki_types::pem::PemObject;
@@ -36,7 +39,7 @@ fn nodes(certificate: impl Fn(&Path, &str) -> Option<TlsFiles>) -> TwoNodes {
     )
 }
 
-/// Certificates of one CA, except that `of` has another.
+/// A certificate of the CA that the nodes of a test have in common.
 fn one_ca(folder: &Path, node: &str) -> Option<TlsFiles> {
     with_certificate(folder, node_options(folder, node)).tls
 }
@@ -99,7 +102,7 @@ fn a_source_of_another_ca() {
     );
 }
 
-/// Certificates of one CA; that of `expired` has ended.
+/// Certificates of one CA; that of the node `of` has ended.
 fn expired(of: &'static str) -> TwoNodes {
     nodes(move |folder, node| {
         let files = one_ca(folder, node)?;
@@ -330,6 +333,70 @@ fn a_source_that_calls_itself_otherwise_than_its_certificate() {
     let heard = String::from_utf8_lossy(&heard).into_owned();
     assert!(heard.contains(why), "{heard}");
     log_says(&port, why);
+}
+
+fn record(role: Role, peer_node: &str, peer_address: &str, kind: RecordKind) -> Record {
+    Record {
+        sequence: 0,
+        migration: ID,
+        vm: "vm".into(),
+        role,
+        peer_node: peer_node.into(),
+        peer_address: peer_address.into(),
+        tls: true,
+        epoch: 0,
+        wall_ms: 0,
+        kind,
+    }
+}
+
+/// To be told "not here" gives a guest back: only its source may ask.
+#[test]
+fn a_question_of_another_node_than_the_source() {
+    let (node, folder) = one_node();
+    let attachment = Attachment::Process {
+        socket: "/nowhere".into(),
+    };
+    let begun = record(
+        Role::Destination,
+        "a",
+        "192.0.2.1",
+        RecordKind::Begin { attachment },
+    );
+    node.node.journal().append(&begun).unwrap();
+    let other = with_certificate(folder.path(), node_options(folder.path(), "c"));
+    let socket = TcpStream::connect(&node.address).unwrap();
+    let port = socket.local_addr().unwrap().to_string();
+    let name = ServerName::try_from("b").unwrap();
+    let identity = identity(&other.tls.unwrap());
+    let mut connection = connect(&identity, socket, &name, TIME).unwrap();
+    connection.write_all(&hello()).unwrap();
+    let question = Control::OwnerQuery {
+        migration: ID.0,
+        vm: "vm".into(),
+        epoch: 1,
+    };
+    connection.write_all(&unchecked(&question)).unwrap();
+    log_says(&port, "c asks for a migration whose source is a");
+    assert_eq!(node.node.journal().state().unfinished().len(), 1);
+}
+
+/// A source that was restarted in doubt asks as it had begun: by TLS, and only the node of that name.
+#[test]
+fn a_question_after_a_restart() {
+    let nodes = nodes(one_ca);
+    nodes.old.client().pause().unwrap();
+    let attachment = nodes.old.attachment.clone();
+    let begin = RecordKind::Begin { attachment };
+    for kind in [begin, RecordKind::Prepared] {
+        let record = record(Role::Source, "b", &nodes.b.address, kind);
+        nodes.a.node.journal().append(&record).unwrap();
+    }
+    recover(&nodes.a.node);
+    // The destination knows nothing of it: the guest is the source's.
+    let report = wait(&nodes.a.node, ID);
+    assert_eq!(report.result, RunResult::Aborted, "{}", report.reason);
+    until("the guest runs on", || nodes.old.is_running());
 }
 
 /// Plain words to a node with a certificate open no stream and answer no question.
