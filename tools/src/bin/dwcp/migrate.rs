@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use dwcp_api::node::{Reply, Request};
-use dwcp_api::{MigrationId, MigrationReport, RunResult, TransferSettings};
+use dwcp_api::{ErrorCode, MigrationId, MigrationReport, RunResult, TransferSettings};
 use dwcp_controlplane::profile;
 use serde_json::json;
 
@@ -49,8 +49,8 @@ pub(crate) struct Args {
     /// Print the id and return.
     #[arg(long, conflicts_with = "retry_s")]
     no_wait: bool,
-    /// Begin again when the connection is lost, for so many seconds; with pages.reuse what had come
-    /// counts.
+    /// Begin again when the connection is lost or a data plane is restarted, for so many seconds; with
+    /// pages.reuse what had come counts.
     #[arg(long, value_name = "SECONDS", conflicts_with = "dry_run")]
     retry_s: Option<u64>,
 }
@@ -93,7 +93,8 @@ fn start(
     }
 }
 
-/// The report of the last attempt: another follows one whose connection was lost, while there is time.
+/// The report of the last attempt: another follows one whose connection was lost, or whose data plane was
+/// restarted, while there is time.
 fn until_it_stays(
     args: &Args,
     settings: &TransferSettings,
@@ -103,24 +104,48 @@ fn until_it_stays(
         .retry_s
         .map(|s| Instant::now() + Duration::from_secs(s));
     for attempt in 1.. {
-        let id = start(args, settings, context)?;
-        let report = watch::until_end(id, args.watch, context)?;
-        // A destination that was never reached is a mistake at first; later it is not back yet.
-        let can_try = report.connection_lost && !report.refused || attempt > 1 && report.refused;
+        let started = start(args, settings, context);
+        // Before it ever was, a VM that is not there is a mistake.
+        let was_there = started.is_ok() || attempt > 1;
+        let ended = started.and_then(|id| watch::until_end(id, args.watch, context));
+        let why = match &ended {
+            Ok(report) => can_be_tried_again(report, attempt).then(|| report.reason.clone()),
+            Err(failure) => may_come_back(failure).filter(|_| was_there),
+        };
         let wait = Duration::from_secs(1 << (attempt - 1).min(3));
         let is_time = end.is_some_and(|end| Instant::now() + wait < end);
-        if !can_try || !is_time {
-            return Ok(report);
-        }
+        let Some(why) = why.filter(|_| is_time) else {
+            return ended;
+        };
         eprintln!(
-            "{}: attempt {attempt} ended: {}; the next in {} s",
+            "{}: attempt {attempt} ended: {why}; the next in {} s",
             args.vm,
-            report.reason,
             wait.as_secs()
         );
         std::thread::sleep(wait);
     }
     unreachable!("an attempt is the last one")
+}
+
+/// A destination that was never reached is a mistake at first; later it is not back yet.
+fn can_be_tried_again(report: &MigrationReport, attempt: u32) -> bool {
+    report.connection_lost && !report.refused || attempt > 1 && report.refused
+}
+
+/// Why there was no report, if this node may be on its way back: its data plane was restarted, and has not
+/// found its VMs again yet.
+fn may_come_back(failure: &Failure) -> Option<String> {
+    match failure {
+        Failure::Api(error)
+            if matches!(
+                error.code,
+                ErrorCode::PlaneDown | ErrorCode::NotFound | ErrorCode::Busy
+            ) =>
+        {
+            Some(error.message.clone())
+        }
+        _ => None,
+    }
 }
 
 /// What a dry run found.

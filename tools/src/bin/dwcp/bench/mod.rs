@@ -1,6 +1,7 @@
 //! `dwcp bench`: the bundled load tools. Each prints a table, or a JSON record with the machine
 //! described.
 
+mod cuts;
 mod faults;
 mod idle;
 mod machine;
@@ -45,6 +46,8 @@ enum Which {
     Idle(idle::Args),
     /// Show a record as a table and a page with plots, or compare two.
     Report(report::Args),
+    /// Cut the link or restart a data plane at seeded moments; the migration must end well.
+    Cuts(cuts::Args),
     /// Kill daemons and VMMs at seeded moments; the guest must run on exactly one side.
     Faults(faults::Args),
 }
@@ -60,6 +63,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         Which::Tls(args) => tls::run(args, context),
         Which::Idle(args) => idle::run(args, context),
         Which::Report(args) => report::run(args, context),
+        Which::Cuts(args) => cuts::run(args, context),
         Which::Faults(args) => faults::run(args, context),
     }
 }
