@@ -82,7 +82,11 @@ fn first_words() -> Vec<(Vec<u8>, &'static str)> {
             header_with(8, &32_u16.to_le_bytes()),
             "header field stream has value 32",
         ),
-        (header_with(55, &[1]), "header field reserved"),
+        (
+            header_with(52, &[1]),
+            "header field delta_bytes has value 1",
+        ),
+        (header_with(59, &[1]), "header field reserved"),
         (damaged, "header checksum is"),
         (payload, "payload checksum of a Hello frame does not match"),
         (
