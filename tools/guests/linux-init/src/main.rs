@@ -10,9 +10,11 @@
 //! between two turns of the loop by the guest's own clock, which stands still while the guest is
 //! stopped: it shows page faults served slowly, not the pause of a migration.
 //!
-//! Asked to, it runs a program instead: see `program.rs`.
+//! Asked to, it runs a program instead: see `program.rs`; or goes over to a system on a disk: see
+//! `root.rs`.
 
 mod program;
+mod root;
 
 use dwcp_guest_page::{
     GuestOptions, PAGE_BYTES, Pace, UNWRITTEN, check_page, next_random, write_page,
@@ -142,6 +144,9 @@ fn main() {
     let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     if let Some(program) = program::wanted(&line) {
         program::run(program);
+    }
+    if root::is_wanted(&line) {
+        stay_forever(&format!("DWCP FAILED {}", root::enter()));
     }
     let options = GuestOptions::from_command_line(&line);
     let room = available_mib().saturating_sub(SPARE_MIB);
