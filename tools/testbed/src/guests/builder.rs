@@ -12,6 +12,7 @@ use super::images::{GuestKind, Images};
 use super::program::Program;
 use super::qemu::QemuGuest;
 use super::serial::SerialLog;
+use super::workload::{self, WorkloadGuest};
 use super::{GuestError, GuestOptions};
 
 /// Names the QEMU to use.
@@ -54,6 +55,7 @@ pub struct QemuBuilder {
     guest: GuestKind,
     options: GuestOptions,
     program: Option<Program>,
+    workload: Option<WorkloadGuest>,
     memory_mib: u64,
     backend: Backend,
     accel: String,
@@ -72,6 +74,7 @@ impl QemuBuilder {
             guest: GuestKind::default(),
             options: GuestOptions::default(),
             program: None,
+            workload: None,
             memory_mib: 256,
             backend: Backend::default(),
             accel: "tcg".into(),
@@ -102,6 +105,15 @@ impl QemuBuilder {
     pub fn program(mut self, program: Program) -> Self {
         self.guest = GuestKind::Linux;
         self.program = Some(program);
+        self
+    }
+
+    /// Boots a system from the disk of the workloads, with as much RAM as the workload wants.
+    #[must_use]
+    pub fn workload(mut self, guest: WorkloadGuest) -> Self {
+        self.guest = GuestKind::Linux;
+        self.memory_mib = guest.workload.memory_mib();
+        self.workload = Some(guest);
         self
     }
 
@@ -173,7 +185,7 @@ impl QemuBuilder {
     ///
     /// # Errors
     /// Without images or without QEMU. What QEMU itself dislikes shows when it is waited for.
-    pub fn spawn(self) -> Result<QemuGuest, GuestError> {
+    pub fn spawn(mut self) -> Result<QemuGuest, GuestError> {
         let path = |end: &str| self.folder.join(format!("{}.{end}", self.name));
         let (qmp, serial, output) = (path("qmp"), path("serial"), path("out"));
         for old in [&qmp, &serial] {
@@ -185,7 +197,13 @@ impl QemuBuilder {
             Backend::SharedFile(path) => Some(path.clone()),
             Backend::Shared => Some(own_ram_path(&self.name)),
         };
-        let mut images = self.guest.images()?;
+        let mut images = match self.workload {
+            None => self.guest.images()?,
+            Some(_) => workload::images()?,
+        };
+        if self.workload.is_some() {
+            self.extra.extend(workload::disk_arguments()?);
+        }
         if let Some(program) = &self.program {
             images.initrd = Some(program.initramfs(&path("cpio"))?);
         }
@@ -234,13 +252,15 @@ impl QemuBuilder {
         let mut out: Vec<OsString> = Vec::new();
         let mut add = |words: &[&OsStr]| out.extend(words.iter().map(|&word| word.to_owned()));
         if let Some(ram) = ram {
+            // The name that RAM has without a backend of its own: a guest saved from one kind goes on in
+            // the other.
             let mut object = OsString::from(format!(
-                "memory-backend-file,id=ram0,size={}M,share=on,mem-path=",
+                "memory-backend-file,id=pc.ram,size={}M,share=on,mem-path=",
                 self.memory_mib
             ));
             object.push(ram);
             add(&["-object".as_ref(), &object]);
-            machine.push_str(",memory-backend=ram0");
+            machine.push_str(",memory-backend=pc.ram");
         }
         if let Backend::Nodes(paths) = &self.backend {
             for words in self.nodes(paths) {
@@ -307,6 +327,9 @@ impl QemuBuilder {
     fn command_line(&self) -> String {
         if let Some(program) = &self.program {
             return format!("console=ttyS0 quiet panic=-1 {}", program.command_line());
+        }
+        if let Some(guest) = self.workload {
+            return format!("console=ttyS0 quiet panic=-1 {}", guest.command_line());
         }
         let GuestOptions {
             fill_mib,

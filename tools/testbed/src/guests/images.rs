@@ -119,7 +119,7 @@ fn find_or_build(name: &'static str, folder: &str) -> Result<PathBuf, GuestError
     Ok(target.join(TARGET).join("release").join(name))
 }
 
-fn linux_kernel() -> Result<PathBuf, GuestError> {
+pub(super) fn linux_kernel() -> Result<PathBuf, GuestError> {
     let named = env::var_os(KERNEL_VARIABLE).map(PathBuf::from);
     let fetched = repository_root().map(|root| root.join(".cache/kernel/vmlinuz"));
     let found = [named, fetched]
@@ -155,11 +155,15 @@ pub(super) fn read(file: &Path) -> Result<Vec<u8>, GuestError> {
     })
 }
 
-/// Packs the init; rewritten only when it differs, so that several may run at once.
+/// Packs the init.
 fn initramfs(init: &Path) -> Result<PathBuf, GuestError> {
-    let bytes = archive_of(init)?.finish();
+    rewrite("dwcp-guest-init.cpio", &archive_of(init)?.finish())
+}
+
+/// An archive's file; rewritten only when it differs, so that several may run at once.
+pub(super) fn rewrite(name: &str, bytes: &[u8]) -> Result<PathBuf, GuestError> {
     let folder = repository_root().map_or_else(env::temp_dir, |root| root.join(".cache/guests"));
-    let path = folder.join("dwcp-guest-init.cpio");
+    let path = folder.join(name);
     if fs::read(&path).is_ok_and(|present| present == bytes) {
         return Ok(path);
     }
@@ -169,7 +173,7 @@ fn initramfs(init: &Path) -> Result<PathBuf, GuestError> {
     };
     fs::create_dir_all(&folder).map_err(file_error)?;
     let mut file = tempfile::NamedTempFile::new_in(&folder).map_err(file_error)?;
-    std::io::Write::write_all(&mut file, &bytes).map_err(file_error)?;
+    std::io::Write::write_all(&mut file, bytes).map_err(file_error)?;
     file.persist(&path)
         .map_err(|error| file_error(error.error))?;
     Ok(path)

@@ -8,6 +8,8 @@
 //! | `builder.rs`| the arguments of one QEMU, and its start                         |
 //! | `qemu.rs`   | one running QEMU: waiting for it, its end                        |
 //! | `serial.rs` | reads the guest's own account of itself                          |
+//! | `workload.rs` | a Debian with a database, a store or little to do, warm and saved |
+//! | `progress.rs` | whether a workload goes on after a move                          |
 //!
 //! ```no_run
 //! use dwcp_testbed::guests::{GuestKind, QemuGuest};
@@ -26,8 +28,10 @@ mod builder;
 mod cpio;
 mod images;
 mod program;
+mod progress;
 mod qemu;
 mod serial;
+mod workload;
 
 use std::io;
 use std::path::PathBuf;
@@ -38,8 +42,10 @@ pub use cpio::CpioWriter;
 pub use dwcp_guest_page::GuestOptions;
 pub use images::{GuestKind, Images, repository_root};
 pub use program::Program;
+pub use progress::{WorkLine, goes_on};
 pub use qemu::QemuGuest;
 pub use serial::{SerialLog, TickLine, Verdict, verify};
+pub use workload::{Workload, WorkloadGuest, workload_disk};
 
 /// Why a guest cannot be had, started or followed.
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::builder::QemuBuilder;
+use super::progress::goes_on;
 use super::serial::{SerialLog, TickLine, Verdict, verify};
 use super::{GuestError, tail};
 
@@ -108,6 +109,45 @@ impl QemuGuest {
         self.wait_for("end of its program", timeout, SerialLog::exit_code)
     }
 
+    /// Waits until the guest's workload is warm.
+    ///
+    /// # Errors
+    /// As [`Self::wait_ready`].
+    pub fn wait_warm(&mut self, timeout: Duration) -> Result<(), GuestError> {
+        let is_warm = |log: &SerialLog| log.is_warm().then_some(());
+        self.wait_for("READY line", timeout, is_warm)
+    }
+
+    /// Waits until the guest's workload said `count` times how far it is.
+    ///
+    /// # Errors
+    /// As [`Self::wait_ready`].
+    pub fn wait_work(&mut self, count: usize, timeout: Duration) -> Result<(), GuestError> {
+        self.wait_for("work", timeout, |log| {
+            (log.work().len() >= count).then_some(())
+        })
+    }
+
+    /// Waits until the workload of `source` goes on here, or does not; or `timeout`. The work that it has
+    /// done here, or what is wrong.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn goes_on_here(&mut self, source: &SerialLog, timeout: Duration) -> Result<u64, String> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            match goes_on(source, &self.serial) {
+                Ok(Some(done)) => return Ok(done),
+                Ok(None) if !self.is_alive() => return Err("its QEMU is gone".into()),
+                Ok(None) if Instant::now() >= deadline => {
+                    return Err("its work does not go on".into());
+                }
+                Ok(None) => thread::sleep(LOOK),
+                Err(reason) => return Err(reason),
+            }
+        }
+    }
+
     /// Waits until the guest printed `count` ticks, and returns the newest.
     ///
     /// # Errors
@@ -179,7 +219,7 @@ impl QemuGuest {
         }
     }
 
-    fn check_alive(&mut self) -> Result<(), GuestError> {
+    pub(super) fn check_alive(&mut self) -> Result<(), GuestError> {
         let status = match self.child.try_wait() {
             Ok(None) => return Ok(()),
             Ok(Some(status)) => ExitStatus::to_string(&status),

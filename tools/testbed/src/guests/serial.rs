@@ -84,7 +84,7 @@ impl SerialLog {
     }
 
     /// Whole lines of it. A line cut by a migration is in neither log.
-    fn lines(&self) -> Vec<String> {
+    pub(super) fn lines(&self) -> Vec<String> {
         let text = self.text();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         whole.lines().map(str::to_owned).collect()

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 mod wire;
 
 use crate::guests::{
-    Backend, GuestError, GuestKind, GuestOptions, QemuBuilder, QemuGuest, Verdict,
+    Backend, GuestError, GuestKind, GuestOptions, QemuBuilder, QemuGuest, Verdict, WorkloadGuest,
 };
 
 /// A limit that no link reaches, in bytes per second: QEMU's own default would throttle it.
@@ -32,6 +32,12 @@ const READY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long a moved guest gets to check all of its RAM.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long a moved workload gets to show that it goes on.
+const WORK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A workload that says so often how far it is has found its pace again.
+const WORK_LINES: usize = 3;
 
 /// How QEMU moves the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +109,8 @@ pub struct PeerOptions {
     pub load: GuestOptions,
     /// Its RAM.
     pub memory_mib: u64,
+    /// Instead of that guest, one with a workload, as it was saved when it was warm.
+    pub workload: Option<WorkloadGuest>,
     /// What its RAM is made of; private as QEMU makes it by itself, unless compared otherwise.
     pub backend: Backend,
     /// QEMU's `downtime-limit`.
@@ -129,6 +137,7 @@ impl PeerOptions {
                 ..GuestOptions::default()
             },
             memory_mib: 512,
+            workload: None,
             backend: Backend::Private,
             downtime_limit_ms: 300,
             timeout: Duration::from_secs(150),
@@ -162,7 +171,8 @@ pub struct PeerRun {
     pub rounds: u64,
     /// Processor time of both QEMUs during the migration, the guest's own work included.
     pub cpu_s: f64,
-    /// Whether the guest checked all of its RAM at the destination and found nothing wrong.
+    /// Whether the guest checked all of its RAM at the destination and found nothing wrong; of a
+    /// workload, whether it goes on.
     pub guest_verified: bool,
     /// The guest's account.
     pub guest: Verdict,
@@ -231,9 +241,7 @@ pub fn run_peer(system: PeerSystem, options: &PeerOptions) -> Result<PeerRun, Pe
     let cpu_s = pair.cpu_seconds() - cpu_before;
     let received = meter.and_then(wire::WireMeter::finish);
 
-    let guest = pair
-        .destination
-        .verify_against(pair.source.serial(), VERIFY_TIMEOUT);
+    let (guest, guest_verified) = pair.verdict(options.workload);
     let ram = info.ram.unwrap_or_default();
     Ok(PeerRun {
         system: system.name(),
@@ -246,7 +254,7 @@ pub fn run_peer(system: PeerSystem, options: &PeerOptions) -> Result<PeerRun, Pe
         ram_bytes: options.memory_mib << 20,
         rounds: ram.dirty_sync_count,
         cpu_s,
-        guest_verified: guest.ok && guest.full_pass,
+        guest_verified,
         guest,
     })
 }
@@ -260,9 +268,12 @@ fn start(system: PeerSystem, options: &PeerOptions) -> Result<Pair, PeerError> {
             .backend(options.backend.clone())
             .prefix(prefix)
     };
-    let mut source = builder("source", &options.source_prefix).spawn()?;
-    source.wait_ready(READY_TIMEOUT)?;
-    source.wait_ticks(2, READY_TIMEOUT)?;
+    let builder = |role: &str, prefix: &[String]| match options.workload {
+        None => builder(role, prefix),
+        Some(guest) => builder(role, prefix).workload(guest),
+    };
+    let source = builder("source", &options.source_prefix);
+    let mut source = started(source, options.workload)?;
     let mut destination = builder("destination", &options.destination_prefix)
         .incoming()
         .spawn()?;
@@ -278,6 +289,21 @@ fn start(system: PeerSystem, options: &PeerOptions) -> Result<Pair, PeerError> {
         source_qmp,
         destination_qmp,
     })
+}
+
+/// A guest that has found its pace.
+fn started(builder: QemuBuilder, workload: Option<WorkloadGuest>) -> Result<QemuGuest, GuestError> {
+    let Some(guest) = workload else {
+        let mut source = builder.spawn()?;
+        source.wait_ready(READY_TIMEOUT)?;
+        source.wait_ticks(2, READY_TIMEOUT)?;
+        return Ok(source);
+    };
+    let state = guest.warm(&mut |_| {})?;
+    let mut source = builder.incoming().paused().spawn()?;
+    source.restore(&state)?;
+    source.wait_work(WORK_LINES, READY_TIMEOUT)?;
+    Ok(source)
 }
 
 fn completed(
@@ -316,6 +342,26 @@ fn listening_port(info: &MigrateInfo) -> Result<u16, PeerError> {
 }
 
 impl Pair {
+    /// The guest's account of the move, and whether that is a good one.
+    fn verdict(&mut self, workload: Option<WorkloadGuest>) -> (Verdict, bool) {
+        let log = self.source.serial();
+        if workload.is_none() {
+            let verdict = self.destination.verify_against(log, VERIFY_TIMEOUT);
+            let good = verdict.ok && verdict.full_pass;
+            return (verdict, good);
+        }
+        let goes_on = self.destination.goes_on_here(log, WORK_TIMEOUT);
+        let verdict = Verdict {
+            ok: goes_on.is_ok(),
+            reason: goes_on.err(),
+            full_pass: false,
+            source: None,
+            destination: None,
+        };
+        let good = verdict.ok;
+        (verdict, good)
+    }
+
     fn cpu_seconds(&self) -> f64 {
         cpu_seconds(self.source.pid()) + cpu_seconds(self.destination.pid())
     }
