@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use dwcp_api::Attachment;
 use dwcp_testbed::Kind;
-use dwcp_testbed::guests::{GuestKind, GuestOptions, QemuGuest};
+use dwcp_testbed::guests::WorkloadGuest;
 use dwcp_testbed::peers::cpu_seconds;
 use dwcp_testbed::synthetic::SyntheticClient;
 use dwcp_testbed::wire::Backing;
 
+use super::qemu_end::QemuEnd;
 use super::{Binaries, LabError};
 
 /// A guest under emulation may take so long to boot and fill its RAM.
@@ -30,6 +31,8 @@ pub enum GuestChoice {
     Qemu,
     /// QEMU with the distribution's kernel and the project's own init.
     Linux,
+    /// QEMU with a Debian that has something to do, as it was saved when it was warm.
+    Workload(WorkloadGuest),
 }
 
 /// What the guest is and does.
@@ -52,6 +55,23 @@ pub struct GuestSpec {
     pub kind: Kind,
     /// What its RAM is made of. Only of a synthetic guest.
     pub backing: Backing,
+}
+
+impl GuestSpec {
+    /// A workload's guest: what it fills and writes is its own affair.
+    #[must_use]
+    pub const fn of_workload(guest: WorkloadGuest) -> Self {
+        Self {
+            choice: GuestChoice::Workload(guest),
+            ram_mib: guest.workload.memory_mib(),
+            fill_mib: 0,
+            hot_mib: 0,
+            dirty_pages_per_s: 0,
+            checked_pages_per_s: 0,
+            kind: Kind::Text,
+            backing: Backing::Fresh,
+        }
+    }
 }
 
 /// Both ends of a guest: one runs, the other waits. Dropping it ends both.
@@ -80,13 +100,6 @@ pub struct SyntheticProcess {
     socket: PathBuf,
 }
 
-/// A QEMU with the preload library.
-#[derive(Debug)]
-pub struct QemuEnd {
-    guest: QemuGuest,
-    uffd_socket: PathBuf,
-}
-
 impl Drop for SyntheticProcess {
     fn drop(&mut self) {
         // Both fail only when it has ended by itself.
@@ -101,22 +114,15 @@ impl GuestPair {
     /// # Errors
     /// [`LabError::Guest`], [`LabError::Timeout`].
     pub fn start(spec: &GuestSpec, folder: &Path, binaries: &Binaries) -> Result<Self, LabError> {
-        let kind = match spec.choice {
-            GuestChoice::Synthetic => {
-                let source = SyntheticProcess::start(spec, folder, binaries, false)?;
-                let destination = SyntheticProcess::start(spec, folder, binaries, true)?;
-                return Ok(Self::Synthetic {
-                    source,
-                    destination,
-                });
-            }
-            GuestChoice::Qemu => GuestKind::Bare,
-            GuestChoice::Linux => GuestKind::Linux,
-        };
-        let mut source = QemuEnd::start(spec, kind, folder, binaries, false)?;
-        let mut destination = QemuEnd::start(spec, kind, folder, binaries, true)?;
-        source.guest.wait_ready(READY_TIME)?;
-        source.guest.wait_ticks(1, READY_TIME)?;
+        if spec.choice == GuestChoice::Synthetic {
+            return Ok(Self::Synthetic {
+                source: SyntheticProcess::start(spec, folder, binaries, false)?,
+                destination: SyntheticProcess::start(spec, folder, binaries, true)?,
+            });
+        }
+        let mut source = QemuEnd::start(spec, folder, binaries, false)?;
+        let mut destination = QemuEnd::start(spec, folder, binaries, true)?;
+        source.wait_ready(READY_TIME)?;
         drop(destination.guest.qmp()?);
         Ok(Self::Qemu {
             source: Box::new(source),
@@ -134,10 +140,6 @@ impl GuestPair {
         folder: &Path,
         binaries: &Binaries,
     ) -> Result<(), LabError> {
-        let kind = match spec.choice {
-            GuestChoice::Synthetic | GuestChoice::Qemu => GuestKind::Bare,
-            GuestChoice::Linux => GuestKind::Linux,
-        };
         match self {
             Self::Synthetic {
                 source,
@@ -150,7 +152,7 @@ impl GuestPair {
                 source,
                 destination,
             } => {
-                let mut place = QemuEnd::start(spec, kind, folder, binaries, true)?;
+                let mut place = QemuEnd::start(spec, folder, binaries, true)?;
                 drop(place.guest.qmp()?);
                 destination.guest.goes_on_from(&source.guest);
                 *source = std::mem::replace(destination, Box::new(place));
@@ -229,15 +231,7 @@ impl GuestPair {
             Self::Qemu {
                 source,
                 destination,
-            } => {
-                let log = source.guest.serial().clone();
-                let verdict = destination.guest.verify_against(&log, VERIFY_TIME);
-                let all = verdict.ok && verdict.full_pass;
-                let reason = verdict
-                    .reason
-                    .unwrap_or_else(|| "it did not look at all pages".into());
-                Ok(if all { Ok(()) } else { Err(reason) })
-            }
+            } => Ok(destination.verify_against(source, VERIFY_TIME)),
         }
     }
 
@@ -248,7 +242,7 @@ impl GuestPair {
     pub fn verify_at_source(&mut self) -> Result<Result<(), String>, LabError> {
         match self {
             Self::Synthetic { source, .. } => source.verify(),
-            Self::Qemu { source, .. } => source.verify_here(),
+            Self::Qemu { source, .. } => source.verify_here(VERIFY_TIME),
         }
     }
 }
@@ -335,76 +329,5 @@ impl SyntheticProcess {
         } else {
             Err(format!("{bad} bad pages of {}", found.pages))
         })
-    }
-}
-
-impl QemuEnd {
-    fn start(
-        spec: &GuestSpec,
-        kind: GuestKind,
-        folder: &Path,
-        binaries: &Binaries,
-        incoming: bool,
-    ) -> Result<Self, LabError> {
-        let name = if incoming { "destination" } else { "source" };
-        let uffd_socket = folder.join(format!("{name}.uffd"));
-        let mut builder = QemuGuest::builder(name, folder)
-            .guest(kind)
-            .memory_mib(spec.ram_mib)
-            .options(GuestOptions {
-                fill_mib: spec.fill_mib,
-                hot_mib: spec.hot_mib,
-                rate: spec.dirty_pages_per_s,
-                verify_rate: spec.checked_pages_per_s,
-                kind: spec.kind,
-            })
-            .env("LD_PRELOAD", &binaries.preload)
-            .env("DWCP_UFFD_SOCKET", &uffd_socket);
-        if incoming {
-            builder = builder.incoming().paused();
-        }
-        Ok(Self {
-            guest: builder.spawn()?,
-            uffd_socket,
-        })
-    }
-
-    fn attachment(&self) -> Attachment {
-        Attachment::Qemu {
-            qmp_socket: self.guest.qmp_path().to_string_lossy().into_owned(),
-            uffd_socket: Some(self.uffd_socket.to_string_lossy().into_owned()),
-        }
-    }
-
-    fn is_running(&mut self) -> bool {
-        self.guest.is_alive()
-            && self
-                .guest
-                .qmp()
-                .and_then(|mut qmp| Ok(qmp.query_status()?))
-                .is_ok_and(|status| status.status == "running")
-    }
-
-    /// The guest goes on ticking where it stayed, and a pass over all pages finds none bad.
-    fn verify_here(&mut self) -> Result<Result<(), String>, LabError> {
-        let log = self.guest.serial().clone();
-        let pages = log.ready_mib().unwrap_or(0) << 8;
-        let before = log.latest().map_or(0, |tick| tick.verified);
-        let deadline = Instant::now() + VERIFY_TIME;
-        while Instant::now() < deadline {
-            if let Some(tick) = log.latest() {
-                if tick.bad > 0 {
-                    return Ok(Err(format!("{} bad pages", tick.bad)));
-                }
-                if tick.verified >= before + pages {
-                    return Ok(Ok(()));
-                }
-            }
-            if !self.guest.is_alive() {
-                return Ok(Err("its QEMU is gone".into()));
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Ok(Err("it did not look at all pages in time".into()))
     }
 }

@@ -7,20 +7,25 @@
 //! | `node.rs` | one node: two daemons, started, killed, started again |
 //! | `pki.rs` | certificates of its nodes, where the migrations are to be TLS |
 //! | `guest.rs` | the guest at both ends: a process, or QEMU with our kernel or Debian's |
+//! | `qemu_end.rs` | one end of a guest in QEMU |
+//! | `held.rs` | what the destination has before a guest comes |
 //! | `run.rs` | one migration from the boot to the guest's own verdict |
 //! | `fleet.rs` | many synthetic guests moved at once |
 
 mod binaries;
 mod fleet;
 mod guest;
+mod held;
 mod node;
 mod pki;
+mod qemu_end;
 mod run;
 
 pub use binaries::{Binaries, BinariesError};
 pub use fleet::{Fleet, MovedFleet};
 pub use guest::{GuestChoice, GuestPair, GuestSpec};
 pub use node::{LabNode, Plane};
+pub use qemu_end::QemuEnd;
 pub use run::{Ends, Lab, MovedGuest, RunSpec};
 
 /// Why the lab cannot do what was asked.

@@ -10,8 +10,11 @@ use dwcp_testbed::link::{Side, VethLink};
 
 use super::{Binaries, GuestPair, GuestSpec, LabError, LabNode};
 
-/// A migration of the lab takes seconds; one that takes longer hangs.
+/// A migration of the lab takes seconds, unless it is said to take longer.
 const MIGRATION_TIME: Duration = Duration::from_secs(600);
+
+/// A migration that is cancelled ends within this time, or it hangs.
+const CANCEL_TIME: Duration = Duration::from_secs(60);
 
 /// Name of the lab's VM.
 const VM: &str = "guest";
@@ -60,6 +63,8 @@ pub struct Lab {
     pub b: LabNode,
     /// The guest.
     pub guest: GuestPair,
+    /// A migration that takes longer is cancelled.
+    pub limit: Duration,
 }
 
 /// How it went.
@@ -107,7 +112,8 @@ impl Lab {
         let b = LabNode::start_within("node-b", folder, &binaries, settings, at(1))?;
         say("starting the guest at node-a, and its empty place at node-b");
         let guest = GuestPair::start(&spec.guest, folder, &binaries)?;
-        let mut lab = Self { a, b, guest };
+        let limit = MIGRATION_TIME;
+        let mut lab = Self { a, b, guest, limit };
         lab.attach()?;
         Ok(lab)
     }
@@ -186,6 +192,33 @@ impl Lab {
         }
     }
 
+    /// Waits for the end of a migration, and cancels it when the time is up.
+    pub(super) fn wait_report(
+        &mut self,
+        id: MigrationId,
+        watch: &mut dyn FnMut(&MigrationStatus),
+    ) -> Result<MigrationReport, LabError> {
+        let mut deadline = Instant::now() + self.limit;
+        let mut is_cancelled = false;
+        loop {
+            let status = self.status(id)?;
+            watch(&status);
+            if let Some(report) = status.report {
+                return Ok(report);
+            }
+            if Instant::now() > deadline {
+                if is_cancelled {
+                    return Err(LabError::Timeout("the migration".into()));
+                }
+                let which = id.to_string();
+                self.a.ask(&Request::Cancel { which })?;
+                is_cancelled = true;
+                deadline += CANCEL_TIME;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Moves the guest and lets it look at its memory where it is then.
     ///
     /// # Errors
@@ -198,18 +231,7 @@ impl Lab {
     ) -> Result<MovedGuest, LabError> {
         let (dataplane, guest) = (self.dataplane_cpu_s(), self.guest.cpu_s());
         let id = self.migrate(settings)?;
-        let deadline = Instant::now() + MIGRATION_TIME;
-        let mut report = loop {
-            let status = self.status(id)?;
-            watch(&status);
-            if let Some(report) = status.report {
-                break report;
-            }
-            if Instant::now() > deadline {
-                return Err(LabError::Timeout("the migration".into()));
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        };
+        let mut report = self.wait_report(id, watch)?;
         let dataplane_cpu_s = self.dataplane_cpu_s() - dataplane;
         let cpu_s = dataplane_cpu_s + self.guest.cpu_s() - guest;
         say("the guest looks at all of its memory");

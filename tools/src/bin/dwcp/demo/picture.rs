@@ -15,6 +15,7 @@ pub(crate) fn report(report: &MigrationReport, guest: &GuestSpec) -> String {
         GuestChoice::Synthetic => "a process",
         GuestChoice::Qemu => "QEMU, the project's own kernel",
         GuestChoice::Linux => "QEMU, Linux",
+        GuestChoice::Workload(guest) => guest.workload.name(),
     };
     let mut out = show::report(report);
     let _ = write!(

@@ -78,7 +78,9 @@ impl Here {
             Need::Qemu => match scenario.guest.vmm {
                 GuestChoice::Synthetic => Ok(()),
                 GuestChoice::Qemu => found(&self.bare, || guest(GuestKind::Bare)),
-                GuestChoice::Linux => found(&self.linux, || guest(GuestKind::Linux)),
+                GuestChoice::Linux | GuestChoice::Workload(_) => {
+                    found(&self.linux, || guest(GuestKind::Linux))
+                }
             },
             Need::Veth => found(&self.veth, || link(None)),
             Need::RateLimit => found(&self.rate_limit, || link(Some(0))),

@@ -1,0 +1,101 @@
+//! A link that a bench asks for.
+
+use std::process::Command;
+
+use dwcp_tools::lab::Binaries;
+use dwcp_wan::link::{self, LinkName, TemporaryLink};
+use dwcp_wan::params::{LinkParams, WayParams};
+use dwcp_wan::units;
+
+use crate::failure::Failure;
+
+/// Rate, round trip, loss.
+const LINKS: [&str; 4] = [
+    "100mbit,100ms",
+    "500mbit,50ms",
+    "900mbit,50ms,0.1%",
+    "100mbit,200ms,1%",
+];
+
+/// A link that is wanted.
+#[derive(Clone, Debug)]
+pub(crate) struct Road {
+    pub(crate) name: String,
+    way: WayParams,
+}
+
+impl Road {
+    /// Those that are measured when none is asked for.
+    pub(super) fn usual() -> Result<Vec<Self>, Failure> {
+        let roads = LINKS.iter().map(|text| Self::parse(text));
+        roads
+            .collect::<Result<_, _>>()
+            .map_err(|error| Failure::other(anyhow::anyhow!(error)))
+    }
+
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let parts: Vec<_> = text.split(',').map(str::trim).collect();
+        let (rate, round_trip, loss) = match parts[..] {
+            [rate, round_trip] => (rate, round_trip, "0"),
+            [rate, round_trip, loss] => (rate, round_trip, loss),
+            _ => return Err("a link is RATE,RTT or RATE,RTT,LOSS, as in 100mbit,100ms,1%".into()),
+        };
+        let round_trip_ns = units::time(round_trip).map_err(|error| error.to_string())?;
+        Ok(Self {
+            name: text.to_owned(),
+            way: WayParams {
+                rate_bit_per_s: units::rate(rate).map_err(|error| error.to_string())?,
+                delay_ns: round_trip_ns / 2,
+                loss: units::share(loss).map_err(|error| error.to_string())?,
+                ..WayParams::default()
+            },
+        })
+    }
+
+    /// Makes it, with `congestion_control` for all that chooses none.
+    pub(crate) fn up(&self, seed: u64, congestion_control: &str) -> Result<TemporaryLink, Failure> {
+        let name: LinkName = format!("bench-{}", std::process::id())
+            .parse()
+            .map_err(|error: String| Failure::other(anyhow::anyhow!(error)))?;
+        let params = LinkParams {
+            seed,
+            ways: [self.way.clone(), self.way.clone()],
+        };
+        let program = Binaries::find().map_err(Failure::other)?.wan;
+        let link: TemporaryLink = link::up(&name, &params, 1500, &program)
+            .map_err(Failure::other)?
+            .into();
+        for namespace in &link.namespaces {
+            let setting = format!("net.ipv4.tcp_congestion_control={congestion_control}");
+            let set = Command::new("ip")
+                .args(["netns", "exec", namespace, "sysctl", "-qw", &setting])
+                .status()
+                .map_err(Failure::other)?;
+            if !set.success() {
+                return Err(Failure::other(anyhow::anyhow!(
+                    "the kernel has no congestion control {congestion_control}"
+                )));
+            }
+        }
+        Ok(link)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_read_as_people_write_them() {
+        let road = Road::parse("100mbit, 200ms, 1%").unwrap();
+        assert_eq!(road.way.rate_bit_per_s, Some(100_000_000));
+        assert_eq!(road.way.delay_ns, 100_000_000);
+        assert!((road.way.loss - 0.01).abs() < 1e-9);
+        for text in LINKS {
+            Road::parse(text).unwrap();
+        }
+        for bad in ["", "100mbit", "100mbit,fast", "1,2,3,4"] {
+            Road::parse(bad).unwrap_err();
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Runs as people read them.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::{Record, Run};
+use crate::bench::run::by_case;
+use crate::bench::stat::median;
+use crate::failure::Failure;
+
+/// What others are compared with.
+const YARDSTICK: &str = "qemu-multifd4-zstd";
+
+/// One system in one case.
+struct Row<'a> {
+    name: String,
+    runs: Vec<&'a Run>,
+}
+
+impl<'a> Row<'a> {
+    fn of(runs: &[&'a Run]) -> Vec<Self> {
+        let mut rows: Vec<Self> = vec![];
+        for &run in runs {
+            let name = run.name();
+            match rows.iter_mut().find(|row| row.name == name) {
+                Some(row) => row.runs.push(run),
+                None => rows.push(Self {
+                    name,
+                    runs: vec![run],
+                }),
+            }
+        }
+        rows
+    }
+
+    fn middle(&self, of: fn(&Run) -> f64) -> f64 {
+        median(self.runs.iter().map(|run| of(run)))
+    }
+
+    fn is_completed(&self) -> bool {
+        self.runs.iter().all(|run| run.is_completed())
+    }
+
+    /// Time, and bytes, as a share of what the yardstick takes.
+    fn ratios(&self, rows: &[Self]) -> Option<[f64; 2]> {
+        let other = rows.iter().find(|row| row.name == YARDSTICK)?;
+        let both = self.is_completed() && other.is_completed();
+        let ratio = |of: fn(&Run) -> f64| self.middle(of) / other.middle(of);
+        both.then(|| {
+            [
+                ratio(|run| run.total_ms),
+                ratio(|run| run.wire_bytes as f64),
+            ]
+        })
+    }
+
+    fn verdict(&self) -> &str {
+        match (
+            self.is_completed(),
+            self.runs.iter().all(|run| run.guest_verified),
+        ) {
+            (false, _) => "GIVEN UP",
+            (true, true) => "verified",
+            (true, false) => "BAD",
+        }
+    }
+}
+
+fn of_ram(run: &Run) -> f64 {
+    run.wire_bytes as f64 / run.ram_bytes as f64
+}
+
+fn mib(run: &Run) -> f64 {
+    run.wire_bytes as f64 / f64::from(1 << 20)
+}
+
+/// One run, as soon as it is over.
+pub(super) fn line(run: &Run) -> String {
+    let row = Row {
+        name: run.name(),
+        runs: vec![run],
+    };
+    let why = if run.is_completed() { "" } else { &run.result };
+    format!("{} {why}", text_row(&row, None))
+}
+
+pub(super) fn of(record: &Record) -> String {
+    by_case(record, |run| &run.case, case_table)
+}
+
+fn case_table(runs: &[&Run]) -> String {
+    let mut out = format!(
+        "{:<24} {:>9} {:>10} {:>9} {:>7} {:>7} {:>7} {:>7}  guest\n",
+        "median of each",
+        "total ms",
+        "pause ms",
+        "wire MiB",
+        "of RAM",
+        "CPU s",
+        "time/q",
+        "bytes/q"
+    );
+    let rows = Row::of(runs);
+    for row in &rows {
+        let _ = writeln!(out, "{}", text_row(row, row.ratios(&rows)));
+    }
+    if rows.iter().any(|row| row.name == YARDSTICK) {
+        let _ = writeln!(out, "q: {YARDSTICK}");
+    }
+    out
+}
+
+fn text_row(row: &Row<'_>, ratios: Option<[f64; 2]>) -> String {
+    let [time, bytes] = in_words(ratios);
+    format!(
+        "{:<24} {:>9.0} {:>10.1} {:>9.1} {:>7.3} {:>7.2} {time:>7} {bytes:>7}  {}",
+        row.name,
+        row.middle(|run| run.total_ms),
+        row.middle(|run| run.downtime_ms),
+        row.middle(mib),
+        row.middle(of_ram),
+        row.middle(|run| run.cpu_s),
+        row.verdict()
+    )
+}
+
+fn in_words(ratios: Option<[f64; 2]>) -> [String; 2] {
+    ratios.map_or_else(
+        || ["-".into(), "-".into()],
+        |ratios| ratios.map(|ratio| format!("{ratio:.2}")),
+    )
+}
+
+/// What a record is read for; its machine is not.
+#[derive(Deserialize)]
+struct Recorded {
+    runs: Vec<Run>,
+}
+
+/// A record's runs as Markdown.
+pub(super) fn of_record(path: &Path) -> Result<String, Failure> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::NotFound(format!("{}: {error}", path.display())))?;
+    let recorded: Recorded = serde_json::from_str(&text).map_err(|error| {
+        Failure::other(anyhow::anyhow!(
+            "{} is no record of `dwcp bench wan`: {error}",
+            path.display()
+        ))
+    })?;
+    Ok(markdown(&recorded.runs))
+}
+
+fn markdown(runs: &[Run]) -> String {
+    let mut out =
+        "| case | system | total s | of q | pause ms | MiB | of RAM | of q | CPU s | guest |\n\
+                   |---|---|--:|--:|--:|--:|--:|--:|--:|---|\n"
+            .to_owned();
+    let mut cases: Vec<&str> = vec![];
+    for run in runs {
+        if !cases.contains(&run.case.as_str()) {
+            cases.push(&run.case);
+        }
+    }
+    for case in cases {
+        let of_it: Vec<_> = runs.iter().filter(|run| run.case == case).collect();
+        let rows = Row::of(&of_it);
+        for row in &rows {
+            let [time, bytes] = in_words(row.ratios(&rows));
+            let _ = writeln!(
+                out,
+                "| {case} | {} | {:.1} | {time} | {:.0} | {:.1} | {:.3} | {bytes} | {:.1} | {} |",
+                row.name,
+                row.middle(|run| run.total_ms) / 1e3,
+                row.middle(|run| run.downtime_ms),
+                row.middle(mib),
+                row.middle(of_ram),
+                row.middle(|run| run.cpu_s),
+                row.verdict()
+            );
+        }
+    }
+    let _ = write!(out, "\nq: {YARDSTICK}.");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(system: &str, held: &str, total_ms: f64, result: &str) -> Run {
+        let text = serde_json::json!({
+            "system": system, "case": "100mbit,100ms idle", "held": held, "result": result,
+            "total_ms": total_ms, "downtime_ms": 1.0, "wire_bytes": 1 << 20, "bytes_per_s": 1.0,
+            "cpu_s": 1.0, "ram_bytes": 4 << 20, "guest_verified": true,
+        });
+        serde_json::from_value(text).unwrap()
+    }
+
+    #[test]
+    fn a_system_is_compared_with_multifd_where_both_ended() {
+        let mut runs = vec![
+            run("dwcp", "disk", 500.0, "completed"),
+            run(YARDSTICK, "", 1000.0, "completed"),
+        ];
+        let text = markdown(&runs);
+        let wanted =
+            "| 100mbit,100ms idle | dwcp, disk held | 0.5 | 0.50 | 1 | 1.0 | 0.250 | 1.00 |";
+        assert!(text.contains(wanted), "{text}");
+        runs[1].result = "given up".into();
+        let text = markdown(&runs);
+        assert!(
+            text.contains("| 0.5 | - |") && text.contains("GIVEN UP"),
+            "{text}"
+        );
+    }
+}
