@@ -51,9 +51,9 @@ pub(crate) struct Args {
     /// What the destination has before DWCP moves the guest there.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "none")]
     held: Vec<Held>,
-    /// Print the runs of a JSON record as Markdown, and move nothing.
+    /// Print the runs of a JSON record as Markdown, and move nothing; may be given again.
     #[arg(long, value_name = "RECORD")]
-    show: Option<PathBuf>,
+    show: Vec<PathBuf>,
     /// RAM of the guest, MiB.
     #[arg(long, default_value_t = 512)]
     size_mib: u64,
@@ -131,8 +131,8 @@ struct Case<'a> {
 type Record = super::run::Record<Run>;
 
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
-    if let Some(record) = &args.show {
-        println!("{}", table::of_record(record)?);
+    if !args.show.is_empty() {
+        println!("{}", table::of_records(&args.show)?);
         return Ok(());
     }
     let base = profile::load("internet")?;

@@ -1,7 +1,7 @@
 //! Runs as people read them.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 
@@ -139,17 +139,21 @@ struct Recorded {
     runs: Vec<Run>,
 }
 
-/// A record's runs as Markdown.
-pub(super) fn of_record(path: &Path) -> Result<String, Failure> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::NotFound(format!("{}: {error}", path.display())))?;
-    let recorded: Recorded = serde_json::from_str(&text).map_err(|error| {
-        Failure::other(anyhow::anyhow!(
-            "{} is no record of `dwcp bench wan`: {error}",
-            path.display()
-        ))
-    })?;
-    Ok(markdown(&recorded.runs))
+/// The runs of records as Markdown, one table.
+pub(super) fn of_records(paths: &[PathBuf]) -> Result<String, Failure> {
+    let mut runs = vec![];
+    for path in paths {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Failure::NotFound(format!("{}: {error}", path.display())))?;
+        let recorded: Recorded = serde_json::from_str(&text).map_err(|error| {
+            Failure::other(anyhow::anyhow!(
+                "{} is no record of `dwcp bench wan`: {error}",
+                path.display()
+            ))
+        })?;
+        runs.extend(recorded.runs);
+    }
+    Ok(markdown(&runs))
 }
 
 fn markdown(runs: &[Run]) -> String {
