@@ -136,7 +136,7 @@ fn of_dwcp(system: &str, case: &Case<'_>, held: Held, moved: &MovedGuest) -> Run
         total_ms: report.total_ms,
         downtime_ms: report.downtime_ms,
         downtime_parts_ms: Some(report.downtime_parts_ms),
-        pages: Some(report.pages.clone()),
+        pages: Some(report.pages),
         wire_bytes: report.wire_bytes,
         bytes_per_s: rate(report.ram_bytes, report.total_ms),
         cpu_s: moved.cpu_s,
