@@ -1,38 +1,37 @@
 //! The source's driver: events into the machine, actions out of it, until it is finished.
 
+mod begin;
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dwcp_api::counters::Counters;
-use dwcp_api::{ApiError, Codec, ErrorCode, MigrationId, Role, TransferSettings, Verify};
-use dwcp_journal::RecordKind;
+use dwcp_api::{MigrationId, TransferSettings};
 use dwcp_proto::{
-    Ending, Instant as ProtoInstant, Outcome, Phase, RoundLimits, Source, SourceAction,
-    SourceConfig, SourceEvent,
+    Ending, Instant as ProtoInstant, Outcome, Phase, Source, SourceAction, SourceEvent,
 };
-use dwcp_wire::{AbortCode, Offer};
+use dwcp_wire::AbortCode;
 
 use super::admission::{Turn, at_once};
 use super::baseline;
-use super::node::{JournalScope, MigrationHandle, Node, PeerNode, check_running};
+use super::node::{JournalScope, MigrationHandle, Node, PeerNode};
 use super::peer::ControlWriter;
-use super::recorder::{End, Recorder, Subject, no_outcome};
+use super::recorder::{End, Recorder, no_outcome};
 use super::relay::Relay;
 use super::secure::Way;
 use super::source_asks::Asking;
-use super::vms::api_error;
 use crate::engine::{
     Mailbox, Question, Reread, Session, SourceCommand, WorkerEvent, WorkerHandle, WorkerRound,
 };
 use crate::path::{Lanes, RoundWork};
-use crate::ram::RamLayout;
-use crate::vmm::tracker::{self, DirtyTracker};
-use crate::vmm::{self, Vm};
+use crate::vmm::Vm;
+use crate::vmm::tracker::DirtyTracker;
+
+pub(super) use begin::{random, start};
 
 /// Between looks at the clock, at cancel requests, and updates of what is shown.
 const TICK: Duration = Duration::from_millis(50);
@@ -114,194 +113,6 @@ pub(super) struct RoundUnderWay {
     pub(super) scan_ms: f64,
     pub(super) dirty_ns: u64,
     pub(super) parts: Vec<WorkerRound>,
-}
-
-/// Checks what can be checked at once, then moves the VM on a thread of its own.
-pub(super) fn start(node: &Arc<Node>, request: &Request) -> Result<(), ApiError> {
-    start_on(node, request, |run| {
-        let thread = std::thread::Builder::new().name("dwcp-source".into());
-        thread.spawn(run).map(drop)
-    })
-}
-
-/// The thread is there before the journal says that the migration began: otherwise nobody might be
-/// left to end it.
-fn start_on(
-    node: &Arc<Node>,
-    request: &Request,
-    spawn: impl FnOnce(Box<dyn FnOnce() + Send>) -> std::io::Result<()>,
-) -> Result<(), ApiError> {
-    let way = Way::choose(node, &request.settings, &request.destination)?;
-    let attachment = node.take_vm(&request.vm, request.id)?;
-    let (give, taken) = sync_channel::<SourceDriver>(1);
-    let run = move || {
-        if let Ok(driver) = taken.recv() {
-            driver.run();
-        }
-    };
-    let started = spawn(Box::new(run))
-        .map_err(|error| ApiError::new(ErrorCode::System, format!("no thread: {error}")))
-        .and_then(|()| prepare(node, request, &attachment, way));
-    match started {
-        Ok(driver) => {
-            // The thread waits for nothing else.
-            let _ = give.send(driver);
-            Ok(())
-        }
-        Err(error) => {
-            node.give_vm(&request.vm);
-            Err(error)
-        }
-    }
-}
-
-fn prepare(
-    node: &Arc<Node>,
-    request: &Request,
-    attachment: &dwcp_api::Attachment,
-    way: Way,
-) -> Result<SourceDriver, ApiError> {
-    let refused = |error| api_error(&request.vm, &error);
-    let system = |error: std::io::Error| ApiError::new(ErrorCode::System, error.to_string());
-    let mut vm = vmm::open(attachment).map_err(refused)?;
-    let facts = vm.facts().map_err(refused)?;
-    check_running(&facts.state).map_err(|text| {
-        ApiError::new(
-            ErrorCode::VmUnsuitable,
-            format!("VM {}: {text}", request.vm),
-        )
-        .with_hint("only a running guest is moved; resume it, or attach the right VM")
-    })?;
-    let layout = vm.ram().map_err(refused)?;
-    let choice = request.settings.tracker;
-    let chosen = tracker::choose(choice, &mut *vm, &layout, facts.pid).map_err(refused)?;
-    let epoch = node.journal().state().epoch_of(&request.vm);
-    let seed = (random()? & u128::from(u64::MAX)) as u64;
-    let machine = machine(request, offer(node, request, &facts, epoch, seed));
-    let mut recorder = recorder(request, chosen.tracker.name(), layout.bytes());
-    for note in chosen.notes {
-        recorder.note(note);
-    }
-    let journal = JournalScope {
-        migration: request.id,
-        vm: request.vm.clone(),
-        role: Role::Source,
-        peer_node: request.destination.name().to_owned(),
-        peer_address: request.destination.address.clone(),
-        tls: way.is_tls(),
-        epoch,
-    };
-    let mailbox = Mailbox::new().map_err(system)?;
-    journal
-        .write(
-            node,
-            RecordKind::Begin {
-                attachment: attachment.clone(),
-            },
-        )
-        .map_err(|error| ApiError::new(ErrorCode::System, error))?;
-    let handle = node.register(request.id, recorder.status(machine.phase(), false, None));
-    Ok(SourceDriver {
-        node: Arc::clone(node),
-        session: Arc::new(session(layout, seed, &request.settings)),
-        request: request.clone(),
-        handle,
-        journal,
-        machine,
-        mailbox,
-        pending: VecDeque::new(),
-        recorder,
-        way,
-        control: None,
-        peer: None,
-        relay: None,
-        workers: vec![],
-        lanes: None,
-        tracker: chosen.tracker,
-        vm: Arc::new(Mutex::new(vm)),
-        vm_stop: Arc::default(),
-        device_thread: None,
-        asking: None,
-        round: None,
-        collected_at: None,
-        query_under_way: Arc::default(),
-        outcome: None,
-        turn: None,
-    })
-}
-
-/// What is remembered costs memory, and is of use with a codec that can.
-fn session(layout: RamLayout, seed: u64, settings: &TransferSettings) -> Session {
-    let session = Session::new(layout, seed, settings.codec);
-    match settings.codec {
-        Codec::Raw | Codec::Zstd { .. } => session,
-        Codec::Window { .. } | Codec::Auto { .. } => session.remembering(settings.remember_bytes),
-    }
-}
-
-fn machine(request: &Request, offer: Offer) -> Source {
-    let settings = &request.settings;
-    Source::new(SourceConfig {
-        offer,
-        limits: RoundLimits {
-            downtime_ns_max: u64::from(settings.downtime_limit_ms) * 1_000_000,
-            rounds_max: settings.rounds_max,
-            abort_if_not_converged: settings.abort_if_not_converged,
-        },
-        silence_ns: u64::from(settings.peer_silence_ms) * 1_000_000,
-    })
-}
-
-fn recorder(request: &Request, tracker: &str, ram_bytes: u64) -> Recorder {
-    let mut recorder = Recorder::new(Subject {
-        id: request.id,
-        vm: request.vm.clone(),
-        role: Role::Source,
-        peer: request.destination.name().to_owned(),
-        mode: request.settings.mode.clone(),
-        meter: Arc::default(),
-    });
-    recorder.dry_run = request.dry_run;
-    recorder.tracker = tracker.to_owned();
-    recorder.ram_bytes = ram_bytes;
-    recorder.window_bytes = request.settings.window_bytes;
-    recorder
-}
-
-fn offer(
-    node: &Node,
-    request: &Request,
-    facts: &vmm::VmFacts,
-    epoch: u64,
-    fingerprint_seed: u64,
-) -> Offer {
-    let settings = &request.settings;
-    let window = settings.window_bytes / u64::from(settings.streams.max(1));
-    Offer {
-        migration: request.id.0,
-        vm: request.vm.clone(),
-        source_node: node.options().name.clone(),
-        epoch,
-        vmm: facts.kind.to_owned(),
-        ram: facts.ram.clone(),
-        streams: settings.streams,
-        fingerprint_seed,
-        verify_full: settings.verify == Verify::Full,
-        sample_pages: settings.sample_pages,
-        ack_bytes: (window / 4).max(64 * 1024),
-        peer_silence_ms: settings.peer_silence_ms,
-        dry_run: request.dry_run,
-        reuse: settings.reuse,
-    }
-}
-
-/// 128 bits that nobody can guess.
-pub(super) fn random() -> Result<u128, ApiError> {
-    let mut bytes = [0; 16];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes))
-        .map_err(|error| ApiError::new(ErrorCode::System, format!("/dev/urandom: {error}")))?;
-    Ok(u128::from_ne_bytes(bytes))
 }
 
 impl SourceDriver {
@@ -500,6 +311,3 @@ impl SourceDriver {
         self.handle.finish(status, report);
     }
 }
-
-#[cfg(test)]
-mod tests;

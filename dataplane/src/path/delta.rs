@@ -171,18 +171,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn noise(seed: u64) -> Page {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut page = [0; PAGE_BYTES];
-        for chunk in page.chunks_exact_mut(8) {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            chunk.copy_from_slice(&state.to_le_bytes());
-        }
-        page
-    }
+    use crate::path::testing::noise;
 
     fn encoded(encoder: &mut DeltaEncoder, pages: &[(Page, Page)]) -> Vec<u8> {
         let mut out = vec![0; pages.len() * PAGE_BYTES + DELTA_OVERHEAD_BYTES_MAX];

@@ -45,6 +45,9 @@ mod decode;
 
 mod apply;
 
+#[cfg(test)]
+mod testing;
+
 pub use apply::{Applied, Incoming};
 pub use classify::{PageKind, classify};
 pub use decode::{DecodeError, Decoder, PageSink, PageTable};

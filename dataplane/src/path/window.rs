@@ -186,18 +186,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn random_page(seed: u64) -> Page {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut page = [0; PAGE_BYTES];
-        for chunk in page.chunks_exact_mut(8) {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            chunk.copy_from_slice(&state.to_le_bytes());
-        }
-        page
-    }
+    use crate::path::testing::noise;
 
     fn text_page(seed: u64) -> Page {
         let mut page = [0; PAGE_BYTES];
@@ -221,7 +210,7 @@ mod tests {
     #[test]
     fn a_page_is_found_again_far_behind() {
         let mut encoder = WindowEncoder::new(3, WINDOW_BYTES_MAX, 4);
-        let pages: Vec<Page> = (0..1024).map(random_page).collect();
+        let pages: Vec<Page> = (0..1024).map(noise).collect();
         let once: Vec<Vec<Page>> = pages.chunks(64).map(<[Page]>::to_vec).collect();
         let first = frames(&mut encoder, &once);
         let again = frames(&mut encoder, &once);
@@ -234,7 +223,7 @@ mod tests {
     #[test]
     fn what_cannot_be_compressed_fits_in_a_frame() {
         let mut encoder = WindowEncoder::new(1, WINDOW_BYTES_MAX, 1);
-        let full: Vec<Page> = (0..FRAME_DATA_PAGES_MAX as u64).map(random_page).collect();
+        let full: Vec<Page> = (0..FRAME_DATA_PAGES_MAX as u64).map(noise).collect();
         frames(&mut encoder, &[full.clone(), full]);
     }
 
@@ -272,10 +261,10 @@ mod tests {
     #[test]
     fn only_chance_looks_random() {
         for seed in 0..200 {
-            assert!(looks_random(&random_page(seed)), "{seed}");
+            assert!(looks_random(&noise(seed)), "{seed}");
             assert!(!looks_random(&text_page(seed)));
         }
-        let mut half = random_page(7);
+        let mut half = noise(7);
         half[..PAGE_BYTES / 2].fill(0);
         assert!(!looks_random(&half));
     }
@@ -289,7 +278,7 @@ mod tests {
         ) {
             let mut encoder = WindowEncoder::new(level, 1 << 20, 2);
             let mut decoder = WindowDecoder::new(2);
-            let page = |n: u64| if n.is_multiple_of(3) { random_page(n % 50) } else { text_page(n) };
+            let page = |n: u64| if n.is_multiple_of(3) { noise(n % 50) } else { text_page(n) };
             let wanted: Vec<Vec<Page>> = sizes
                 .iter()
                 .map(|&size| (0..size as u64).map(|n| page(n.wrapping_add(seed) % 1000)).collect())

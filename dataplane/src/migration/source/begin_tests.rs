@@ -1,8 +1,8 @@
-use dwcp_api::{Attachment, Codec, IoPath, SendChoice, TlsChoice, TrackerChoice};
+use dwcp_api::{Attachment, Codec, IoPath, MigrationId, SendChoice, TlsChoice, TrackerChoice};
 use dwcp_testbed::synthetic::{SyntheticGuest, SyntheticOptions};
 
 use super::*;
-use crate::migration::NodeOptions;
+use crate::migration::{NodeOptions, PeerNode};
 
 fn request(vm: &str) -> Request {
     Request {
