@@ -56,6 +56,25 @@ fn what_speaks_something_else_has_refused() {
     assert!(report.refused, "{}", report.reason);
 }
 
+/// A node that is restarted at that moment, or a link that is cut: another try may do better.
+#[test]
+fn a_connection_that_breaks_in_the_first_words_is_lost() {
+    for is_silent in [false, true] {
+        let breaking = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = breaking.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            let (mut stream, _) = breaking.accept().unwrap();
+            let _ = stream.read(&mut [0; 64]);
+            while is_silent && stream.read(&mut [0; 64]).is_ok_and(|bytes| bytes > 0) {}
+        });
+        let report = try_to_move(&address);
+        assert!(!report.refused, "{}", report.reason);
+        assert!(report.connection_lost, "{}", report.reason);
+        let is_said = report.reason.contains("said nothing for 1000 ms");
+        assert_eq!(is_said, is_silent, "{}", report.reason);
+    }
+}
+
 #[test]
 fn a_node_without_the_vm_has_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
 //! What is said on connections between nodes: hellos and control messages.
 
+use std::io::ErrorKind::UnexpectedEof;
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -64,6 +65,20 @@ pub(super) enum PeerError {
     /// It is older than the codec.
     #[error("the other node cannot read codec `{0}`: upgrade it, or set pages.codec = \"raw\"")]
     Codec(&'static str),
+}
+
+impl PeerError {
+    /// Whether a connection that stood has broken: another may do better. Who cannot be reached at all, or
+    /// is somebody else, stays so.
+    pub(super) fn is_loss(&self) -> bool {
+        match self {
+            Self::Closed => true,
+            // TLS has words of its own in such an error: those are no loss.
+            Self::Lost(error) => error.get_ref().is_none() || error.kind() == UnexpectedEof,
+            Self::Tls(error) => error.is_loss(),
+            _ => false,
+        }
+    }
 }
 
 /// Reads one frame whose payload is covered by its checksum.

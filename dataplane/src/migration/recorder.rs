@@ -60,6 +60,8 @@ pub(super) struct Recorder {
     pub(super) ended_here: bool,
     /// The other node, or the way to it, was lost.
     pub(super) peer_lost: bool,
+    /// There is nobody to lose: the destination cannot be reached, or is somebody else.
+    pub(super) no_peer: bool,
     pub(super) ram_root: Option<u128>,
     pub(super) notes: Vec<String>,
     pub(super) dirty_pages_per_s: f64,
@@ -118,6 +120,7 @@ impl Recorder {
             accepted: false,
             ended_here: false,
             peer_lost: false,
+            no_peer: false,
             ram_root: None,
             notes: vec![],
             dirty_pages_per_s: 0.0,
@@ -302,7 +305,8 @@ impl Recorder {
             refused: self.role == Role::Source
                 && result == RunResult::Aborted
                 && !self.accepted
-                && !self.ended_here,
+                && !self.ended_here
+                && (self.no_peer || !self.peer_lost),
             connection_lost: self.role == Role::Source
                 && result == RunResult::Aborted
                 && self.peer_lost,

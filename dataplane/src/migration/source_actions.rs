@@ -1,5 +1,6 @@
 //! What the source's machine asks for, carried out.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -76,9 +77,16 @@ impl SourceDriver {
         let time = Duration::from_millis(self.request.settings.connect_timeout_ms.into());
         match self.try_connect(time) {
             Ok(()) => self.pending.push_back(SourceEvent::Connected),
-            Err(error) => self
-                .pending
-                .push_back(SourceEvent::PeerLost(error.to_string())),
+            Err(error) => {
+                self.recorder.no_peer = !error.is_loss();
+                let reason = match &error {
+                    peer::PeerError::Lost(error) if error.kind() == ErrorKind::WouldBlock => {
+                        format!("the other side said nothing for {} ms", time.as_millis())
+                    }
+                    error => error.to_string(),
+                };
+                self.pending.push_back(SourceEvent::PeerLost(reason));
+            }
         }
     }
 

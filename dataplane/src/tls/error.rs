@@ -54,6 +54,17 @@ pub enum TlsError {
     Io(#[from] io::Error),
 }
 
+impl TlsError {
+    /// Whether the connection broke, whoever the other side is.
+    #[must_use]
+    pub const fn is_loss(&self) -> bool {
+        matches!(
+            self,
+            Self::Closed | Self::TooLong(_) | Self::Cut | Self::Io(_)
+        )
+    }
+}
+
 impl From<TlsError> for io::Error {
     fn from(error: TlsError) -> Self {
         match error {
