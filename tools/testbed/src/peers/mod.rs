@@ -15,7 +15,10 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+mod error;
 mod wire;
+
+pub use error::PeerError;
 
 use crate::guests::{
     Backend, GuestError, GuestKind, GuestOptions, QemuBuilder, QemuGuest, Verdict, WorkloadGuest,
@@ -178,34 +181,6 @@ pub struct PeerRun {
     pub guest: Verdict,
 }
 
-/// Why there is no measurement.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PeerError {
-    /// The guests did not run.
-    #[error(transparent)]
-    Guest(#[from] GuestError),
-    /// QEMU's monitor.
-    #[error(transparent)]
-    Qmp(#[from] QmpError),
-    /// The migration ended otherwise than completed.
-    #[error("The migration is {status:?} after {after:?}: {detail}")]
-    NotCompleted {
-        /// Where it stood.
-        status: MigrationStatus,
-        /// Since its start.
-        after: Duration,
-        /// QEMU's reason.
-        detail: String,
-    },
-    /// The destination listens nowhere.
-    #[error("The destination does not say where it listens: {detail}")]
-    NoAddress {
-        /// What it said.
-        detail: String,
-    },
-}
-
 /// A source that runs and a destination that waits.
 struct Pair {
     source: QemuGuest,
@@ -232,7 +207,14 @@ pub fn run_peer(system: PeerSystem, options: &PeerOptions) -> Result<PeerRun, Pe
     let info = pair
         .source_qmp
         .wait_migrate(|info| info.status.is_final(), options.timeout);
-    let info = completed(info, begin, options.timeout)?;
+    let info = match completed(info, begin, options.timeout) {
+        Ok(info) => info,
+        Err(error) => {
+            let cpu = pair.cpu_seconds() - cpu_before;
+            let received = meter.and_then(wire::WireMeter::finish);
+            return Err(error.having_used(received.unwrap_or(0), cpu));
+        }
+    };
     let stop = pair.source_qmp.wait_event_named("STOP", options.timeout)?;
     let resume = pair
         .destination_qmp
@@ -317,6 +299,8 @@ fn completed(
             status: info.status,
             after: begin.elapsed(),
             detail: info.error_desc.unwrap_or_else(|| "no reason given".into()),
+            wire_bytes: 0,
+            cpu_s: 0.0,
         }),
         // Still going when the time was up; a monitor that does not answer is another matter.
         Err(QmpError::Timeout { during, .. }) if begin.elapsed() >= timeout => {
@@ -324,6 +308,8 @@ fn completed(
                 status: MigrationStatus::Active,
                 after: begin.elapsed(),
                 detail: during,
+                wire_bytes: 0,
+                cpu_s: 0.0,
             })
         }
         Err(other) => Err(other.into()),
