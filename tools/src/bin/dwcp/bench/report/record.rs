@@ -137,7 +137,12 @@ impl Record {
                     .unwrap_or("")
                     .to_owned()
             };
-            let (system, case) = (text("system"), text("case"));
+            // What the destination had before makes it another measurement.
+            let system = match text("held").as_str() {
+                "" => text("system"),
+                held => format!("{}, {held} held", text("system")),
+            };
+            let case = text("case");
             if !cases.contains(&case) {
                 cases.push(case.clone());
             }
