@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use dwcp_api::Attachment;
 use dwcp_testbed::Kind;
-use dwcp_testbed::guests::WorkloadGuest;
+use dwcp_testbed::guests::{GuestOptions, WorkloadGuest};
 use dwcp_testbed::peers::cpu_seconds;
 use dwcp_testbed::synthetic::SyntheticClient;
 use dwcp_testbed::wire::Backing;
@@ -70,6 +70,18 @@ impl GuestSpec {
             checked_pages_per_s: 0,
             kind: Kind::Text,
             backing: Backing::Fresh,
+        }
+    }
+
+    /// What a guest in QEMU is told.
+    #[must_use]
+    pub const fn options(&self) -> GuestOptions {
+        GuestOptions {
+            fill_mib: self.fill_mib,
+            hot_mib: self.hot_mib,
+            rate: self.dirty_pages_per_s,
+            verify_rate: self.checked_pages_per_s,
+            kind: self.kind,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dwcp_api::Attachment;
-use dwcp_testbed::guests::{GuestKind, GuestOptions, QemuGuest};
+use dwcp_testbed::guests::{GuestKind, QemuGuest};
 
 use super::{Binaries, GuestChoice, GuestSpec, LabError};
 
@@ -40,13 +40,7 @@ impl QemuEnd {
                 GuestChoice::Linux | GuestChoice::Workload(_) => GuestKind::Linux,
             })
             .memory_mib(spec.ram_mib)
-            .options(GuestOptions {
-                fill_mib: spec.fill_mib,
-                hot_mib: spec.hot_mib,
-                rate: spec.dirty_pages_per_s,
-                verify_rate: spec.checked_pages_per_s,
-                kind: spec.kind,
-            })
+            .options(spec.options())
             .env("LD_PRELOAD", &binaries.preload)
             .env("DWCP_UFFD_SOCKET", &uffd_socket);
         let workload = match spec.choice {

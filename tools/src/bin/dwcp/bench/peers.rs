@@ -139,12 +139,12 @@ impl std::fmt::Display for Case {
     }
 }
 
-fn by_dwcp(guest: Guest, settings: &TransferSettings, case: Case) -> Result<Run, Failure> {
+fn guest_spec(guest: Guest, case: Case) -> GuestSpec {
     let choice = match guest {
         Guest::Linux => GuestChoice::Linux,
         Guest::Bare => GuestChoice::Qemu,
     };
-    let guest = GuestSpec {
+    GuestSpec {
         choice,
         ram_mib: case.size_mib,
         fill_mib: case.fill_mib,
@@ -153,8 +153,11 @@ fn by_dwcp(guest: Guest, settings: &TransferSettings, case: Case) -> Result<Run,
         checked_pages_per_s: GuestOptions::default().verify_rate,
         kind: Kind::Text,
         backing: Backing::Fresh,
-    };
-    let moved = move_once(guest, settings, None)?;
+    }
+}
+
+fn by_dwcp(guest: Guest, settings: &TransferSettings, case: Case) -> Result<Run, Failure> {
+    let moved = move_once(guest_spec(guest, case), settings, None)?;
     let report = moved.report;
     if report.result != RunResult::Completed {
         return Err(Failure::other(anyhow::anyhow!("dwcp: {}", report.reason)));
@@ -173,20 +176,13 @@ fn by_dwcp(guest: Guest, settings: &TransferSettings, case: Case) -> Result<Run,
 
 fn by_qemu(guest: Guest, system: PeerSystem, case: Case) -> Result<Run, Failure> {
     let folder = tempfile::tempdir().map_err(Failure::other)?;
-    let guest = match guest {
-        Guest::Linux => GuestKind::Linux,
-        Guest::Bare => GuestKind::Bare,
-    };
     let options = PeerOptions {
-        guest,
-        memory_mib: case.size_mib,
-        load: GuestOptions {
-            fill_mib: case.fill_mib,
-            hot_mib: 50.min(case.fill_mib),
-            rate: case.pages_per_s,
-            kind: Kind::Text,
-            ..GuestOptions::default()
+        guest: match guest {
+            Guest::Linux => GuestKind::Linux,
+            Guest::Bare => GuestKind::Bare,
         },
+        memory_mib: case.size_mib,
+        load: guest_spec(guest, case).options(),
         ..PeerOptions::new(folder.path())
     };
     let run = run_peer(system, &options).map_err(Failure::other)?;

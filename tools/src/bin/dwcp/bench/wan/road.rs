@@ -52,6 +52,10 @@ impl Road {
         })
     }
 
+    pub(super) fn is_lossy(&self) -> bool {
+        self.way.loss > 0.0
+    }
+
     /// Makes it, with `congestion_control` for all that chooses none.
     pub(crate) fn up(&self, seed: u64, congestion_control: &str) -> Result<TemporaryLink, Failure> {
         let name: LinkName = format!("bench-{}", std::process::id())

@@ -116,11 +116,13 @@ pub(super) fn by_dwcp(
 }
 
 fn hold(lab: &mut Lab, held: Held, sibling: &RunSpec, folder: &Path) -> Result<(), LabError> {
-    match held {
-        Held::None => Ok(()),
-        Held::Sibling => lab.hold_sibling(sibling, folder),
-        Held::Disk => lab.hold_image(&workload_disk()?),
+    if held.has_disk() {
+        lab.hold_image(&workload_disk()?)?;
     }
+    if held.has_sibling() {
+        lab.hold_sibling(sibling, folder)?;
+    }
+    Ok(())
 }
 
 fn of_dwcp(system: &str, case: &Case<'_>, held: Held, moved: &MovedGuest) -> Run {
@@ -165,13 +167,7 @@ pub(super) fn by_qemu(
             GuestChoice::Workload(guest) => Some(guest),
             _ => None,
         },
-        load: GuestOptions {
-            fill_mib: guest.fill_mib,
-            hot_mib: guest.hot_mib,
-            rate: guest.dirty_pages_per_s,
-            kind: guest.kind,
-            ..GuestOptions::default()
-        },
+        load: guest.options(),
         timeout: Duration::from_secs(args.timeout_s),
         address: link.addresses[1].clone(),
         source_prefix: within(0),
@@ -195,7 +191,13 @@ pub(super) fn by_qemu(
             ram_bytes,
             guest_verified: run.guest_verified,
         }),
-        Err(PeerError::NotCompleted { after, detail, .. }) => Ok(Run {
+        Err(PeerError::NotCompleted {
+            after,
+            detail,
+            wire_bytes,
+            cpu_s,
+            ..
+        }) => Ok(Run {
             system: system.name().to_owned(),
             case: case.name(),
             held: String::new(),
@@ -204,9 +206,9 @@ pub(super) fn by_qemu(
             downtime_ms: 0.0,
             downtime_parts_ms: None,
             pages: None,
-            wire_bytes: 0,
+            wire_bytes,
             bytes_per_s: 0.0,
-            cpu_s: 0.0,
+            cpu_s,
             ram_bytes,
             guest_verified: false,
         }),

@@ -5,17 +5,17 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{Record, Run};
+use super::{Record, Run, goals};
 use crate::bench::run::by_case;
 use crate::bench::stat::median;
 use crate::failure::Failure;
 
 /// What others are compared with.
-const YARDSTICK: &str = "qemu-multifd4-zstd";
+pub(super) const YARDSTICK: &str = "qemu-multifd4-zstd";
 
 /// One system in one case.
-struct Row<'a> {
-    name: String,
+pub(super) struct Row<'a> {
+    pub(super) name: String,
     runs: Vec<&'a Run>,
 }
 
@@ -35,11 +35,11 @@ impl<'a> Row<'a> {
         rows
     }
 
-    fn middle(&self, of: fn(&Run) -> f64) -> f64 {
+    pub(super) fn middle(&self, of: fn(&Run) -> f64) -> f64 {
         median(self.runs.iter().map(|run| of(run)))
     }
 
-    fn is_completed(&self) -> bool {
+    pub(super) fn is_completed(&self) -> bool {
         self.runs.iter().all(|run| run.is_completed())
     }
 
@@ -109,6 +109,16 @@ fn case_table(runs: &[&Run]) -> String {
     if rows.iter().any(|row| row.name == YARDSTICK) {
         let _ = writeln!(out, "q: {YARDSTICK}");
     }
+    for goal in goals::reached(&rows) {
+        let [what, other] = goal.what;
+        let _ = writeln!(
+            out,
+            "bytes of {what} / {other}: {:.2}, the goal is {:.2}: {}",
+            goal.ratio,
+            goal.most,
+            goal.verdict()
+        );
+    }
     out
 }
 
@@ -161,6 +171,7 @@ fn markdown(runs: &[Run]) -> String {
         "| case | system | total s | of q | pause ms | MiB | of RAM | of q | CPU s | guest |\n\
                    |---|---|--:|--:|--:|--:|--:|--:|--:|---|\n"
             .to_owned();
+    let mut goals = String::new();
     let mut cases: Vec<&str> = vec![];
     for run in runs {
         if !cases.contains(&run.case.as_str()) {
@@ -184,8 +195,24 @@ fn markdown(runs: &[Run]) -> String {
                 row.verdict()
             );
         }
+        for goal in goals::reached(&rows) {
+            let [what, other] = goal.what;
+            let _ = writeln!(
+                goals,
+                "| {case} | {what} | {other} | {:.2} | {:.2} | {} |",
+                goal.ratio,
+                goal.most,
+                goal.verdict()
+            );
+        }
     }
     let _ = write!(out, "\nq: {YARDSTICK}.");
+    if !goals.is_empty() {
+        out.push_str(
+            "\n\n| case | bytes of | over those of | ratio | goal | |\n|---|---|---|--:|--:|---|\n",
+        );
+        out.push_str(goals.trim_end());
+    }
     out
 }
 
@@ -200,6 +227,32 @@ mod tests {
             "cpu_s": 1.0, "ram_bytes": 4 << 20, "guest_verified": true,
         });
         serde_json::from_value(text).unwrap()
+    }
+
+    #[test]
+    fn goals_are_named_where_both_sides_ended() {
+        let mut runs = vec![
+            run("dwcp", "", 500.0, "completed"),
+            run("dwcp-back", "", 500.0, "completed"),
+            run(YARDSTICK, "", 1000.0, "completed"),
+        ];
+        runs[0].wire_bytes = 2 << 20;
+        let text = markdown(&runs);
+        for wanted in [
+            "| 100mbit,100ms idle | dwcp | RAM | 0.50 | 0.30 | missed |",
+            "| dwcp | qemu-multifd4-zstd | 2.00 | 0.85 | missed |",
+            "| dwcp-back | dwcp | 0.50 | 0.12 | missed |",
+        ] {
+            assert!(text.contains(wanted), "{text}");
+        }
+        assert!(!text.contains("sibling"), "{text}");
+        runs[1].wire_bytes = 2 << 10;
+        runs[2].result = "given up".into();
+        let text = markdown(&runs);
+        assert!(
+            text.contains("| 0.00 | 0.12 | reached |") && !text.contains("0.85"),
+            "{text}"
+        );
     }
 
     #[test]
