@@ -70,19 +70,34 @@ impl Road {
             .map_err(Failure::other)?
             .into();
         for namespace in &link.namespaces {
-            let setting = format!("net.ipv4.tcp_congestion_control={congestion_control}");
-            let set = Command::new("ip")
-                .args(["netns", "exec", namespace, "sysctl", "-qw", &setting])
-                .status()
-                .map_err(Failure::other)?;
-            if !set.success() {
-                return Err(Failure::other(anyhow::anyhow!(
-                    "the kernel has no congestion control {congestion_control}"
-                )));
-            }
+            control(namespace, congestion_control)?;
         }
         Ok(link)
     }
+}
+
+/// Changes the congestion control of a namespace by its routes: its setting takes only what the host
+/// allows to everybody, which need not be more than the host's own default.
+fn control(namespace: &str, congestion_control: &str) -> Result<(), Failure> {
+    let ip = |words: &[&str]| {
+        let mut command = Command::new("ip");
+        command.args(["-n", namespace, "route"]).args(words);
+        command.output().map_err(Failure::other)
+    };
+    let routes = String::from_utf8_lossy(&ip(&["show"])?.stdout).into_owned();
+    for route in routes.lines() {
+        let mut words = vec!["replace"];
+        words.extend(route.split_whitespace());
+        words.extend(["congctl", congestion_control]);
+        let replaced = ip(&words)?;
+        if !replaced.status.success() {
+            return Err(Failure::other(anyhow::anyhow!(
+                "no congestion control {congestion_control}, the kernel says: {}",
+                String::from_utf8_lossy(&replaced.stderr).trim()
+            )));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
