@@ -59,6 +59,8 @@ impl Question {
         });
         // What was handed over had been accepted.
         recorder.accepted = true;
+        // The connection ended with the data plane: another try may do better.
+        recorder.peer_lost = true;
         recorder.note("the data plane was restarted after the handover was sent".into());
         let handle = node.register(id, recorder.status(Phase::Handover, true, None));
         Self {

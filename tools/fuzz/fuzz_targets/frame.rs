@@ -62,6 +62,12 @@ impl Bounds {
 }
 
 impl PageSink for Bounds {
+    fn held(&mut self, block: u32, page: u32, out: &mut Page) {
+        assert_eq!(block, self.block);
+        assert!(page < BLOCK_PAGES[block as usize]);
+        out.fill(page as u8);
+    }
+
     fn zero(&mut self, block: u32, page: u32, count: u32) {
         self.take(block, page, count);
     }

@@ -34,6 +34,9 @@ pub fn ram(block_pages: &[u32]) -> RamLayout {
 /// In the first byte of [`page_frame`]'s input.
 const STARTS_WINDOW: u8 = 1 << 4;
 
+/// The same: its data ends with a delta.
+const DELTA: u8 = 1 << 5;
+
 /// Puts the magic and the right checksum on a header.
 pub fn seal(header: &mut [u8; HEADER_BYTES]) {
     header[..4].copy_from_slice(&MAGIC);
@@ -46,7 +49,7 @@ pub fn seal(header: &mut [u8; HEADER_BYTES]) {
 ///
 /// | byte | means |
 /// |--:|---|
-/// | 0 | bits 0..2 the RAM block; bit 2: `table_bytes` is taken from bytes 2..4; bit 3: fingerprints of raw pages are put right; bit 4: a window begins |
+/// | 0 | bits 0..2 the RAM block; bit 2: `table_bytes` is taken from bytes 2..4; bit 3: fingerprints of raw pages are put right; bit 4: a window begins; bit 5: byte 2 says how long the delta is |
 /// | 1 | entries, less one |
 /// | 4.. | payload |
 #[must_use]
@@ -70,7 +73,7 @@ pub fn page_frame(input: &[u8], stream: u16, sequence: u64) -> Option<(FrameHead
         table_bytes: table as u32,
         table_crc32c: kernels().crc32c(0, covered),
         starts_window: flags & STARTS_WINDOW != 0,
-        delta_bytes: if flags & 16 == 0 { 0 } else { low.into() },
+        delta_bytes: if flags & DELTA == 0 { 0 } else { low.into() },
         ..FrameHeader::empty(FrameKind::Pages, stream, sequence)
     };
     Some((header, payload))
