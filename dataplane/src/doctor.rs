@@ -33,7 +33,6 @@ const RENEW_DAYS: i64 = 14;
 #[must_use]
 pub fn certificate(facts: Option<&CertificateFacts>) -> Finding {
     const SUBJECT: &str = "TLS certificate";
-    const SECONDS_PER_DAY: i64 = 24 * 60 * 60;
     let Some(facts) = facts else {
         return finding(
             SUBJECT,
@@ -49,7 +48,7 @@ pub fn certificate(facts: Option<&CertificateFacts>) -> Finding {
         date_of(facts.not_after)
     );
     let renew = "`dwcp pki rotate` renews it; its files are read again by themselves";
-    match facts.seconds_left().div_euclid(SECONDS_PER_DAY) {
+    match facts.days_left() {
         ..0 => finding(
             SUBJECT,
             FindingLevel::Missing,

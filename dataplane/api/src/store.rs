@@ -36,6 +36,14 @@ pub struct StoreEntry {
     pub disk_bytes: u64,
 }
 
+impl StoreEntry {
+    /// The entry for something: what is under way with it stands behind what an earlier time has left.
+    #[must_use]
+    pub fn newest<'a>(entries: &'a [Self], kind: &StoreKind) -> Option<&'a Self> {
+        entries.iter().rev().find(|entry| entry.kind == *kind)
+    }
+}
+
 /// What an entry is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

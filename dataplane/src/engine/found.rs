@@ -16,13 +16,6 @@ pub trait PageLibrary {
     fn find(&mut self, hash: u64, out: &mut Page) -> bool;
 }
 
-/// A library without pages.
-impl PageLibrary for () {
-    fn find(&mut self, _: u64, _: &mut Page) -> bool {
-        false
-    }
-}
-
 /// Why pages were not looked for.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -163,6 +156,12 @@ mod tests {
         fn find(&mut self, hash: u64, out: &mut Page) -> bool {
             let page = self.0.get(&hash);
             page.map(|page| *out = *page).is_some()
+        }
+    }
+
+    impl PageLibrary for () {
+        fn find(&mut self, _: u64, _: &mut Page) -> bool {
+            false
         }
     }
 

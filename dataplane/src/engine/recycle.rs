@@ -20,8 +20,8 @@ pub struct NotWiped;
 
 const ZERO: Page = [0; PAGE_BYTES];
 
-/// Marks allocated pages as unknown; returns how many there are. A block of which the file system cannot tell what is allocated is
-/// emptied instead, unless all of it is.
+/// Marks allocated pages as unknown; returns how many there are. A block of which the file system
+/// cannot tell what is allocated is emptied instead, unless all of it is.
 ///
 /// # Errors
 /// [`RamError`] from the blocks' files.

@@ -131,9 +131,9 @@ fn question(
         let (mut hash, mut fingerprint) = (0, Fingerprint::default());
         if in_use.blocks[index].contains(page) {
             block.read_page(page, &mut content);
-            if !kernels().is_zero(&content) {
+            fingerprint = kernels().fingerprint(&session.key, &content);
+            if !session.key.is_zero(fingerprint) {
                 hash = kernels().fingerprint(content_key, &content).lo;
-                fingerprint = kernels().fingerprint(&session.key, &content);
             }
         }
         hashes.push(hash);

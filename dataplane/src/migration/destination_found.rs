@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use dwcp_simd::{FingerprintKey, PAGE_BYTES, RamRoot};
+use dwcp_simd::{FingerprintKey, PAGE_BYTES};
 use dwcp_wire::limits::WANTED_UNANSWERED_MAX;
 use dwcp_wire::{AbortCode, Control, RefuseCode, WantedPages};
 
@@ -12,7 +12,7 @@ use super::destination::{DestinationDriver, DestinationInput};
 use super::destination_actions::Refusal;
 use super::node::Node;
 use super::source::random;
-use crate::engine::{Found, PageLibrary, Session, find_pages, keep_allocated};
+use crate::engine::{Found, Session, find_pages, keep_allocated};
 use crate::store::Library;
 
 /// What came of looking whether there is anything to find.
@@ -48,26 +48,22 @@ impl DestinationDriver {
             let mut helper = meter.helper();
             let looked = look(&node, &session);
             helper.lap();
-            let (content_seed, searched) = match looked {
-                Ok(Some((seed, library))) => (Ok(Some(seed)), Some((seed, library))),
-                Ok(None) => (Ok(None), None),
-                Err(reason) => (Err(reason), None),
-            };
-            let looked = Looked {
+            let seed_of = |library: &Option<Library>| library.as_ref().map(Library::seed);
+            let content_seed = looked.as_ref().map(seed_of).map_err(Clone::clone);
+            let looked_at = Looked {
                 token,
                 content_seed,
             };
-            let _ = mailbox.push(DestinationInput::Looked(looked));
-            let Some((seed, mut library)) = searched else {
+            let _ = mailbox.push(DestinationInput::Looked(looked_at));
+            let Ok(Some(mut library)) = looked else {
                 return;
             };
-            answer(&session, seed, &mut library, &asked, &stop, |found| {
+            answer(&session, &mut library, &asked, &stop, |found| {
                 helper.lap();
                 mailbox.push(DestinationInput::Found(found)).is_ok()
             });
             library
-                .iter()
-                .flat_map(Library::stale)
+                .stale()
                 .for_each(|what| tracing::warn!(what, "store"));
         };
         let thread = std::thread::Builder::new().name("dwcp-look".into());
@@ -107,9 +103,7 @@ impl DestinationDriver {
             Ok(found) => found,
             Err(reason) => return self.failed(AbortCode::Protocol, reason),
         };
-        let mut root = RamRoot(self.recorder.ram_root.unwrap_or(0));
-        root.merge(found.root);
-        self.recorder.ram_root = Some(root.0);
+        self.recorder.add_to_root(found.root);
         self.finding.in_ram += found.in_ram;
         self.finding.in_store += found.elsewhere;
         self.send(&Control::Found(found.answer));
@@ -131,43 +125,33 @@ impl DestinationDriver {
     }
 }
 
-/// Whether anything can be found, and where.
-fn look(node: &Node, session: &Session) -> Result<Option<(u64, Option<Library>)>, String> {
+/// Where to look for pages besides RAM, which may be nowhere; `None` when nothing can be found at all.
+fn look(node: &Node, session: &Session) -> Result<Option<Library>, String> {
     let allocated = keep_allocated(session).map_err(|error| error.to_string())?;
-    let library = node
-        .store
-        .as_ref()
-        .map(|store| (store.seed(), store.library()));
-    let library = library.filter(|(_, library)| library.pages() > 0);
-    if let Some((seed, library)) = library {
-        return Ok(Some((seed, Some(library))));
+    let library = node.store.as_ref().map(|store| store.library());
+    if let Some(library) = library.filter(|library| library.pages() > 0) {
+        return Ok(Some(library));
     }
     if allocated == 0 {
         return Ok(None);
     }
     let seed = random().map_err(|error| error.to_string())?;
-    Ok(Some(((seed & u128::from(u64::MAX)) as u64, None)))
+    Ok(Some(Library::empty((seed & u128::from(u64::MAX)) as u64)))
 }
 
 /// Answers until nobody asks any more.
 fn answer(
     session: &Session,
-    seed: u64,
-    library: &mut Option<Library>,
+    library: &mut Library,
     asked: &Receiver<WantedPages>,
     stop: &AtomicBool,
     mut give: impl FnMut(Result<Found, String>) -> bool,
 ) {
-    let key = FingerprintKey::new(seed);
-    let mut nothing = ();
+    let key = FingerprintKey::new(library.seed());
     for wanted in asked {
         if stop.load(Ordering::Acquire) {
             return;
         }
-        let library: &mut dyn PageLibrary = match library {
-            Some(library) => library,
-            None => &mut nothing,
-        };
         let found = find_pages(session, &wanted, &key, library);
         let found = found.map_err(|error| error.to_string());
         if found.is_err() | !give(found) {

@@ -79,7 +79,7 @@ impl DestinationDriver {
     /// All parts of the round are applied.
     fn round_is_here(&mut self) {
         let round = self.round[0].round;
-        let mut root = RamRoot(self.recorder.ram_root.unwrap_or(0));
+        let mut root = RamRoot::default();
         let (mut applied, mut suspects) = (RoundSummary::default(), vec![]);
         for part in self.round.drain(..) {
             applied.frames += part.applied.summary.frames;
@@ -89,7 +89,7 @@ impl DestinationDriver {
             suspects.extend(part.applied.suspects);
         }
         let suspects = cover(suspects, SUSPECT_RANGES_MAX);
-        self.recorder.ram_root = Some(root.0);
+        let root = self.recorder.add_to_root(root);
         self.recorder.round = round;
         self.recorder.round_sent(RoundReport {
             round,
@@ -100,7 +100,6 @@ impl DestinationDriver {
             ..RoundReport::default()
         });
         self.round_began = Instant::now();
-        let root = root.0;
         let event = DestinationEvent::RoundApplied {
             round,
             applied,

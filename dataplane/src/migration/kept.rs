@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dwcp_api::{ApiError, ErrorCode, StoreEntry, StoreKind, StoreRequest, StoreState};
 
 use super::node::Node;
-use crate::store::{Entry, Kind, Store, StoreError};
+use crate::store::{Entry, Store, StoreError};
 
 impl Node {
     /// Does what is asked of the store, and tells what it has then.
@@ -70,10 +70,7 @@ impl Node {
 fn ready(entry: Entry) -> StoreEntry {
     StoreEntry {
         number: Some(entry.number),
-        kind: match entry.kind {
-            Kind::Baseline { vm } => StoreKind::Baseline { vm },
-            Kind::Image { path } => StoreKind::Image { path },
-        },
+        kind: entry.kind,
         state: StoreState::Ready,
         pages: entry.pages,
         disk_bytes: entry.disk_bytes,

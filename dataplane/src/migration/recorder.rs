@@ -9,7 +9,7 @@ use dwcp_api::{
 };
 use dwcp_proto::{Ending, Outcome, Phase};
 
-use dwcp_simd::PAGE_BYTES;
+use dwcp_simd::{PAGE_BYTES, RamRoot};
 
 use super::meter::Meter;
 use crate::engine::Session;
@@ -94,6 +94,13 @@ pub(super) struct Subject {
 }
 
 impl Recorder {
+    /// A part of RAM came to be as its digests say; returns the whole root.
+    pub(super) fn add_to_root(&mut self, part: RamRoot) -> u128 {
+        let mut root = RamRoot(self.ram_root.unwrap_or(0));
+        root.merge(part);
+        *self.ram_root.insert(root.0)
+    }
+
     pub(super) fn new(subject: Subject) -> Self {
         let now = Instant::now();
         Self {

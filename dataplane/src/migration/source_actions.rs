@@ -20,6 +20,7 @@ use super::relay::Relay;
 use super::reread::reread;
 use super::source::{SourceDriver, SourceInput};
 use crate::engine::{Reread, SourceCommand, WorkerSettings, spawn_source_worker};
+use crate::tls::Connection;
 
 impl SourceDriver {
     /// Moments that only events tell.
@@ -152,7 +153,6 @@ impl SourceDriver {
 
     fn try_open_streams(&mut self, token: u128, streams: u16) -> Result<(), peer::PeerError> {
         let settings = self.request.settings.clone();
-        let time = Duration::from_millis(settings.connect_timeout_ms.into());
         let to = self.peer.ok_or(peer::PeerError::Closed)?;
         let local = self.control.as_ref().and_then(ControlWriter::local_address);
         let placement = place(&settings, streams, &self.session.layout, local);
@@ -185,22 +185,15 @@ impl SourceDriver {
         }
         self.recorder.streams = streams;
         for index in 0..streams {
-            let congestion_control = settings.congestion_control.as_deref();
-            let (socket, note) = dial::connect_stream(to, time, congestion_control)?;
-            if let Some(note) = note {
-                self.recorder.note(note);
-            }
-            if settings.codec != Codec::Raw {
-                dial::bound_unsent(&socket);
-            }
             let hello = StreamHello {
                 token,
                 index,
                 role: StreamRole::Data,
             };
-            let mut stream = self.way.secure(&self.node, socket, time)?;
-            self.recorder.count_resumed(stream.is_resumed());
-            peer::say_stream_hello(&mut stream, hello, &self.recorder.meter)?;
+            let stream = self.join(to, hello)?;
+            if settings.codec != Codec::Raw {
+                dial::bound_unsent(stream.socket());
+            }
             let stream = stream.into_data_stream()?;
             let worker = &self.workers[usize::from(index) % count];
             worker.command(SourceCommand::AddStream { index, stream });
@@ -208,25 +201,34 @@ impl SourceDriver {
         self.open_device(to, token)
     }
 
-    fn open_device(&mut self, to: SocketAddr, token: u128) -> Result<(), peer::PeerError> {
+    /// Opens a further connection of the migration, which says what it is.
+    fn join(&mut self, to: SocketAddr, hello: StreamHello) -> Result<Connection, peer::PeerError> {
         let settings = &self.request.settings;
         let time = Duration::from_millis(settings.connect_timeout_ms.into());
         let congestion_control = settings.congestion_control.as_deref();
-        let (device, _) = dial::connect_stream(to, time, congestion_control)?;
-        let mut device = self.way.secure(&self.node, device, time)?;
-        self.recorder.count_resumed(device.is_resumed());
+        let (socket, note) = dial::connect_stream(to, time, congestion_control)?;
+        if let Some(note) = note {
+            self.recorder.note(note);
+        }
+        let mut connection = self.way.secure(&self.node, socket, time)?;
+        self.recorder.count_resumed(connection.is_resumed());
+        peer::say_stream_hello(&mut connection, hello, &self.recorder.meter)?;
+        Ok(connection)
+    }
+
+    fn open_device(&mut self, to: SocketAddr, token: u128) -> Result<(), peer::PeerError> {
         let hello = StreamHello {
             token,
             index: 0,
             role: StreamRole::Device,
         };
-        peer::say_stream_hello(&mut device, hello, &self.recorder.meter)?;
+        let device = self.join(to, hello)?;
         let mailbox = self.mailbox.clone();
         let on_break = move |reason: String| {
             let _ = mailbox.push(SourceInput::DeviceLost(reason));
         };
         let relay = Relay::start(device, Arc::new(on_break), &self.recorder.meter)?;
-        if settings.codec != Codec::Raw {
+        if self.request.settings.codec != Codec::Raw {
             relay.warm()?;
         }
         self.relay = Some(relay);

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
 use dwcp_proto::SourceEvent;
-use dwcp_simd::{PAGE_BYTES, RamRoot};
+use dwcp_simd::PAGE_BYTES;
 use dwcp_wire::limits::WANTED_UNANSWERED_MAX;
 use dwcp_wire::{AbortCode, Control, FoundPages, PageRange};
 
@@ -103,11 +103,9 @@ impl SourceDriver {
         let _ = asking.permits.as_ref().map(Receiver::try_recv);
         asking.answers += 1;
         match take_found(&self.session, &question, found) {
-            Ok(Taken::Found { pages, root: part }) => {
+            Ok(Taken::Found { pages, root }) => {
                 asking.found_pages += pages;
-                let mut root = RamRoot(self.recorder.ram_root.unwrap_or(0));
-                root.merge(part);
-                self.recorder.ram_root = Some(root.0);
+                self.recorder.add_to_root(root);
             }
             Ok(Taken::Doubtful(range)) => asking.doubtful.push(range),
             Err(error) => return self.fail(AbortCode::Protocol, error.to_string()),

@@ -121,9 +121,7 @@ impl SourceDriver {
             classes.raw += part.counts.raw;
             delta.merge(part.root);
         }
-        let mut root = RamRoot(self.recorder.ram_root.unwrap_or(0));
-        root.merge(delta);
-        self.recorder.ram_root = Some(root.0);
+        let root = self.recorder.add_to_root(delta);
         let report = RoundReport {
             round: round.work.round,
             pages: round.work.pages(),
@@ -142,7 +140,7 @@ impl SourceDriver {
             sent,
             pages: sent.pages,
             dirty_ns,
-            root: root.0,
+            root,
         };
         self.pending.push_back(SourceEvent::RoundSent(measure));
     }

@@ -196,33 +196,35 @@ impl<'a> Outgoing<'a> {
         let global = self.layout.global_page(block, page);
         let fingerprint = self.read_page(block, page, buffer);
         self.counts.visited += 1;
-        let held = self.digests.get(global).filter(|_| !forced);
-        match classify(self.key, fingerprint, self.digests.get(global), forced) {
+        let held = self.digests.get(global);
+        match classify(self.key, fingerprint, held, forced) {
             PageKind::ZeroHeld => self.counts.zero += 1,
             PageKind::Unchanged => self.counts.unchanged += 1,
             PageKind::Zero => {
                 self.builder.push_zero(page, encoder, buffer);
                 self.digests.set(global, None, &mut self.root);
             }
+            PageKind::Data(fingerprint) if self.by_reference => {
+                self.builder.push_reference(page, fingerprint);
+                self.digests.set(global, Some(fingerprint), &mut self.root);
+            }
             PageKind::Data(fingerprint) => {
-                if self.by_reference {
-                    self.builder.push_reference(page, fingerprint);
+                let leaving = Leaving {
+                    number: global,
+                    content: self.builder.slot(buffer),
+                    fingerprint,
+                    is_first,
+                };
+                let remembered = self.remembered.filter(|_| encoder.takes_changes());
+                // What it was is of no use where the destination may not hold it.
+                let held = held.filter(|_| !forced);
+                let is_known =
+                    remembered.is_some_and(|all| all.exchange(&leaving, held, &mut self.old));
+                let (builder, old) = (&mut self.builder, &*self.old);
+                if is_known {
+                    builder.push_changed(page, fingerprint, old, encoder, buffer);
                 } else {
-                    let leaving = Leaving {
-                        number: global,
-                        content: self.builder.slot(buffer),
-                        fingerprint,
-                        is_first,
-                    };
-                    let remembered = self.remembered.filter(|_| encoder.takes_changes());
-                    let is_known =
-                        remembered.is_some_and(|all| all.exchange(&leaving, held, &mut self.old));
-                    let (builder, old) = (&mut self.builder, &*self.old);
-                    if is_known {
-                        builder.push_changed(page, fingerprint, old, encoder, buffer);
-                    } else {
-                        builder.push_data(page, fingerprint, encoder, buffer);
-                    }
+                    builder.push_data(page, fingerprint, encoder, buffer);
                 }
                 self.digests.set(global, Some(fingerprint), &mut self.root);
             }

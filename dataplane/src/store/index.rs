@@ -8,11 +8,14 @@
 //! index need be in memory. Nothing in it is believed: whoever reads a page hashes it.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 const MAGIC: [u8; 8] = *b"DWCPIDX1";
+/// Magic, bits, pages.
+const HEAD_BYTES: u64 = 20;
+
 const ENTRY_BYTES: usize = 12;
 
 /// log2 of the entries per place.
@@ -65,6 +68,31 @@ fn upper(hash: u64, bits: u32) -> u64 {
     hash.checked_shr(64 - bits).unwrap_or(0)
 }
 
+/// The pages in an index, by its head alone.
+pub(super) fn pages(path: &Path) -> io::Result<u64> {
+    head(&File::open(path)?).map(|(_, pages)| pages)
+}
+
+/// The bits and the pages that an index says it has, if its length fits.
+fn head(file: &File) -> io::Result<(u32, u64)> {
+    let mut head = [0; HEAD_BYTES as usize];
+    file.read_exact_at(&mut head, 0)?;
+    let bits = u32::from_le_bytes(*head[8..].first_chunk().ok_or_else(bad)?);
+    let pages = u64::from_le_bytes(*head[12..].first_chunk().ok_or_else(bad)?);
+    if !head.starts_with(&MAGIC) || bits > 26 || pages > u64::from(u32::MAX) {
+        return Err(bad());
+    }
+    let bytes = HEAD_BYTES + ((1 << bits) + 1) * 4 + pages * ENTRY_BYTES as u64;
+    match file.metadata()?.len() == bytes {
+        true => Ok((bits, pages)),
+        false => Err(bad()),
+    }
+}
+
+fn bad() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "not an index of pages")
+}
+
 /// An index that is read from.
 #[derive(Debug)]
 pub(super) struct Index {
@@ -77,21 +105,10 @@ pub(super) struct Index {
 impl Index {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
-        let bad = || io::Error::new(io::ErrorKind::InvalidData, "not an index of pages");
-        let mut head = [0; 20];
-        (&file).read_exact(&mut head)?;
-        let bits = u32::from_le_bytes(*head[8..].first_chunk().ok_or_else(bad)?);
-        let pages = u64::from_le_bytes(*head[12..].first_chunk().ok_or_else(bad)?);
-        if !head.starts_with(&MAGIC) || bits > 26 || pages > u64::from(u32::MAX) {
-            return Err(bad());
-        }
-        let places = (1 << bits) + 1;
-        let bytes = 20 + places as u64 * 4 + pages * ENTRY_BYTES as u64;
-        if file.metadata()?.len() != bytes {
-            return Err(bad());
-        }
-        let mut read = vec![0; places * 4];
-        file.read_exact_at(&mut read, 20)?;
+        let (bits, pages) = head(&file)?;
+        let count = (1 << bits) + 1;
+        let mut read = vec![0; count * 4];
+        file.read_exact_at(&mut read, HEAD_BYTES)?;
         let (read, _) = read.as_chunks();
         let places: Vec<u32> = read
             .iter()
@@ -118,7 +135,8 @@ impl Index {
         let (from, upto) = (self.places[place], self.places[place + 1]);
         let count = upto.saturating_sub(from).min(BUCKET_MAX) as usize;
         self.entries.resize(count * ENTRY_BYTES, 0);
-        let start = 20 + self.places.len() as u64 * 4 + u64::from(from) * ENTRY_BYTES as u64;
+        let start =
+            HEAD_BYTES + self.places.len() as u64 * 4 + u64::from(from) * ENTRY_BYTES as u64;
         self.file.read_exact_at(&mut self.entries, start).ok()?;
         let wanted = hash.to_le_bytes();
         let (entries, _) = self.entries.as_chunks::<ENTRY_BYTES>();

@@ -38,6 +38,18 @@ impl Library {
         }
     }
 
+    /// One without pages.
+    #[must_use]
+    pub fn empty(seed: u64) -> Self {
+        Self::new(seed, vec![])
+    }
+
+    /// Seed of the hashes.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.key.seed()
+    }
+
     /// Pages that may be found.
     #[must_use]
     pub fn pages(&self) -> u64 {

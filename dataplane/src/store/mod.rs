@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use dwcp_api::StoreKind;
 use dwcp_simd::FingerprintKey;
 
 use crate::ram::{RamError, RamLayout};
@@ -89,28 +90,13 @@ pub struct Store {
     turn: Mutex<()>,
 }
 
-/// What an entry of the store is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// The RAM of a VM that left this node.
-    Baseline {
-        /// Its name.
-        vm: String,
-    },
-    /// A disk image.
-    Image {
-        /// Where it is.
-        path: PathBuf,
-    },
-}
-
 /// One entry of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The newest has the highest.
     pub number: u64,
     /// What it is.
-    pub kind: Kind,
+    pub kind: StoreKind,
     /// Different pages that it has; 0 without an index.
     pub pages: u64,
     /// What it takes in the store.
@@ -153,12 +139,6 @@ impl Store {
         Ok(store)
     }
 
-    /// Seed of the hashes by which its pages are found.
-    #[must_use]
-    pub const fn seed(&self) -> u64 {
-        self.seed
-    }
-
     /// Keeps the RAM of a VM that is not run here any more; returns the bytes written. An older
     /// baseline of it goes, and those of other VMs as far as there must be room, the oldest first.
     ///
@@ -170,7 +150,7 @@ impl Store {
         for block in layout.blocks() {
             wanted_bytes += block.room()?.held_bytes.min(block.bytes());
         }
-        let is_old = |kind: &Kind| matches!(kind, Kind::Baseline { vm: of } if of == vm);
+        let is_old = |kind: &StoreKind| matches!(kind, StoreKind::Baseline { vm: of } if of == vm);
         self.remove_all(is_old)?;
         self.make_room(with_index(wanted_bytes))?;
         self.add("baseline", |part| {
@@ -202,7 +182,7 @@ impl Store {
         let most_bytes = with_index(about.blocks() * 512) - about.blocks() * 512;
         let index = disk_image::index(&path, &self.key(), done_bytes, stop)?;
         let _turn = self.lock();
-        self.remove_all(|kind| matches!(kind, Kind::Image { path: of } if *of == path))?;
+        self.remove_all(|kind| matches!(kind, StoreKind::Image { path: of } if *of == path))?;
         self.make_room(most_bytes)?;
         self.add("image", |part| {
             let failed = StoreError::disk(format!("cannot write {}", part.display()));
@@ -251,11 +231,11 @@ impl Store {
 
     fn shelf(&self, entry: &Entry) -> io::Result<Shelf> {
         let (path, name) = match &entry.kind {
-            Kind::Baseline { vm } => (
+            StoreKind::Baseline { vm } => (
                 self.path(entry.number, "baseline"),
                 format!("the baseline of {vm}"),
             ),
-            Kind::Image { path } => (path.clone(), path.display().to_string()),
+            StoreKind::Image { path } => (path.clone(), path.display().to_string()),
         };
         Ok(Shelf {
             index: Index::open(&self.path(entry.number, "index"))?,
@@ -280,11 +260,11 @@ impl Store {
             "baseline" => {
                 let header = File::open(path).and_then(|file| Header::read(&file));
                 let vm = header.ok()?.vm;
-                Kind::Baseline { vm }
+                StoreKind::Baseline { vm }
             }
             "image" => {
                 let path = DiskImage::read(path).ok()?.path;
-                Kind::Image { path }
+                StoreKind::Image { path }
             }
             _ => return None,
         };
@@ -294,7 +274,7 @@ impl Store {
         Some(Entry {
             number,
             kind,
-            pages: Index::open(&index_path).map_or(0, |index| index.pages()),
+            pages: index::pages(&index_path).unwrap_or(0),
             disk_bytes: bytes(path) + bytes(&index_path),
         })
     }
@@ -311,7 +291,7 @@ impl Store {
         self.remove_files(entry.ok_or_else(unknown)?)
     }
 
-    fn remove_all(&self, is_meant: impl Fn(&Kind) -> bool) -> Result<(), StoreError> {
+    fn remove_all(&self, is_meant: impl Fn(&StoreKind) -> bool) -> Result<(), StoreError> {
         let entries = self.entries();
         let mut meant = entries.iter().filter(|entry| is_meant(&entry.kind));
         meant.try_for_each(|entry| self.remove_files(entry))
@@ -319,8 +299,8 @@ impl Store {
 
     fn remove_files(&self, entry: &Entry) -> Result<(), StoreError> {
         let end = match entry.kind {
-            Kind::Baseline { .. } => "baseline",
-            Kind::Image { .. } => "image",
+            StoreKind::Baseline { .. } => "baseline",
+            StoreKind::Image { .. } => "image",
         };
         // The index last: it is nothing without the other.
         let cannot = StoreError::disk(format!("cannot remove entry {}", entry.number));
@@ -341,7 +321,7 @@ impl Store {
             }
             let mut baselines = entries
                 .iter()
-                .filter(|old| matches!(old.kind, Kind::Baseline { .. }));
+                .filter(|old| matches!(old.kind, StoreKind::Baseline { .. }));
             let Some(oldest) = baselines.next().filter(|_| wanted_bytes <= self.bytes_max) else {
                 return Err(StoreError::TooLarge {
                     wanted_bytes,

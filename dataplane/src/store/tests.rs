@@ -43,7 +43,7 @@ fn store(folder: &tempfile::TempDir, bytes_max: u64) -> Store {
 /// The pages of `layout` that a library of `store` finds.
 fn found(store: &Store, layout: &RamLayout) -> usize {
     let mut library = store.library();
-    let key = FingerprintKey::new(store.seed());
+    let key = FingerprintKey::new(store.seed);
     let is_found = |page: &Page| {
         let mut found = [0; PAGE_BYTES];
         library.find(kernels().fingerprint(&key, page).lo, &mut found) && found == *page
@@ -55,8 +55,8 @@ fn found(store: &Store, layout: &RamLayout) -> usize {
 
 fn vms(store: &Store) -> Vec<String> {
     let vm = |entry: Entry| match entry.kind {
-        Kind::Baseline { vm } => Some(vm),
-        Kind::Image { .. } => None,
+        StoreKind::Baseline { vm } => Some(vm),
+        StoreKind::Image { .. } => None,
     };
     store.entries().into_iter().filter_map(vm).collect()
 }
@@ -84,7 +84,7 @@ fn ram_that_left_is_found_page_by_page() {
     store.remove(entry.number).unwrap();
     assert_eq!(found(&store, &before), 0);
     let hash = kernels()
-        .fingerprint(&FingerprintKey::new(store.seed()), &page_of(3))
+        .fingerprint(&FingerprintKey::new(store.seed), &page_of(3))
         .lo;
     assert!(library.find(hash, &mut [0; PAGE_BYTES]));
     store.remove(entry.number).unwrap_err();
@@ -119,7 +119,7 @@ fn blocks_of_a_disk_image_are_found_as_long_as_they_are_what_they_were() {
     std::os::unix::fs::FileExt::write_all_at(&image, &[9; 1], 1000 * PAGE_BYTES as u64).unwrap();
     let mut library = store.library();
     let hash = kernels()
-        .fingerprint(&FingerprintKey::new(store.seed()), &page_of(0))
+        .fingerprint(&FingerprintKey::new(store.seed), &page_of(0))
         .lo;
     assert!(!library.find(hash, &mut [0; PAGE_BYTES]));
     assert_eq!(library.stale().count(), 1);
@@ -166,9 +166,9 @@ fn what_was_not_finished_is_gone_and_what_is_broken_is_not_used() {
     fs::write(store.folder.join("000009.part"), "half").unwrap();
     fs::write(store.folder.join("000008.index"), "of nothing").unwrap();
     fs::write(store.folder.join("000007.baseline"), "not one").unwrap();
-    let seed = store.seed();
+    let seed = store.seed;
     let store = Store::open(store.folder.clone(), 64 << 20).unwrap();
-    assert_eq!(store.seed(), seed);
+    assert_eq!(store.seed, seed);
     assert!(!store.folder.join("000009.part").exists());
     assert!(!store.folder.join("000008.index").exists());
     let number = store.entries()[0].number;

@@ -25,6 +25,9 @@ pub enum CertificateError {
     X509(String),
 }
 
+/// A day, as certificates count it.
+pub const SECONDS_PER_DAY: i64 = 24 * 60 * 60;
+
 /// What a certificate says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CertificateFacts {
@@ -88,6 +91,12 @@ impl CertificateFacts {
             }
         }
         Ok(facts)
+    }
+
+    /// Whole days until it ends; negative once it has.
+    #[must_use]
+    pub fn days_left(&self) -> i64 {
+        self.seconds_left().div_euclid(SECONDS_PER_DAY)
     }
 
     /// Seconds until it ends; negative once it has.

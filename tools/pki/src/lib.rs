@@ -26,8 +26,8 @@ mod node;
 
 #[cfg(feature = "issue")]
 pub use authority::{Authority, AuthorityOptions, Shown, ShownNode};
-pub use certificate::{CertificateError, CertificateFacts, date_of, read_facts};
+pub use certificate::{CertificateError, CertificateFacts, SECONDS_PER_DAY, date_of, read_facts};
 #[cfg(feature = "issue")]
 pub use files::PkiError;
 #[cfg(feature = "issue")]
-pub use node::{NodeFiles, NodeOptions, SECONDS_PER_DAY};
+pub use node::{NodeFiles, NodeOptions};

@@ -15,9 +15,6 @@ use crate::authority::{Authority, BUNDLE};
 use crate::certificate::read_facts;
 use crate::files::{self, PkiError, Secrecy};
 
-/// A day, as certificates count it.
-pub const SECONDS_PER_DAY: i64 = 24 * 60 * 60;
-
 /// Clocks of two nodes may differ: a certificate is good since a little before it was made.
 const CLOCKS_APART: Duration = Duration::hours(1);
 

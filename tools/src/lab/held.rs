@@ -88,8 +88,7 @@ fn wait_held(
 ) -> Result<(), LabError> {
     let deadline = Instant::now() + STORE_TIME;
     loop {
-        // Under way, it stands behind what an earlier time has left.
-        let entry = entries.iter().rev().find(|entry| entry.kind == *kind);
+        let entry = StoreEntry::newest(&entries, kind);
         match entry.map(|entry| &entry.state) {
             Some(StoreState::Ready) => return Ok(()),
             Some(StoreState::Failed { reason }) => {

@@ -230,8 +230,7 @@ fn print_shown(context: &Context, shown: &Shown) -> Result<(), Failure> {
 }
 
 fn row(kind: &str, names: &str, facts: &CertificateFacts) -> [String; 4] {
-    let days = facts.seconds_left().div_euclid(SECONDS_PER_DAY);
-    let left = match days {
+    let left = match facts.days_left() {
         ..0 => "EXPIRED".to_owned(),
         days => format!("{days} days left"),
     };

@@ -71,12 +71,11 @@ fn add_image(file: &Path, no_wait: bool, context: &mut Context) -> Result<(), Fa
     let path = file
         .canonicalize()
         .map_err(|error| Failure::NotFound(format!("{}: {error}", file.display())))?;
-    let is_it = |entry: &&StoreEntry| entry.kind == StoreKind::Image { path: path.clone() };
+    let kind = StoreKind::Image { path: path.clone() };
     let mut entries = ask(StoreRequest::AddImage { path: path.clone() }, context)?;
     let bar = progress(context);
     let entry = loop {
-        // Under way, it stands behind what an earlier time has left.
-        let entry = entries.iter().rev().find(is_it).cloned();
+        let entry = StoreEntry::newest(&entries, &kind).cloned();
         let entry = entry.ok_or_else(|| {
             Failure::NotFound(format!(
                 "{}: removed from the store meanwhile",

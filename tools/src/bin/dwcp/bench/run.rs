@@ -31,6 +31,17 @@ impl<R> Record<R> {
     }
 }
 
+/// The cases of some runs, in the order in which they came.
+pub(crate) fn cases<R>(runs: &[R], case_of: impl Fn(&R) -> &str) -> Vec<&str> {
+    let mut cases: Vec<&str> = vec![];
+    for case in runs.iter().map(case_of) {
+        if !cases.contains(&case) {
+            cases.push(case);
+        }
+    }
+    cases
+}
+
 /// The machine, and `table` of the runs of each case, in the order in which they came.
 pub(crate) fn by_case<R>(
     record: &Record<R>,
@@ -38,13 +49,7 @@ pub(crate) fn by_case<R>(
     table: impl Fn(&[&R]) -> String,
 ) -> String {
     let mut out = format!("{}\n", record.machine.line());
-    let mut cases: Vec<&str> = vec![];
-    for run in &record.runs {
-        if !cases.contains(&case_of(run)) {
-            cases.push(case_of(run));
-        }
-    }
-    for case in cases {
+    for case in cases(&record.runs, &case_of) {
         let runs = record.runs.iter().filter(|run| case_of(run) == case);
         let runs: Vec<_> = runs.collect();
         let _ = write!(out, "\n{case}\n{}", table(&runs));

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::{Record, Run, goals};
-use crate::bench::run::by_case;
+use crate::bench::run::{by_case, cases};
 use crate::bench::stat::median;
 use crate::failure::Failure;
 
@@ -172,13 +172,7 @@ fn markdown(runs: &[Run]) -> String {
                    |---|---|--:|--:|--:|--:|--:|--:|--:|---|\n"
             .to_owned();
     let mut goals = String::new();
-    let mut cases: Vec<&str> = vec![];
-    for run in runs {
-        if !cases.contains(&run.case.as_str()) {
-            cases.push(&run.case);
-        }
-    }
-    for case in cases {
+    for case in cases(runs, |run| &run.case) {
         let of_it: Vec<_> = runs.iter().filter(|run| run.case == case).collect();
         let rows = Row::of(&of_it);
         for row in &rows {
