@@ -9,6 +9,7 @@
 //! | [`dataplane`] | [`dataplane::Client`] | the connection to the other daemon, made again when lost |
 //! | [`vms`] | [`vms::Vms`] | attached VMs, also after a restart of either daemon |
 //! | [`migrations`] | [`migrations::Migrations`] | start, cancel, status |
+//! | [`mode`] | [`mode::Detector`] | what kind of path it is, by what TCP sees |
 //! | [`ledger`] | [`ledger::Ledger`] | who owns what, by the handover journal |
 //! | [`api`] | [`api::Server`] | the socket that the `dwcp` command talks to |
 //! | [`node`] | [`node::Node`] | all of them together |
@@ -19,6 +20,7 @@ pub mod config;
 pub mod dataplane;
 pub mod ledger;
 pub mod migrations;
+pub mod mode;
 pub mod node;
 pub mod profile;
 pub mod vms;

@@ -13,6 +13,7 @@ pub mod counters;
 pub mod dataplane;
 mod name;
 pub mod node;
+mod path;
 mod report;
 mod socket;
 mod store;
@@ -20,6 +21,7 @@ mod text;
 mod transfer;
 
 pub use name::{NAME_RULE, is_name, parse_node_name};
+pub use path::PathSample;
 pub use report::{
     DowntimePartsMs, Limit, MigrationReport, MigrationStatus, PageCounts, PhaseName, Progress,
     Role, RoundReport, RunResult, TlsReport,

@@ -1,6 +1,7 @@
 //! Workers: one thread, one transport and some streams each. They run the path to completion and
 //! meet others only through [`Mailbox`]es, a few times a round.
 
+mod adapting;
 mod busy_poll;
 mod destination_worker;
 mod found;

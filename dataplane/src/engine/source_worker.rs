@@ -2,16 +2,17 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use dwcp_api::{Codec, SendChoice};
-use dwcp_simd::{PAGE_BYTES, RamRoot};
+use dwcp_api::SendChoice;
+use dwcp_simd::RamRoot;
 use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
 
+use super::adapting::Adapting;
 use super::busy_poll::BusyPoll;
 use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
-use crate::path::{EffortChooser, Encoder, Outgoing, OutgoingCounts, RoundWork, StreamCredit};
+use crate::path::{Encoder, Outgoing, OutgoingCounts, RoundWork, StreamCredit};
 use crate::tls::DataStream;
 use crate::transport::{
     self, BufferId, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport,
@@ -90,11 +91,10 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
                 },
             );
             // A cipher reads a page once: it must not change under it.
-            let by_reference = settings.send != SendChoice::Copy
-                && session.codec == Codec::Raw
-                && !settings.sealed;
+            let may_refer = settings.send != SendChoice::Copy && !settings.sealed;
+            let adapting = Adapting::new(session.codec, may_refer, settings.streams);
             let (layout, digests) = (&session.layout, &session.digests);
-            let line = Outgoing::new(layout, digests, &session.key, by_reference)
+            let line = Outgoing::new(layout, digests, &session.key, adapting.refers_at_first())
                 .near(settings.node)
                 .remembering(session.remembered.as_ref());
             let mut worker = SourceWorker {
@@ -107,7 +107,7 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
                 drained: false,
                 marked: 0,
                 in_flight_bytes: 0,
-                chooser: matches!(session.codec, Codec::Auto { .. }).then(EffortChooser::new),
+                adapting,
             };
             worker.run(inbox, events)
         },
@@ -126,8 +126,7 @@ struct SourceWorker<'a> {
     /// Streams that have their mark of the round, from the first on.
     marked: usize,
     in_flight_bytes: u64,
-    /// With a codec that adapts.
-    chooser: Option<EffortChooser>,
+    adapting: Adapting,
 }
 
 struct SendStream {
@@ -154,7 +153,10 @@ impl SourceWorker<'_> {
                 transport.wait(Wait::No, &mut completions)
             } else {
                 let most = Duration::from_secs(1);
-                busy_poll.wait(transport, most, &mut completions)
+                let since = self.adapting.waits();
+                let waited = busy_poll.wait(transport, most, &mut completions);
+                self.adapting.waited(since);
+                waited
             };
             waited.map_err(|error| format!("{}: {error}", self.transport.name()))?;
             for completion in completions.drain(..) {
@@ -184,6 +186,9 @@ impl SourceWorker<'_> {
     }
 
     fn add(&mut self, index: u16, stream: DataStream) -> Result<(), String> {
+        let encoder =
+            self.adapting
+                .encoder(&stream.socket, self.settings.streams_in_all, &mut self.line);
         let slot = self
             .transport
             .add_stream(stream)
@@ -195,7 +200,7 @@ impl SourceWorker<'_> {
             .ok_or("no buffer for a stream")?;
         self.streams.push(SendStream {
             index,
-            encoder: Encoder::new(self.session.codec, self.settings.streams_in_all),
+            encoder,
             credit: StreamCredit::new(self.settings.stream_window_bytes),
             queued: VecDeque::new(),
             ack_buffer,
@@ -208,9 +213,7 @@ impl SourceWorker<'_> {
 
     fn begin(&mut self, work: Arc<RoundWork>) {
         self.line.begin(&work);
-        if let Some(chooser) = &mut self.chooser {
-            chooser.paused();
-        }
+        self.adapting.paused();
         if work.resends() {
             self.streams.iter_mut().for_each(|s| s.encoder.restart());
         }
@@ -249,8 +252,8 @@ impl SourceWorker<'_> {
             return true;
         };
         self.session.count(frame.bytes(), pages);
-        let with_data = self.line.pages_with_data() * PAGE_BYTES as u64;
-        stream.credit.sent(frame.bytes());
+        let wire_bytes = frame.bytes();
+        stream.credit.sent(wire_bytes);
         stream.queued.push_back(buffer);
         // A mark ends the round on every stream.
         let frame = SendFrame {
@@ -261,17 +264,13 @@ impl SourceWorker<'_> {
         };
         self.transport.send(slot, frame);
         self.publish_in_flight();
-        self.choose_effort(with_data);
+        self.adapt(wire_bytes);
         true
     }
 
-    /// A frame with so many bytes of pages was built.
-    fn choose_effort(&mut self, page_bytes: u64) {
-        let Some(chooser) = &mut self.chooser else {
-            return;
-        };
-        if let Some(effort) = chooser.built(Instant::now(), page_bytes) {
-            tracing::debug!(?effort, "pages are encoded so from now on");
+    /// A frame of so many bytes was built.
+    fn adapt(&mut self, wire_bytes: u64) {
+        if let Some(effort) = self.adapting.built(wire_bytes, &mut self.line) {
             for stream in &mut self.streams {
                 stream.encoder.set_effort(effort);
             }

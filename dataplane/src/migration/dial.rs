@@ -7,15 +7,12 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::peer::PeerError;
-
-/// Bytes of a stream that the kernel takes before it can send them. More would hide how fast the link is;
-/// with fewer the socket may run dry between two frames.
-const UNSENT_BYTES: u32 = 2 << 20;
+use crate::transport::UNSENT_BYTES_MAX;
 
 /// Has the kernel take no more of a stream than the link does, and a little. Kernels before 3.12 take
 /// what they have room for.
 pub(super) fn bound_unsent(stream: &TcpStream) {
-    let _ = SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES);
+    let _ = SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
 }
 
 /// Connects within `time`, to whichever address of the name answers.

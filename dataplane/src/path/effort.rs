@@ -1,85 +1,193 @@
 //! Part of stage 3: how hard an encoder tries, by what comes of it.
 //!
-//! A worker that tries harder sends fewer bytes and takes longer for them. Which of both counts depends
-//! on the link, on the guest's data and on who else wants the CPU, so it is tried: now and then the
-//! next level up or down has its turn, and stays if more pages leave per second. Where the link is the
-//! limit the smaller encoding wins, where the CPU is the faster one, and raw pages where the link is
-//! faster than any codec. The kernel must not take more than the link does (`TCP_NOTSENT_LOWAT`):
-//! otherwise everything seems fast at first.
+//! A worker that tries harder sends fewer bytes and takes longer for them. For each byte of pages it is
+//! busy for a time, and the link for another; the longer of both counts. A worker that waits for room
+//! shows how fast the link is, and takes the effort that moves most over it. One that never waits is
+//! itself what limits: it tries less hard, step by step, and sends pages as they are where even that
+//! is no longer enough. What an effort costs and saves is measured while it is used and foretold for the
+//! others; one that does not bring what it promised is left, for longer each time.
+//!
+//! The kernel must not take more than the link does (`TCP_NOTSENT_LOWAT`): otherwise everything seems
+//! fast at first.
 
+mod model;
+
+use std::fmt;
 use std::time::{Duration, Instant};
+
+use model::Model;
+use serde::Serialize;
 
 /// What an encoder is to do with pages that are worth it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effort {
     /// Send them as they are.
     Raw,
-    /// Compress them at a zstd level.
-    Level(i32),
+    /// Compress them.
+    Zstd {
+        /// zstd level.
+        level: i32,
+        /// Look for what stands far behind, too (long-distance matching).
+        far: bool,
+    },
 }
 
-const EFFORTS: [Effort; 6] = [
-    Effort::Raw,
-    Effort::Level(-3),
-    Effort::Level(1),
-    Effort::Level(3),
-    Effort::Level(6),
-    Effort::Level(9),
-];
+impl Effort {
+    /// All of them, from the least to the most.
+    pub const ALL: &'static [Self] = &EFFORTS;
+}
 
-/// Where it begins: right for many links.
+impl fmt::Display for Effort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Raw => f.write_str("raw"),
+            Self::Zstd { level, far } => {
+                write!(f, "zstd {level}{}", if *far { " far" } else { "" })
+            }
+        }
+    }
+}
+
+/// From the least to the most.
+const EFFORTS: [Effort; 6] = [Effort::Raw, near(-3), near(1), near(2), far(2), far(3)];
+
+const fn near(level: i32) -> Effort {
+    Effort::Zstd { level, far: false }
+}
+
+const fn far(level: i32) -> Effort {
+    Effort::Zstd { level, far: true }
+}
+
+/// Where it begins on a long link, and what an encoder is made for.
 const FIRST: usize = 2;
 
-/// The level of that.
-pub(super) const FIRST_LEVEL: i32 = match EFFORTS[FIRST] {
-    Effort::Level(level) => level,
-    Effort::Raw => 0,
-};
-
 /// What is judged at once, at least.
-const INTERVAL: Duration = Duration::from_millis(250);
+const INTERVAL: Duration = Duration::from_millis(50);
 const INTERVAL_FRAMES: u32 = 8;
 
-/// A neighbour must be better by this much to stay.
-const GAIN_MIN: f64 = 0.03;
+/// A shorter wait says nothing of the link.
+const WAIT_MIN: Duration = Duration::from_millis(1);
 
-/// Intervals without a trial, after the first that failed and at most.
-const REST_FIRST: u32 = 4;
-const REST_MAX: u32 = 64;
+/// Part of its time that a worker waits where the link is the limit.
+const WAITS: f64 = 0.15;
+
+/// The link is still getting faster if more than this times the bytes of the interval before have left.
+const GROWS: f64 = 1.25;
+
+/// Part of what the link takes that a worker sends when it is slower.
+const RUNS_DRY: f64 = 0.9;
+
+/// Another effort must promise this much more.
+const GAIN_MIN: f64 = 0.04;
+
+/// And bring this part of it, or it is left for so many intervals, and twice as many the next time.
+const KEPT_MIN: f64 = 0.3;
+const REST_FIRST: u32 = 8;
+const REST_MAX: u32 = 512;
+
+/// How long ago the link must have been seen for a guess that it is twice as fast now.
+const LINK_DOUBLES: Duration = Duration::from_secs(10);
+
+/// What a worker did between two decisions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Interval {
+    /// All of it, s.
+    pub seconds: f64,
+    /// Waiting for room in the sockets, s.
+    pub waited_s: f64,
+    /// Encoding, s.
+    pub encoded_s: f64,
+    /// Pages with data, bytes.
+    pub page_bytes: f64,
+    /// Frames, bytes.
+    pub wire_bytes: f64,
+}
+
+impl Interval {
+    fn speed(&self) -> f64 {
+        self.page_bytes / self.seconds
+    }
+
+    fn waits(&self) -> bool {
+        self.waited_s > self.seconds * WAITS
+    }
+}
+
+/// A frame that was built.
+#[derive(Clone, Copy, Debug)]
+pub struct BuiltFrame {
+    /// Pages with data in it, bytes.
+    pub page_bytes: u64,
+    /// All of it, bytes.
+    pub wire_bytes: u64,
+    /// Time that encoding took.
+    pub encoding: Duration,
+}
+
+/// A harder effort that has yet to show what it brings.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    from: usize,
+    /// What the one before reached, bytes of pages per second.
+    before: f64,
+    /// What was promised.
+    promised: f64,
+}
 
 /// Chooses for one worker.
 #[derive(Debug)]
 pub struct EffortChooser {
     at: usize,
-    /// What the settled effort reaches, bytes of pages per second.
-    speed: f64,
-    /// Where a trial came from.
-    from: Option<usize>,
-    goes_up: bool,
-    rest: u32,
-    next_rest: u32,
+    model: Model,
+    /// What the sockets take without a link that carries it away.
+    room_bytes: u64,
+    /// The link for this worker, bytes per second, and when it was seen.
+    link: Option<(f64, Instant)>,
+    began: Option<Instant>,
+    now: Interval,
+    frames: u32,
+    /// Wire bytes per second of the interval before.
+    rate_before: f64,
+    /// Since when it has not had to wait, and the wire bytes since then.
+    unhindered: Option<(Instant, u64)>,
     /// The interval after a change is not judged: the window is new, and what is queued is of before.
     is_fresh: bool,
-    began: Option<Instant>,
-    bytes: u64,
-    frames: u32,
+    is_first: bool,
+    /// What was judged last.
+    seen: Option<Interval>,
+    trial: Option<Trial>,
+    rest: u32,
+    next_rest: u32,
 }
 
 impl EffortChooser {
-    /// One that has seen nothing.
+    /// One that has seen nothing, for sockets that take `room_bytes` in all. Over a short link pages leave
+    /// as they are until it is seen to be slow.
     #[must_use]
-    pub const fn new() -> Self {
+    pub const fn new(room_bytes: u64, is_short_link: bool) -> Self {
         Self {
-            at: FIRST,
-            speed: 0.0,
-            from: None,
-            goes_up: true,
-            rest: 1,
-            next_rest: REST_FIRST,
-            is_fresh: true,
+            at: if is_short_link { 0 } else { FIRST },
+            model: Model::new(),
+            room_bytes,
+            link: None,
             began: None,
-            bytes: 0,
+            now: Interval {
+                seconds: 0.0,
+                waited_s: 0.0,
+                encoded_s: 0.0,
+                page_bytes: 0.0,
+                wire_bytes: 0.0,
+            },
             frames: 0,
+            rate_before: 0.0,
+            unhindered: None,
+            is_fresh: false,
+            is_first: true,
+            seen: None,
+            trial: None,
+            rest: 0,
+            next_rest: REST_FIRST,
         }
     }
 
@@ -89,148 +197,145 @@ impl EffortChooser {
         EFFORTS[self.at]
     }
 
+    /// What the last decision was made by, once: for those who record it.
+    pub const fn take_seen(&mut self) -> Option<Interval> {
+        self.seen.take()
+    }
+
     /// Nothing was sent for a while, for another reason.
     pub const fn paused(&mut self) {
         self.began = None;
     }
 
-    /// Notes a frame with so many bytes of pages. Returns what to do from now on, if that changes.
-    pub fn built(&mut self, now: Instant, page_bytes: u64) -> Option<Effort> {
+    /// There was no room for a frame for so long.
+    pub fn waited(&mut self, time: Duration) {
+        if time >= WAIT_MIN {
+            self.unhindered = None;
+        }
+        self.now.waited_s += time.as_secs_f64();
+    }
+
+    /// Notes a frame. Returns what to do from now on, if that changes.
+    pub fn built(&mut self, now: Instant, frame: &BuiltFrame) -> Option<Effort> {
         let Some(began) = self.began else {
-            (self.began, self.bytes, self.frames) = (Some(now), 0, 0);
+            self.restart(now);
             return None;
         };
-        self.bytes += page_bytes;
+        self.now.page_bytes += frame.page_bytes as f64;
+        self.now.wire_bytes += frame.wire_bytes as f64;
+        self.now.encoded_s += frame.encoding.as_secs_f64();
+        self.unhindered.get_or_insert((now, 0)).1 += frame.wire_bytes;
         self.frames += 1;
         let time = now.duration_since(began);
-        if time < INTERVAL || self.frames < INTERVAL_FRAMES {
+        if time < INTERVAL || self.frames < INTERVAL_FRAMES || self.now.page_bytes == 0.0 {
             return None;
         }
-        let speed = self.bytes as f64 / time.as_secs_f64();
-        (self.began, self.bytes, self.frames) = (Some(now), 0, 0);
+        self.now.seconds = time.as_secs_f64();
+        let interval = self.now;
+        self.restart(now);
         if std::mem::take(&mut self.is_fresh) {
             return None;
         }
+        self.seen = Some(interval);
         let before = self.at;
-        match self.from.take() {
-            Some(from) => self.judge(from, speed),
-            None => self.settled(speed),
-        }
+        self.judge(now, &interval);
         self.is_fresh = self.at != before;
+        self.is_first = self.is_fresh;
+        self.rate_before = interval.wire_bytes / interval.seconds;
         self.is_fresh.then(|| self.effort())
     }
 
-    fn judge(&mut self, from: usize, speed: f64) {
-        if speed > self.speed * (1.0 + GAIN_MIN) {
-            // On in this direction.
-            (self.speed, self.rest, self.next_rest) = (speed, 0, REST_FIRST);
-            return;
-        }
-        self.at = from;
-        self.goes_up = !self.goes_up;
-        self.rest = self.next_rest;
-        self.next_rest = (self.next_rest * 2).min(REST_MAX);
+    fn restart(&mut self, now: Instant) {
+        (self.began, self.now, self.frames) = (Some(now), Interval::default(), 0);
     }
 
-    fn settled(&mut self, speed: f64) {
-        self.speed = match self.speed > 0.0 {
-            true => 0.5 * (self.speed + speed),
-            false => speed,
-        };
-        if self.rest > 0 {
-            self.rest -= 1;
+    fn judge(&mut self, now: Instant, interval: &Interval) {
+        let sent = interval.wire_bytes / interval.page_bytes;
+        let cost_s = interval.encoded_s / interval.page_bytes;
+        self.model.measured(self.at, cost_s, sent, self.is_first);
+        let rate = interval.wire_bytes / interval.seconds;
+        let is_steady = rate < self.rate_before * GROWS;
+        // What it takes without a wait was never its limit, or is no longer.
+        self.link = self
+            .link
+            .filter(|(link, _)| interval.waits() || rate < link * GROWS);
+        if interval.waits() && is_steady {
+            self.link = Some((rate, now));
+        }
+        if let Some(trial) = self.trial.take()
+            && interval.speed() < trial.before + KEPT_MIN * (trial.promised - trial.before)
+        {
+            self.at = trial.from;
+            self.rest = self.next_rest;
+            self.next_rest = (self.next_rest * 2).min(REST_MAX);
             return;
         }
-        let is_last = if self.goes_up { EFFORTS.len() - 1 } else { 0 };
-        if self.at == is_last {
-            self.goes_up = !self.goes_up;
+        self.rest = self.rest.saturating_sub(1);
+        if interval.waits() && is_steady {
+            self.follow_link(interval, 1.0 / rate);
+        } else if !interval.waits() && self.never_waits(now, rate) {
+            self.ease(now, interval);
         }
-        self.from = Some(self.at);
-        self.at = if self.goes_up {
-            self.at + 1
-        } else {
-            self.at - 1
-        };
     }
-}
 
-impl Default for EffortChooser {
-    fn default() -> Self {
-        Self::new()
+    /// The sockets would be full by now if the link were slower, or run dry as it is faster.
+    fn never_waits(&mut self, now: Instant, rate: f64) -> bool {
+        let Some((since, bytes)) = self.unhindered else {
+            return false;
+        };
+        let beyond_room = bytes.saturating_sub(self.room_bytes) as f64;
+        let Some((link, _)) = self.link else {
+            return beyond_room > 0.0;
+        };
+        if beyond_room > link * now.duration_since(since).as_secs_f64() * GROWS {
+            // It takes more than it took.
+            self.link = None;
+            return true;
+        }
+        rate < link * RUNS_DRY
+    }
+
+    /// The link is the limit: takes what moves most over it.
+    fn follow_link(&mut self, interval: &Interval, link_s: f64) {
+        let other_s = (interval.seconds - interval.waited_s - interval.encoded_s).max(0.0)
+            / interval.page_bytes;
+        let seconds = |at: usize| self.model.seconds(at, other_s, link_s);
+        let mut best = self.at;
+        for at in 0..EFFORTS.len() {
+            if seconds(at) < seconds(best) {
+                best = at;
+            }
+        }
+        let is_worth_it = seconds(best) * (1.0 + GAIN_MIN) < seconds(self.at);
+        if !is_worth_it || (best > self.at && self.rest > 0) {
+            return;
+        }
+        if best > self.at {
+            self.trial = Some(Trial {
+                from: self.at,
+                before: interval.speed(),
+                promised: interval.speed() * seconds(self.at) / seconds(best),
+            });
+        }
+        self.at = best;
+    }
+
+    /// The worker is the limit: it tries a step less, unless the link is known to be too slow for that.
+    fn ease(&mut self, now: Instant, interval: &Interval) {
+        let Some(less) = self.at.checked_sub(1) else {
+            return;
+        };
+        let link_s = self.link.map_or(0.0, |(rate, seen)| {
+            let doubled = now.duration_since(seen).as_secs_f64() / LINK_DOUBLES.as_secs_f64();
+            1.0 / (rate * doubled.exp2())
+        });
+        let other_s = (interval.seconds - interval.encoded_s).max(0.0) / interval.page_bytes;
+        let seconds = |at: usize| self.model.seconds(at, other_s, link_s);
+        if seconds(less) * (1.0 + GAIN_MIN) < seconds(self.at) {
+            self.at = less;
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FRAME_BYTES: u64 = 512 << 10;
-
-    /// Codec speed in MB/s, and how many times smaller pages get.
-    type Codec = [(f64, f64); EFFORTS.len()];
-
-    const TYPICAL: Codec = [
-        (4000.0, 1.0),
-        (700.0, 2.2),
-        (450.0, 2.9),
-        (260.0, 3.1),
-        (120.0, 3.25),
-        (60.0, 3.35),
-    ];
-
-    /// Sends for a minute; returns the share of the best effort's speed that was reached in the second
-    /// half, and the effort at the end.
-    fn run(codec: &Codec, link_mb_per_s: f64) -> (f64, Effort) {
-        let speed = |at: usize| codec[at].0.min(link_mb_per_s * codec[at].1);
-        let best = (0..EFFORTS.len()).map(speed).fold(0.0, f64::max);
-        let mut chooser = EffortChooser::new();
-        let start = Instant::now();
-        let (mut now, mut frames) = (Duration::ZERO, 0);
-        while now < Duration::from_secs(60) {
-            now += Duration::from_secs_f64(FRAME_BYTES as f64 / 1e6 / speed(chooser.at));
-            frames += u64::from(now > Duration::from_secs(30));
-            chooser.built(start + now, FRAME_BYTES);
-        }
-        let reached = (frames * FRAME_BYTES) as f64 / 1e6 / 30.0;
-        (reached / best, chooser.effort())
-    }
-
-    #[test]
-    fn it_comes_near_the_best_on_every_link() {
-        for link_mb_per_s in [1.25, 12.5, 62.5, 125.0, 500.0, 1250.0, 3000.0] {
-            let (share, effort) = run(&TYPICAL, link_mb_per_s);
-            assert!(
-                share > 0.9,
-                "{link_mb_per_s} MB/s: {share:.3} at {effort:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn what_does_not_shrink_is_sent_raw_where_a_codec_is_slower_than_the_link() {
-        let codec = TYPICAL.map(|(speed, _)| (speed, 1.0));
-        let (share, effort) = run(&codec, 1250.0);
-        assert!(
-            share > 0.9 && effort == Effort::Raw,
-            "{share:.3} {effort:?}"
-        );
-        let (share, _) = run(&codec, 12.5);
-        assert!(share > 0.99);
-    }
-
-    #[test]
-    fn a_pause_is_nobodys_fault() {
-        let mut chooser = EffortChooser::new();
-        let mut now = Instant::now();
-        for frame in 0..2000 {
-            now += Duration::from_millis(10);
-            if frame % 20 == 19 {
-                chooser.paused();
-                now += Duration::from_secs(60);
-            }
-            chooser.built(now, FRAME_BYTES);
-        }
-        // No interval was ever long enough to be judged.
-        assert_eq!(chooser.effort(), EFFORTS[FIRST]);
-    }
-}
+mod tests;

@@ -8,7 +8,7 @@ use dwcp_simd::{PAGE_BYTES, Page};
 use zstd_safe::{CCtx, CParameter};
 
 use super::delta::DeltaEncoder;
-use super::effort::{Effort, FIRST_LEVEL};
+use super::effort::Effort;
 use super::window::{WindowEncoder, looks_random};
 
 /// Pages compressed together: 64 KiB. Larger blocks gain little, single pages lose a sixth.
@@ -67,7 +67,8 @@ impl Encoder {
                 level,
                 window_bytes,
             } => Kind::window(level, window_bytes, streams),
-            Codec::Auto { window_bytes } => Kind::window(FIRST_LEVEL, window_bytes, streams),
+            // The effort says how; its window's memory is the same.
+            Codec::Auto { window_bytes } => Kind::window(1, window_bytes, streams),
         };
         Self { kind, rests: false }
     }
@@ -79,9 +80,9 @@ impl Encoder {
         };
         match effort {
             Effort::Raw => self.rests = true,
-            Effort::Level(level) => {
+            Effort::Zstd { level, far } => {
                 self.rests = false;
-                window.pages.set_level(level);
+                window.pages.set_effort(level, far);
                 window.delta.set_level(level);
             }
         }

@@ -51,7 +51,7 @@ mod testing;
 pub use apply::{Applied, Incoming};
 pub use classify::{PageKind, classify};
 pub use decode::{DecodeError, Decoder, PageSink, PageTable};
-pub use effort::{Effort, EffortChooser};
+pub use effort::{BuiltFrame, Effort, EffortChooser, Interval};
 pub use encode::Encoder;
 pub use frame::{DATA_OFFSET, FRAME_BUFFER_BYTES, FrameBuilder, ReadyFrame};
 pub use lanes::Lanes;

@@ -1,5 +1,7 @@
 //! Stages 1 to 4 of one worker: dirty pages in, frames out.
 
+use std::time::{Duration, Instant};
+
 use dwcp_simd::{Fingerprint, FingerprintKey, Kernels, PAGE_BYTES, Page, RamRoot, kernels};
 use dwcp_wire::{PageClass, PageEntry, PageRange};
 
@@ -67,6 +69,7 @@ pub struct Outgoing<'a> {
     builder: FrameBuilder,
     cursor: RoundCursor,
     batch: PageBatch,
+    encoding: Duration,
     /// Counts of the round so far.
     pub counts: OutgoingCounts,
     /// Change of the root by what this worker has sent in the round.
@@ -95,6 +98,7 @@ impl<'a> Outgoing<'a> {
             builder: FrameBuilder::new(),
             cursor: RoundCursor::default(),
             batch: PageBatch::default(),
+            encoding: Duration::ZERO,
             counts: OutgoingCounts::default(),
             root: RamRoot::default(),
         }
@@ -126,6 +130,17 @@ impl<'a> Outgoing<'a> {
     #[must_use]
     pub const fn is_by_reference(&self) -> bool {
         self.by_reference
+    }
+
+    /// Has pages of the next frames leave without a copy, or not.
+    pub const fn set_by_reference(&mut self, by_reference: bool) {
+        self.by_reference = by_reference;
+    }
+
+    /// Time that encoding the frame built last took, of a codec that encodes whole frames.
+    #[must_use]
+    pub const fn encoding(&self) -> Duration {
+        self.encoding
     }
 
     /// Pages that the frame built last refers to.
@@ -177,9 +192,11 @@ impl<'a> Outgoing<'a> {
         if self.builder.is_empty() {
             return None;
         }
+        let began = Instant::now();
         let frame = self
             .builder
             .finish(encoder, buffer, stream, sequence, work.round);
+        self.encoding = began.elapsed();
         self.counts.add(self.builder.entries());
         self.counts.frames += 1;
         self.counts.wire_bytes += frame.bytes();

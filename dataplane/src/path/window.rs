@@ -101,13 +101,16 @@ impl WindowEncoder {
         (out.pos(), std::mem::take(&mut self.starts))
     }
 
-    /// Compresses at another level, in a new window.
-    pub(super) fn set_level(&mut self, level: i32) {
+    /// Compresses at another level, looking `far` behind or not, in a new window.
+    pub(super) fn set_effort(&mut self, level: i32, far: bool) {
         self.restart();
-        // In zstd's range, and between two frames.
-        let _ = self
-            .context
-            .set_parameter(CParameter::CompressionLevel(level));
+        for parameter in [
+            CParameter::CompressionLevel(level),
+            CParameter::EnableLongDistanceMatching(far),
+        ] {
+            // In zstd's range, and between two frames.
+            let _ = self.context.set_parameter(parameter);
+        }
     }
 
     /// The next frame begins a new window.

@@ -22,6 +22,7 @@ mod sealed;
 mod spans;
 #[cfg(test)]
 mod suite;
+mod tcp_info;
 mod uring;
 
 use std::io;
@@ -36,11 +37,16 @@ use dwcp_api::{IoPath, SendChoice};
 use dwcp_wire::PageRange;
 pub use poll::PollTransport;
 pub use sealed::SealedTransport;
+pub use tcp_info::TcpInfo;
 pub use uring::UringTransport;
 
 use crate::ram::RamLayout;
 use crate::tls::{DataStream, SealedStream};
 use experience::{Experience, Ladders};
+
+/// Bytes of a stream that the kernel takes before it can send them. More would hide how fast the link is;
+/// with fewer the socket may run dry between two frames.
+pub const UNSENT_BYTES_MAX: u32 = 2 << 20;
 
 /// How guest pages get into a socket without a copy of our own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

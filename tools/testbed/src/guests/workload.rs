@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
+use dwcp_qmp::MigrationStatus;
+
 use super::builder::{Backend, qemu_binary};
 use super::images::{Images, archive_of, linux_init, linux_kernel, read, repository_root, rewrite};
 use super::{GuestError, QemuGuest};
@@ -119,7 +121,7 @@ impl WorkloadGuest {
         qmp.migrate(&format!("exec:cat > '{}'", state.display()))?;
         let end = qmp.wait_migrate(|info| info.status.is_final(), STATE_TIME)?;
         match end.status {
-            dwcp_qmp::MigrationStatus::Completed => Ok(()),
+            MigrationStatus::Completed => Ok(()),
             status => Err(GuestError::Failed {
                 name: guest.name().to_owned(),
                 detail: format!(
@@ -164,7 +166,10 @@ impl QemuGuest {
     pub fn restore(&mut self, state: &Path) -> Result<(), GuestError> {
         let mut qmp = self.qmp()?;
         qmp.migrate_incoming(&format!("exec:cat '{}'", state.display()))?;
-        let end = qmp.wait_migrate(|info| info.status.is_final(), STATE_TIME);
+        // It has not begun yet while there is none.
+        let is_over =
+            |status: MigrationStatus| status.is_final() && status != MigrationStatus::None;
+        let end = qmp.wait_migrate(|info| is_over(info.status), STATE_TIME);
         // QEMU ends where it cannot read a state; that says more than the monitor.
         self.check_alive()?;
         end?;

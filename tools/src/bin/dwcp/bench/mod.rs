@@ -1,6 +1,7 @@
 //! `dwcp bench`: the bundled load tools. Each prints a table, or a JSON record with the machine
 //! described.
 
+mod codec;
 mod cuts;
 mod faults;
 mod idle;
@@ -34,6 +35,8 @@ enum Which {
     Wire(wire::Args),
     /// Measure the parts of the hot path, each beside what it replaces.
     Parts(parts::Args),
+    /// Try every codec effort on a guest's RAM, and the chooser between them, over computed links.
+    Codec(codec::Args),
     /// Let RAM, streams, the dirty rate or the number of migrations grow.
     Scale(scale::Args),
     /// Every guest with every RAM over every link: 330 scenarios, those that fit run for real.
@@ -57,6 +60,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         Which::Peers(args) => peers::run(args, context),
         Which::Wire(args) => wire::run(args, context),
         Which::Parts(args) => parts::run(args, context),
+        Which::Codec(args) => codec::run(args, context),
         Which::Scale(args) => scale::run(args, context),
         Which::Matrix(args) => matrix::run(args, context),
         Which::Wan(args) => wan::run(args, context),

@@ -1,0 +1,95 @@
+//! A worker's codec that adapts: what its chooser is told, and what follows for the line and the streams.
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use dwcp_api::Codec;
+use dwcp_simd::PAGE_BYTES;
+
+use crate::path::{BuiltFrame, Effort, EffortChooser, Encoder, Outgoing};
+use crate::transport::{TcpInfo, UNSENT_BYTES_MAX};
+
+/// A path with a shorter round trip is within a site, where links are fast.
+const SHORT_RTT: Duration = Duration::from_millis(2);
+
+/// The efforts of one worker's streams.
+#[derive(Debug)]
+pub(super) struct Adapting {
+    codec: Codec,
+    /// Pages may leave from where they lie.
+    may_refer: bool,
+    streams: usize,
+    /// Made with the first stream, of a codec that adapts.
+    chooser: Option<EffortChooser>,
+}
+
+impl Adapting {
+    pub(super) const fn new(codec: Codec, may_refer: bool, streams: usize) -> Self {
+        Self {
+            codec,
+            may_refer,
+            streams,
+            chooser: None,
+        }
+    }
+
+    /// Whether pages leave from where they lie before anything is measured.
+    pub(super) fn refers_at_first(&self) -> bool {
+        self.may_refer && self.codec == Codec::Raw
+    }
+
+    /// The encoder of a stream of this worker, one of `streams_in_all`; sets how pages leave.
+    pub(super) fn encoder(
+        &mut self,
+        socket: &TcpStream,
+        streams_in_all: usize,
+        line: &mut Outgoing<'_>,
+    ) -> Encoder {
+        let mut encoder = Encoder::new(self.codec, streams_in_all);
+        if let Codec::Auto { .. } = self.codec {
+            // What the kernel takes beyond what has been sent, and as much on its way.
+            let room = 2 * UNSENT_BYTES_MAX as u64 * self.streams as u64;
+            let chooser = self.chooser.get_or_insert_with(|| {
+                let is_short = TcpInfo::of(socket).is_ok_and(|info| info.rtt < SHORT_RTT);
+                EffortChooser::new(room, is_short)
+            });
+            let effort = chooser.effort();
+            encoder.set_effort(effort);
+            line.set_by_reference(self.may_refer && effort == Effort::Raw);
+        }
+        encoder
+    }
+
+    /// Nothing is sent until the next round.
+    pub(super) const fn paused(&mut self) {
+        if let Some(chooser) = &mut self.chooser {
+            chooser.paused();
+        }
+    }
+
+    /// When a wait begins, if anyone wants to know.
+    pub(super) fn waits(&self) -> Option<Instant> {
+        self.chooser.as_ref().map(|_| Instant::now())
+    }
+
+    /// It has waited since then for room.
+    pub(super) fn waited(&mut self, since: Option<Instant>) {
+        if let (Some(chooser), Some(since)) = (&mut self.chooser, since) {
+            chooser.waited(since.elapsed());
+        }
+    }
+
+    /// `line` has built a frame of so many bytes. What encoders are to do from now on, if that changes.
+    pub(super) fn built(&mut self, wire_bytes: u64, line: &mut Outgoing<'_>) -> Option<Effort> {
+        let chooser = self.chooser.as_mut()?;
+        let frame = BuiltFrame {
+            page_bytes: line.pages_with_data() * PAGE_BYTES as u64,
+            wire_bytes,
+            encoding: line.encoding(),
+        };
+        let effort = chooser.built(Instant::now(), &frame)?;
+        line.set_by_reference(self.may_refer && effort == Effort::Raw);
+        tracing::debug!(?effort, "pages are encoded so from now on");
+        Some(effort)
+    }
+}
