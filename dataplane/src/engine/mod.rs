@@ -7,6 +7,7 @@ mod found;
 mod mailbox;
 mod prove;
 mod recycle;
+mod send_stream;
 mod session;
 mod source_worker;
 mod sweep;

@@ -56,6 +56,7 @@ impl SourceDriver {
             scan_ms: now.duration_since(began).as_secs_f64() * 1000.0,
             dirty_ns,
             parts: vec![],
+            before: self.recorder.before_round(),
         });
     }
 
@@ -96,7 +97,11 @@ impl SourceDriver {
         if let Some(method) = part.send_method {
             self.recorder.send_method = method;
         }
-        round.parts.push(part);
+        // Said again after a stream broke: the round was sent anew, in part.
+        match round.parts.iter_mut().find(|old| old.worker == part.worker) {
+            Some(old) => *old = part,
+            None => round.parts.push(part),
+        }
         if round.parts.len() < self.workers.len() {
             return;
         }
@@ -105,7 +110,9 @@ impl SourceDriver {
             PageCounts::default(),
             RamRoot::default(),
         );
+        self.recorder.back_to(&round.before);
         for part in &round.parts {
+            sent.marks_again += part.marks_again;
             sent.frames += part.counts.frames;
             sent.wire_bytes += part.counts.wire_bytes;
             sent.pages += part.counts.named;
