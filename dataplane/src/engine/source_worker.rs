@@ -145,7 +145,9 @@ impl SourceWorker<'_> {
             let waited = if is_busy {
                 transport.wait(Wait::No, &mut completions)
             } else {
-                let most = Duration::from_secs(1);
+                // Nothing tells when the limit on bandwidth allows more.
+                let most = self.session.pace.wait();
+                let most = most.unwrap_or(Duration::from_secs(1));
                 busy_poll.wait(transport, most, &mut completions)
             };
             waited.map_err(|error| format!("{}: {error}", self.transport.name()))?;
@@ -233,6 +235,9 @@ impl SourceWorker<'_> {
         if self.drained {
             return self.send_one_mark();
         }
+        if self.session.pace.wait().is_some() {
+            return false;
+        }
         let streams = self.streams.iter_mut().enumerate();
         let ready = streams.filter(|(_, stream)| stream.takes_pages());
         let Some((slot, stream)) = ready.min_by_key(|(_, stream)| stream.credit.in_flight_bytes())
@@ -255,6 +260,7 @@ impl SourceWorker<'_> {
             return true;
         };
         self.session.count(frame.bytes(), pages);
+        self.session.pace.sent(frame.bytes());
         let with_data = self.line.pages_with_data() * PAGE_BYTES as u64;
         let (block, entries) = self.line.named();
         let bytes = frame.bytes();
@@ -347,7 +353,7 @@ impl SourceWorker<'_> {
         }
         let round = self.work.as_ref().map_or(0, |work| work.round);
         let lost = stream.resume(round, self.told)?;
-        let stream = stream.index;
+        let (stream, carried) = (stream.index, stream.credit.acked_bytes());
         if lost.mark || !lost.pages.is_empty() {
             self.told = false;
         }
@@ -355,6 +361,7 @@ impl SourceWorker<'_> {
         self.line.lost(&lost);
         Ok(Some(WorkerEvent::StreamResumed {
             stream,
+            carried,
             pages: lost.counts.named,
             bytes: lost.counts.wire_bytes,
         }))

@@ -66,6 +66,8 @@ pub enum WorkerEvent {
     StreamResumed {
         /// Stream index.
         stream: u16,
+        /// Bytes of it that are applied.
+        carried: u64,
         /// Pages that were lost.
         pages: u64,
         /// Bytes of their frames.

@@ -121,6 +121,11 @@ pub(super) struct RoundUnderWay {
     pub(super) before: BeforeRound,
 }
 
+/// What is left of a rate in Mbit/s for a worker to count.
+const fn bytes_per_s(mbit: u32) -> u64 {
+    mbit as u64 * 1_000_000 / 8
+}
+
 impl SourceDriver {
     fn run(mut self) {
         self.queue();
@@ -151,6 +156,9 @@ impl SourceDriver {
             }
             if self.handle.take_cancel() {
                 self.feed(SourceEvent::Cancel);
+            }
+            if let Some(mbit) = self.handle.take_limit() {
+                self.limit_bandwidth(mbit);
             }
             self.publish();
         }
@@ -188,6 +196,14 @@ impl SourceDriver {
     /// The machine's clock starts at 1 with the migration.
     fn now(&self) -> ProtoInstant {
         ProtoInstant(self.recorder.started().elapsed().as_nanos() as u64 + 1)
+    }
+
+    fn limit_bandwidth(&mut self, mbit: u32) {
+        self.session.pace.set(bytes_per_s(mbit));
+        self.recorder.remark(match mbit {
+            0 => "bandwidth is not limited any more".to_owned(),
+            mbit => format!("bandwidth limited to {mbit} Mbit/s, as asked meanwhile"),
+        });
     }
 
     pub(super) fn perform(&mut self, action: SourceAction) {
@@ -234,16 +250,13 @@ impl SourceDriver {
                 }
             }
             WorkerEvent::RoundSent(part) => self.round_part(part),
-            WorkerEvent::StreamLost {
-                stream,
-                reason,
-                bytes,
-            } => self.data_stream_lost(stream, reason, bytes),
+            WorkerEvent::StreamLost { stream, reason, .. } => self.data_stream_lost(stream, reason),
             WorkerEvent::StreamResumed {
                 stream,
+                carried,
                 pages,
                 bytes,
-            } => self.stream_resumed(stream, pages, bytes),
+            } => self.stream_resumed(stream, carried, (pages, bytes)),
             WorkerEvent::PeerBroke { stream, reason } => {
                 let reason = format!("stream {stream}: {reason}");
                 self.feed(SourceEvent::Failed(AbortCode::Protocol, reason));

@@ -62,8 +62,6 @@ struct DataStream {
 struct Break {
     since: Instant,
     reason: String,
-    /// Bytes that it had carried.
-    bytes: u64,
     tries: u32,
 }
 
@@ -228,24 +226,17 @@ impl SourceDriver {
         self.streams.data[usize::from(index)].broken.is_some()
     }
 
-    /// A data stream broke that had carried `bytes`. After the handover no stream is needed.
-    pub(super) fn data_stream_lost(&mut self, index: u16, reason: String, bytes: u64) {
+    /// A data stream broke. After the handover no stream is needed.
+    pub(super) fn data_stream_lost(&mut self, index: u16, reason: String) {
         if self.machine.phase() == Phase::Handover {
             tracing::debug!(stream = index, reason, "after the handover");
             return;
         }
-        tracing::warn!(
-            vm = self.request.vm,
-            stream = index,
-            bytes,
-            reason,
-            "stream broke"
-        );
+        tracing::warn!(vm = self.request.vm, stream = index, reason, "stream broke");
         let broken = &mut self.streams.data[usize::from(index)].broken;
         broken.get_or_insert_with(|| Break {
             since: Instant::now(),
             reason,
-            bytes,
             tries: 0,
         });
         self.replace(index);
@@ -275,8 +266,9 @@ impl SourceDriver {
         self.dial(StreamRole::Data, index, pause);
     }
 
-    /// Another connection has taken the place of one that broke, and the destination has said what was lost.
-    pub(super) fn stream_resumed(&mut self, index: u16, pages: u64, bytes: u64) {
+    /// Another connection has taken the place of one that broke, and the destination has said that it has
+    /// `carried` bytes of the stream: these pages, and bytes of frames, were lost.
+    pub(super) fn stream_resumed(&mut self, index: u16, carried: u64, (pages, bytes): (u64, u64)) {
         let Some(broken) = self.streams.data[usize::from(index)].broken.take() else {
             return;
         };
@@ -285,7 +277,7 @@ impl SourceDriver {
         let text = format!(
             "stream {index} broke after {:.1} MiB ({}) and was replaced in {:.0} ms; {pages} pages, \
              {:.1} MiB, sent again",
-            mib(broken.bytes),
+            mib(carried),
             broken.reason,
             broken.since.elapsed().as_secs_f64() * 1000.0,
             mib(bytes),
