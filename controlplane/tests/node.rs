@@ -43,6 +43,19 @@ fn a_vm_is_attached_moved_and_forgotten() {
         Reply::Done
     );
     assert!(plane.seen(|request| *request == dataplane::Request::CancelMigration { id }));
+    let tune = Request::Tune {
+        which: "web".into(),
+        bandwidth_limit_mbit: 200,
+    };
+    assert_eq!(node.ask(&tune), Reply::Done);
+    assert!(plane.seen(|request| {
+        let bandwidth_limit_mbit = 200;
+        *request
+            == dataplane::Request::TuneMigration {
+                id,
+                bandwidth_limit_mbit,
+            }
+    }));
     assert_eq!(node.ask(&detach("web")), Reply::Done);
     assert_eq!(node.ask(&Request::ListVms), Reply::Vms(Vec::new()));
 }

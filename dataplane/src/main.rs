@@ -153,6 +153,7 @@ fn incoming_settings(options: &Options) -> TransferSettings {
         connect_timeout_ms: 0,
         peer_silence_ms: 0,
         congestion_control: None,
+        bandwidth_limit_mbit: 0,
         pin_workers: options.pin,
         busy_poll_us: options.busy_poll_us,
     }

@@ -42,6 +42,7 @@ fn first_words() -> Vec<(Vec<u8>, &'static str)> {
         ..Hello::own()
     };
     let token = StreamHello {
+        generation: 0,
         token: 12345,
         index: 0,
         role: StreamRole::Data,
@@ -347,7 +348,12 @@ fn a_migration_under_way_bears_no_intruder() {
         };
         let join = |index| {
             let role = StreamRole::Data;
-            let hello = StreamHello { token, index, role };
+            let hello = StreamHello {
+                token,
+                index,
+                role,
+                generation: 0,
+            };
             let mut stream = Stranger::connect(&scene.b);
             stream.say(&frame(FrameKind::StreamHello, 1, &hello.to_bytes()));
             stream

@@ -5,17 +5,16 @@ mod common;
 
 use std::ops::Range;
 
-use common::proxy::{Harm, Part, Plan, Proxy, Way};
+use common::proxy::{self, Harm, Part, Plan, Proxy, Way};
 use common::{Random, TestGuest, TestNode, node, settings, small, wait};
 use dwcp_api::{Codec, MigrationId, MigrationReport, RunResult, SendChoice, TransferSettings};
 use tempfile::TempDir;
 
 const STREAMS: u16 = 2;
 
-// The connections of a migration, in the order of their making.
-const CONTROL: Range<usize> = 0..1;
-const DATA: Range<usize> = 1..1 + STREAMS as usize;
-const DEVICE: Range<usize> = DATA.end..DATA.end + 1;
+const CONTROL: Range<usize> = proxy::CONTROL..proxy::CONTROL + 1;
+const DATA: Range<usize> = proxy::data(0)..proxy::data(STREAMS);
+const DEVICE: Range<usize> = proxy::DEVICE..proxy::DEVICE + 1;
 
 /// Two nodes for many migrations.
 struct Pair {

@@ -112,7 +112,7 @@ impl End {
             bell: watched,
         });
         let mut transport = opened.unwrap().transport;
-        transport.add(socket).unwrap();
+        transport.add(socket, None).unwrap();
         Self {
             transport,
             _bell: bell,

@@ -133,6 +133,7 @@ fn on_this_machine() {
         streams: nodes.len() as u16,
         pin_workers: true,
         busy_poll_us: 0,
+        bandwidth_limit_mbit: 0,
         ..settings()
     };
     // At the destination in the other order: its own policy decides there.

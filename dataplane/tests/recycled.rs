@@ -14,6 +14,7 @@ const SECRET: [u8; 4096] = [0x5E; 4096];
 
 fn join(node: &common::TestNode, token: u128, role: StreamRole) -> Stranger {
     let hello = StreamHello {
+        generation: 0,
         token,
         index: 0,
         role,
@@ -59,6 +60,7 @@ fn send_round(control_stream: &mut Stranger, data: &mut Stranger, round: u32) {
             frames: 1,
             wire_bytes: (HEADER_BYTES + table.len()) as u64,
             pages: 1,
+            marks_again: 0,
         },
         paused: false,
         root: 0,

@@ -77,7 +77,7 @@ fn a_transfer_that_broke_off_goes_on_where_it_was() {
         let plan = Plan {
             connections: 1..3,
             way: Way::ToDestination,
-            harm: Harm::Cut {
+            harm: Harm::Sever {
                 bytes: random.below(whole / 2),
             },
         };
@@ -115,7 +115,7 @@ fn without_reuse_nothing_stays_of_a_broken_transfer() {
     let plan = Plan {
         connections: 1..3,
         way: Way::ToDestination,
-        harm: Harm::Cut { bytes: 10 << 20 },
+        harm: Harm::Sever { bytes: 10 << 20 },
     };
     let proxy = Proxy::start(&nodes.b.address, plan);
     let first = migrate(&nodes.a, &proxy.address, 1, settings());

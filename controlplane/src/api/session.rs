@@ -83,6 +83,14 @@ async fn try_answer(request: Request, node: &Node) -> Result<Reply, ApiError> {
             node.migrations().cancel(&which).await?;
             Reply::Done
         }
+        Request::Tune {
+            which,
+            bandwidth_limit_mbit,
+        } => {
+            let migrations = node.migrations();
+            migrations.tune(&which, bandwidth_limit_mbit).await?;
+            Reply::Done
+        }
         Request::Status { which } => {
             Reply::Migrations(node.migrations().status(which.as_deref()).await?)
         }

@@ -90,12 +90,30 @@ impl Migrations {
     /// # Errors
     /// [`ErrorCode::NotFound`], the data plane's refusal.
     pub async fn cancel(&self, which: &str) -> Result<(), ApiError> {
-        let id = match as_id(which) {
-            Some(id) => id,
-            None => self.newest_of(which).await?.id,
-        };
+        let id = self.id_of(which).await?;
         self.client.call(Request::CancelMigration { id }).await?;
         Ok(())
+    }
+
+    /// Changes how fast a VM is moved away, by id or VM name.
+    ///
+    /// # Errors
+    /// As [`Self::cancel`].
+    pub async fn tune(&self, which: &str, bandwidth_limit_mbit: u32) -> Result<(), ApiError> {
+        let id = self.id_of(which).await?;
+        let request = Request::TuneMigration {
+            id,
+            bandwidth_limit_mbit,
+        };
+        self.client.call(request).await?;
+        Ok(())
+    }
+
+    async fn id_of(&self, which: &str) -> Result<MigrationId, ApiError> {
+        match as_id(which) {
+            Some(id) => Ok(id),
+            None => Ok(self.newest_of(which).await?.id),
+        }
     }
 
     /// One migration by id or VM name (its newest), or all.

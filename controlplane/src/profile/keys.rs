@@ -105,6 +105,13 @@ pub(super) const KEYS: &[Key] = &[
          kernel must have it (module tcp_bbr). host leaves the choice to the host's setting.",
     ),
     key(
+        "transfer.bandwidth_limit_mbit",
+        integer(0, 1_000_000),
+        "Bits that a migration sends in a second at most, in millions, over all of its streams; 0 is no \
+         limit. `dwcp tune` changes it while the guest is moved. While the guest is paused nothing is \
+         limited.",
+    ),
+    key(
         "transfer.pin",
         Kind::Boolean,
         "Pin each worker to a core near the guest's memory. Better rates on a node with cores to \

@@ -74,6 +74,7 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
         connect_timeout_ms: ms("timeouts.connect")?,
         peer_silence_ms: ms("timeouts.peer_silence")?,
         congestion_control: (congestion_control != HOST).then(|| congestion_control.to_owned()),
+        bandwidth_limit_mbit: u32::try_from(integer("transfer.bandwidth_limit_mbit")?).ok()?,
         busy_poll_us: u16::try_from(integer("transfer.busy_poll_us")?).ok()?,
         pin_workers: boolean("transfer.pin")?,
     })
@@ -144,19 +145,24 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
     };
     let congestion_control = settings.congestion_control.as_deref().unwrap_or(HOST);
     let quantity = |ms: u32| Value::Quantity(ms.into());
+    let integer = |number: u32| Value::Integer(number.into());
     Values::from([
         ("mode", word(&settings.mode)),
-        ("transfer.streams", Value::Integer(settings.streams.into())),
-        ("transfer.workers", Value::Integer(settings.workers.into())),
-        ("transfer.at_once", Value::Integer(settings.at_once.into())),
+        ("transfer.streams", integer(settings.streams.into())),
+        ("transfer.workers", integer(settings.workers.into())),
+        ("transfer.at_once", integer(settings.at_once.into())),
         ("transfer.tls", word(tls_word(settings.tls))),
         ("transfer.io", word(io)),
         ("transfer.send", word(send_word(settings.send))),
         ("transfer.window", Value::Quantity(settings.window_bytes)),
         ("transfer.congestion_control", word(congestion_control)),
         (
+            "transfer.bandwidth_limit_mbit",
+            integer(settings.bandwidth_limit_mbit),
+        ),
+        (
             "transfer.busy_poll_us",
-            Value::Integer(settings.busy_poll_us.into()),
+            integer(settings.busy_poll_us.into()),
         ),
         ("transfer.pin", Value::Boolean(settings.pin_workers)),
         ("pages.codec", word(codec)),
@@ -169,16 +175,10 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
             "switchover.downtime_limit",
             quantity(settings.downtime_limit_ms),
         ),
-        (
-            "switchover.rounds_max",
-            Value::Integer(settings.rounds_max.into()),
-        ),
+        ("switchover.rounds_max", integer(settings.rounds_max)),
         ("switchover.if_not_converged", word(if_not_converged)),
         ("verify.mode", word(verify)),
-        (
-            "verify.sample_pages",
-            Value::Integer(settings.sample_pages.into()),
-        ),
+        ("verify.sample_pages", integer(settings.sample_pages)),
         ("timeouts.connect", quantity(settings.connect_timeout_ms)),
         ("timeouts.peer_silence", quantity(settings.peer_silence_ms)),
     ])

@@ -180,6 +180,7 @@ pub fn report(id: MigrationId, vm: &str, result: RunResult) -> MigrationReport {
             raw: 70_000,
             ..Default::default()
         },
+        streams_replaced: 0,
         streams: 2,
         transport: "tcp-uring".into(),
         tls: None,

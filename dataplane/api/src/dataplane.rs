@@ -48,6 +48,13 @@ pub enum Request {
         /// Which.
         id: MigrationId,
     },
+    /// Change how a migration that leaves this node is moved, from now on.
+    TuneMigration {
+        /// Which.
+        id: MigrationId,
+        /// As [`TransferSettings::bandwidth_limit_mbit`].
+        bandwidth_limit_mbit: u32,
+    },
     /// One migration.
     Status {
         /// Which.

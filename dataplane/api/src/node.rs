@@ -45,6 +45,13 @@ pub enum Request {
         /// 32 hex digits, or a VM name.
         which: String,
     },
+    /// Change how a VM is moved away, by migration id or VM name.
+    Tune {
+        /// 32 hex digits, or a VM name.
+        which: String,
+        /// Bits that are sent in a second at most, in millions; 0 is no limit.
+        bandwidth_limit_mbit: u32,
+    },
     /// One migration by id or VM name (the newest), or all.
     Status {
         /// `None` for all.

@@ -236,6 +236,9 @@ pub struct MigrationReport {
     pub pages: PageCounts,
     /// Data streams.
     pub streams: u16,
+    /// How often another connection took the place of a data stream that broke.
+    #[serde(default)]
+    pub streams_replaced: u32,
     /// `tcp-uring`, `tcp-poll`, `memory`, `rdma`.
     pub transport: String,
     /// TLS of its connections; `None` when they were plain text.

@@ -47,6 +47,9 @@ pub struct TransferSettings {
     pub peer_silence_ms: u32,
     /// TCP congestion control for the data streams (`cubic`, `bbr`), or the host's default.
     pub congestion_control: Option<String>,
+    /// Bits that the source sends in a second, over all streams, at most, in millions; 0 is no limit. Not
+    /// while the guest is paused.
+    pub bandwidth_limit_mbit: u32,
     /// Pin workers to cores.
     pub pin_workers: bool,
     /// How long a worker looks for completions before it sleeps for them, at most; 0 sleeps at once.

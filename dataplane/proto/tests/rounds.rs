@@ -4,10 +4,10 @@ mod common;
 
 use common::*;
 use dwcp_proto::{
-    Destination, DestinationAction, DestinationConfig, DestinationEvent, Phase, Source,
-    SourceAction, SourceEvent,
+    Destination, DestinationAction, DestinationConfig, DestinationEvent, Phase, RoundMeasure,
+    Source, SourceAction, SourceEvent,
 };
-use dwcp_wire::{Control, FoundPages, Offer, WantedPages};
+use dwcp_wire::{Control, FoundPages, Offer, RoundSummary, WantedPages};
 
 /// A destination whose streams are joined.
 fn ready() -> Destination {
@@ -123,4 +123,92 @@ fn pages_are_asked_for_until_round_0_ends_and_if_the_offer_says_so() {
         assert_eq!(finds(&actions), is_taken, "{actions:?}");
         assert_eq!(aborts(&actions), !is_taken);
     }
+}
+
+/// What a source says of a round that lost marks with its streams so often.
+fn end_after(marks_again: u32, paused: bool) -> DestinationEvent {
+    DestinationEvent::Peer(Control::RoundEnd {
+        round: 0,
+        sent: RoundSummary {
+            marks_again,
+            ..SENT
+        },
+        paused,
+        root: ROOT,
+    })
+}
+
+fn applied_after(marks_again: u32) -> DestinationEvent {
+    DestinationEvent::RoundApplied {
+        round: 0,
+        applied: RoundSummary {
+            marks_again,
+            ..SENT
+        },
+        suspects: vec![],
+        root: ROOT,
+    }
+}
+
+/// Control and data are different connections: any of them may be heard first.
+#[test]
+fn an_end_of_a_round_that_a_broken_stream_outdated_is_replaced() {
+    let orders: [&[DestinationEvent]; 3] = [
+        &[end_after(0, false), end_after(1, false), applied_after(1)],
+        &[end_after(0, false), applied_after(1), end_after(1, false)],
+        &[applied_after(1), end_after(0, false), end_after(1, false)],
+    ];
+    for events in orders {
+        let mut destination = ready();
+        let (last, before) = events.split_last().unwrap();
+        for event in before {
+            let actions = destination.on_event(NOW, event.clone());
+            assert!(actions.is_empty(), "{event:?}: {actions:?}");
+        }
+        let actions = destination.on_event(NOW, last.clone());
+        assert!(!aborts(&actions) && actions.len() == 1, "{actions:?}");
+        assert!(!aborts(&receive(&mut destination, 1)));
+    }
+}
+
+#[test]
+fn an_end_that_knows_of_more_marks_than_came_is_refused() {
+    let mut destination = ready();
+    let _ = destination.on_event(NOW, end_after(1, false));
+    assert!(aborts(&destination.on_event(NOW, applied_after(0))));
+    let mut destination = ready();
+    let _ = destination.on_event(NOW, end_after(1, false));
+    assert!(aborts(&destination.on_event(NOW, end_after(1, false))));
+}
+
+#[test]
+fn a_source_says_anew_what_it_sent() {
+    let again = RoundMeasure {
+        sent: RoundSummary {
+            marks_again: 1,
+            ..SENT
+        },
+        ..measure()
+    };
+    let ends = |actions: &[SourceAction]| {
+        let end = |action: &SourceAction| match action {
+            SourceAction::Send(Control::RoundEnd { sent, paused, .. }) => Some((*sent, *paused)),
+            _ => None,
+        };
+        actions.iter().filter_map(end).collect::<Vec<_>>()
+    };
+    let mut source = source_in_precopy();
+    let _ = source.on_event(NOW, SourceEvent::RoundSent(measure()));
+    let actions = source.on_event(NOW, SourceEvent::RoundSent(again));
+    assert_eq!(ends(&actions), [(again.sent, false)]);
+    // While the guest is paused: before the sample is read, and after.
+    let mut source = source_in_switchover();
+    let _ = source.on_event(NOW, SourceEvent::RoundSent(measure()));
+    let actions = source.on_event(NOW, SourceEvent::RoundSent(again));
+    assert!(actions.is_empty(), "{actions:?}");
+    let actions = source.on_event(NOW, SourceEvent::SampleRead { missed: 0 });
+    assert_eq!(ends(&actions), [(again.sent, true)]);
+    let actions = source.on_event(NOW, SourceEvent::RoundSent(again));
+    assert_eq!(ends(&actions), [(again.sent, true)]);
+    assert!(!actions.contains(&SourceAction::SendDeviceState));
 }

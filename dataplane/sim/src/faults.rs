@@ -55,8 +55,10 @@ pub(crate) enum Damage {
 pub(crate) enum Fault {
     /// The control connection breaks; what is in flight is lost.
     CutControl,
-    /// A data stream breaks.
+    /// A data stream breaks, and cannot be replaced.
     CutStream,
+    /// A data stream breaks, and is replaced.
+    BreakStream,
     /// The device state's connection breaks.
     CutDevice,
     /// Everything between the nodes breaks, and new connections fail for so long.
@@ -146,6 +148,7 @@ impl Fault {
         match self {
             Self::CutControl => "cut control",
             Self::CutStream => "cut stream",
+            Self::BreakStream => "break stream",
             Self::CutDevice => "cut device",
             Self::CutAll { .. } => "cut all",
             Self::Stall { .. } => "stall",
@@ -195,7 +198,7 @@ impl Fault {
             Side::Destination
         };
         let for_ns = rng.skewed(0, plan.silence_ns * 3);
-        match rng.index(21) {
+        match rng.index(24) {
             0 | 1 => Self::CutControl,
             2 => Self::CutStream,
             3 => Self::CutDevice,
@@ -233,6 +236,7 @@ impl Fault {
                 for_ns,
                 replaced: rng.chance(70),
             },
+            20..=22 => Self::BreakStream,
             19 => Self::LoseQueries {
                 count: rng.range(1, 6) as u32,
             },

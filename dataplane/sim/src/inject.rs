@@ -56,6 +56,11 @@ impl World {
         let newest = self.links.len().checked_sub(1);
         match fault {
             Fault::CutControl | Fault::CutStream => self.cut_newest(newest),
+            Fault::BreakStream => {
+                if let Some(attempt) = newest {
+                    self.break_stream(attempt);
+                }
+            }
             Fault::CutDevice => {
                 if let Some(attempt) = newest {
                     self.break_device(attempt);

@@ -29,6 +29,7 @@ mod pages;
 mod plan;
 mod receiver;
 mod recovery;
+mod replace;
 mod rng;
 mod run;
 mod schedule;

@@ -13,6 +13,8 @@ pub(crate) struct Pipe<T> {
     in_flight: VecDeque<T>,
     last_arrival: u64,
     broken: bool,
+    /// It broke, and is about to be replaced.
+    held: bool,
 }
 
 impl<T> Pipe<T> {
@@ -21,6 +23,7 @@ impl<T> Pipe<T> {
             in_flight: VecDeque::new(),
             last_arrival: 0,
             broken: false,
+            held: false,
         }
     }
 
@@ -42,6 +45,20 @@ impl<T> Pipe<T> {
     pub(crate) fn cut(&mut self) {
         self.in_flight.clear();
         self.broken = true;
+    }
+
+    /// Takes out what is in flight. Nothing is put in until it is released.
+    pub(crate) fn hold(&mut self) -> Vec<T> {
+        self.held = true;
+        self.in_flight.drain(..).collect()
+    }
+
+    pub(crate) const fn release(&mut self) {
+        self.held = false;
+    }
+
+    pub(crate) const fn is_held(&self) -> bool {
+        self.held
     }
 
     /// Nothing more is put in, what is on its way arrives.
@@ -67,7 +84,11 @@ impl<T> Pipe<T> {
 pub(crate) enum Item {
     Pages(Frame),
     /// Every page frame of the round has been sent on this stream.
-    Mark(u32),
+    Mark {
+        round: u32,
+        /// How often it was lost before.
+        again: u32,
+    },
 }
 
 /// The device state's way from VMM to VMM.

@@ -134,9 +134,11 @@ impl World {
         }
     }
 
-    pub(crate) fn send_mark(&mut self, attempt: usize, stream: usize, round: u32) {
+    pub(crate) fn send_mark(&mut self, attempt: usize, stream: usize, round: u32, again: u32) {
         let arrival = self.arrival(Side::Destination);
-        if let Some(at) = self.links[attempt].streams[stream].push(arrival, Item::Mark(round)) {
+        if let Some(at) =
+            self.links[attempt].streams[stream].push(arrival, Item::Mark { round, again })
+        {
             self.schedule
                 .put(at, Happening::StreamArrives { attempt, stream });
         }
@@ -179,7 +181,7 @@ impl World {
             return;
         }
         match item {
-            Item::Mark(round) => self.mark_arrives(attempt, round),
+            Item::Mark { round, again } => self.mark_arrives(attempt, round, again),
             Item::Pages(frame) if frame.header_damaged => self.cut(attempt),
             Item::Pages(frame) if frame.table_damaged && self.plan.table_loses_stream => {
                 self.cut(attempt);

@@ -57,6 +57,7 @@ impl Frame {
             frames: 1,
             wire_bytes: self.bytes(),
             pages: self.pages.len() as u64,
+            marks_again: 0,
         }
     }
 }
@@ -66,6 +67,14 @@ pub(crate) const fn add(sum: &mut RoundSummary, frame: RoundSummary) {
     sum.frames += frame.frames;
     sum.wire_bytes += frame.wire_bytes;
     sum.pages += frame.pages;
+    sum.marks_again += frame.marks_again;
+}
+
+/// Takes one frame's numbers back.
+pub(crate) const fn take_back(sum: &mut RoundSummary, frame: RoundSummary) {
+    sum.frames -= frame.frames;
+    sum.wire_bytes -= frame.wire_bytes;
+    sum.pages -= frame.pages;
 }
 
 /// What a read of a page yields that was written since its fingerprint was taken.

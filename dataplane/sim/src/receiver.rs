@@ -63,13 +63,16 @@ impl World {
     }
 
     /// A mark closes its stream's part of the round; the last one closes the round.
-    pub(crate) fn mark_arrives(&mut self, attempt: usize, round: u32) {
+    pub(crate) fn mark_arrives(&mut self, attempt: usize, round: u32, again: u32) {
         let streams = self.plan.streams;
         let first_block = self.plan.first_block;
         let Some(run) = self.destination.runs[attempt].as_mut() else {
             return;
         };
         let receiver = &mut run.receiver;
+        receiver.rounds.entry(round).or_default().marks_again += again;
+        let delivered = &mut self.links[attempt].delivered;
+        delivered.entry(round).or_default().marks_again += again;
         let marks = receiver.marks.entry(round).or_default();
         *marks += 1;
         if *marks < streams {

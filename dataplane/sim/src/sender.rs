@@ -1,11 +1,12 @@
 //! The source's worker: collects dirty pages, makes frames, sends them within the window.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dwcp_proto::{RoundMeasure, SourceEvent};
 use dwcp_wire::{PageRange, RoundSummary};
 
 use crate::invariants;
+use crate::link::Pipe;
 use crate::mutation::Mutation;
 use crate::pages::{self, FRAME_PAGES_MAX, Frame, PageInFrame};
 use crate::world::{Happening, World};
@@ -15,14 +16,17 @@ use crate::world::{Happening, World};
 pub(crate) struct Sender {
     pub(crate) round: u32,
     paused: bool,
-    force: BTreeSet<usize>,
-    todo: VecDeque<usize>,
+    pub(crate) force: BTreeSet<usize>,
+    pub(crate) todo: VecDeque<usize>,
     /// Dirty bits cleared, pages not yet read: the guest may write in between.
     cleared: Vec<usize>,
     /// Read and classified, not yet on the wire.
     ready: Option<Frame>,
     next_stream: usize,
-    waits: bool,
+    pub(crate) waits: bool,
+    /// The round was said to be sent, and these streams have lost a part of it, so often: the others have
+    /// their marks.
+    pub(crate) unmarked: BTreeMap<usize, u32>,
     dirty_ns: u64,
     pub(crate) visited: u64,
     pub(crate) counts: Counts,
@@ -69,16 +73,18 @@ impl World {
             ready: None,
             next_stream: 0,
             waits: false,
+            unmarked: BTreeMap::new(),
             dirty_ns: run.scanned_at.map_or(0, |at| now - at),
             visited: 0,
             counts: Counts::default(),
             sent: RoundSummary::default(),
         });
+        run.told = None;
         run.scanned_at = Some(now);
         self.sender_again(attempt);
     }
 
-    fn sender_again(&mut self, attempt: usize) {
+    pub(crate) fn sender_again(&mut self, attempt: usize) {
         let boot = self.source.boot;
         let wait = self.rng.skewed(2_000, 400_000);
         self.after(wait, Happening::SenderSteps { boot, attempt });
@@ -171,7 +177,16 @@ impl World {
     fn transmit(&mut self, attempt: usize) {
         let window = self.plan.window_bytes;
         let in_flight = self.links[attempt].in_flight_bytes;
+        let held = |stream: usize| self.links[attempt].streams[stream].is_held();
         let Some(sender) = self.source.run.as_mut().and_then(|run| run.sender.as_mut()) else {
+            return;
+        };
+        let streams = usize::from(self.plan.streams);
+        let mut choice = (sender.next_stream..streams).chain(0..sender.next_stream);
+        let unmarked = &sender.unmarked;
+        let takes = |stream: &usize| unmarked.is_empty() || unmarked.contains_key(stream);
+        let Some(stream) = choice.find(|stream| takes(stream) && !held(*stream)) else {
+            sender.waits = true;
             return;
         };
         let fits = |frame: &Frame| in_flight + frame.bytes() <= window;
@@ -180,8 +195,7 @@ impl World {
             sender.waits = true;
             return;
         };
-        let stream = sender.next_stream;
-        sender.next_stream = (stream + 1) % usize::from(self.plan.streams);
+        sender.next_stream = (stream + 1) % streams;
         pages::add(&mut sender.sent, frame.summary());
         if self.mutation == Mutation::ClearAfterRead {
             for page in &frame.pages {
@@ -210,10 +224,15 @@ impl World {
     }
 
     fn round_sent(&mut self, attempt: usize) {
+        let held = self.links[attempt].streams.iter().any(Pipe::is_held);
         let Some(run) = self.source.run.as_mut() else {
             return;
         };
-        let Some(sender) = run.sender.take() else {
+        if let Some(sender) = run.sender.as_mut().filter(|_| held) {
+            sender.waits = true;
+            return;
+        }
+        let Some(mut sender) = run.sender.take() else {
             return;
         };
         let measure = RoundMeasure {
@@ -223,10 +242,17 @@ impl World {
             root: pages::root(&run.sent),
         };
         for stream in 0..usize::from(self.plan.streams) {
-            self.send_mark(attempt, stream, sender.round);
+            let again = sender.unmarked.get(&stream).copied();
+            if sender.unmarked.is_empty() || again.is_some() {
+                self.send_mark(attempt, stream, sender.round, again.unwrap_or(0));
+            }
         }
         self.stats.round(sender.paused, sender.visited);
         invariants::conservation::check_sent(self, attempt, &sender);
+        if let Some(run) = self.source.run.as_mut() {
+            sender.unmarked.clear();
+            run.told = Some(sender);
+        }
         let wait = self.rng.skewed(1_000, 100_000);
         self.source_to(attempt, wait, SourceEvent::RoundSent(measure));
     }

@@ -45,6 +45,8 @@ pub(crate) struct SourceRun {
     pub(crate) actions: VecDeque<SourceAction>,
     pub(crate) acting: bool,
     pub(crate) sender: Option<Sender>,
+    /// The round that was said to be sent.
+    pub(crate) told: Option<Sender>,
     /// What the destination should hold, page by page.
     pub(crate) sent: Vec<Content>,
     pub(crate) scanned_at: Option<u64>,
@@ -115,6 +117,7 @@ impl World {
             actions: VecDeque::new(),
             acting: false,
             sender: None,
+            told: None,
             sent: vec![0; self.plan.pages],
             scanned_at: None,
             commands: 0,

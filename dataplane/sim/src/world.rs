@@ -7,7 +7,7 @@ use crate::faults::Side;
 use crate::guest::Guest;
 use crate::invariants::{self, Violation};
 use crate::journal::Written;
-use crate::link::Link;
+use crate::link::{Item, Link};
 use crate::mutation::Mutation;
 use crate::plan::{FAULTS_END_NS, LIVENESS_NS, MS, Plan};
 use crate::rng::Rng;
@@ -43,6 +43,11 @@ pub(crate) enum Happening {
     AckArrives {
         attempt: usize,
         bytes: u64,
+    },
+    StreamResumes {
+        attempt: usize,
+        stream: usize,
+        lost: Vec<Item>,
     },
     SourceActs {
         boot: u32,
@@ -295,6 +300,11 @@ impl World {
             Happening::ConnectionLost { attempt, side } => self.connection_lost(attempt, side),
             Happening::StreamArrives { attempt, stream } => self.stream_arrives(attempt, stream),
             Happening::AckArrives { attempt, bytes } => self.ack_arrives(attempt, bytes),
+            Happening::StreamResumes {
+                attempt,
+                stream,
+                lost,
+            } => self.stream_resumes(attempt, stream, lost),
             Happening::QueryArrives { attempt } => self.query_arrives(attempt),
             Happening::AnswerArrives { attempt, committed } => {
                 self.answer_arrives(attempt, committed);

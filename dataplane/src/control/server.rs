@@ -81,6 +81,13 @@ fn answer(node: &Arc<Node>, request: Request) -> Result<Reply, ApiError> {
             node.cancel(id)?;
             Reply::Done
         }
+        Request::TuneMigration {
+            id,
+            bandwidth_limit_mbit,
+        } => {
+            node.tune(id, bandwidth_limit_mbit)?;
+            Reply::Done
+        }
         Request::Status { id } => Reply::Migration(Box::new(node.status(id)?)),
         Request::ListMigrations => Reply::Migrations(
             node.migrations()

@@ -17,7 +17,8 @@ use crate::transport::{
 /// What a destination worker is told.
 #[derive(Debug)]
 pub enum DestinationCommand {
-    /// Receive from this stream too.
+    /// Receive from this stream too. If it is there already, this connection takes the place of the one
+    /// before, of which nothing more is taken.
     AddStream {
         /// Index.
         index: u16,
@@ -108,11 +109,15 @@ struct ReceiveStream {
     table: PageTable,
     decoder: Decoder,
     applied: Applied,
-    /// Free while no acknowledgement is on its way.
-    ack_buffer: Option<BufferId>,
+    ack_buffer: BufferId,
+    /// An acknowledgement is on its way.
+    is_acking: bool,
     sequence: u64,
     bytes: u64,
     acked_bytes: u64,
+    is_broken: bool,
+    /// The connection that takes the place of this one, once the kernel has nothing of it any more.
+    next: Option<DataStream>,
 }
 
 impl DestinationWorker<'_> {
@@ -134,7 +139,8 @@ impl DestinationWorker<'_> {
             for completion in completions.drain(..) {
                 match completion {
                     Completion::Sent { slot, buffer } => {
-                        self.streams[slot].ack_buffer = Some(buffer);
+                        debug_assert_eq!(self.streams[slot].ack_buffer, buffer);
+                        self.streams[slot].is_acking = false;
                         self.acknowledge(slot, self.ack_bytes);
                     }
                     Completion::Received { slot, bytes } => {
@@ -144,11 +150,7 @@ impl DestinationWorker<'_> {
                             tell(events, WorkerEvent::PeerBroke { stream, reason });
                         }
                     }
-                    Completion::Closed { slot, error } => {
-                        let stream = self.streams[slot].index;
-                        let reason = format!("stream {stream}: {error}");
-                        tell(events, WorkerEvent::StreamLost { stream, reason });
-                    }
+                    Completion::Closed { slot, error } => self.lost(slot, &error, events)?,
                     Completion::Rung => {}
                 }
             }
@@ -162,10 +164,19 @@ impl DestinationWorker<'_> {
     }
 
     fn add(&mut self, index: u16, stream: DataStream) -> Result<(), String> {
-        let slot = self
-            .transport
-            .add_stream(stream)
-            .map_err(|error| format!("stream {index}: {error}"))?;
+        let old = self.streams.iter().position(|old| old.index == index);
+        if let Some(slot) = old {
+            if self.streams[slot].is_broken {
+                return self.resume(slot, stream);
+            }
+            // The source has seen it break.
+            self.streams[slot].next = Some(stream);
+            let why = std::io::Error::other("the source goes on with another connection");
+            self.transport.shut(slot, why);
+            return Ok(());
+        }
+        let added = self.transport.add_stream(stream, None);
+        let slot = added.map_err(|error| format!("stream {index}: {error}"))?;
         let mut take = || {
             self.transport
                 .buffers()
@@ -180,11 +191,54 @@ impl DestinationWorker<'_> {
             table: PageTable::new(),
             decoder: Decoder::new(self.streams_in_all),
             applied: Applied::default(),
-            ack_buffer: Some(ack_buffer),
+            ack_buffer,
+            is_acking: false,
             sequence: 0,
             bytes: 0,
             acked_bytes: 0,
+            is_broken: false,
+            next: None,
         });
+        self.ask(slot);
+        Ok(())
+    }
+
+    /// A stream's connection is over: nothing of it reaches RAM any more. What came in part is given up.
+    fn lost<E: From<WorkerEvent>>(
+        &mut self,
+        slot: Slot,
+        error: &std::io::Error,
+        events: &Mailbox<E>,
+    ) -> Result<(), String> {
+        let stream = &mut self.streams[slot];
+        stream.is_broken = true;
+        stream.is_acking = false;
+        if stream.receiver.is_placing() {
+            if !stream.table.in_place().is_empty() {
+                self.line.give_up(&stream.table, &mut stream.applied);
+            }
+            self.session.placed();
+        }
+        // Whatever was given up is given up once.
+        stream.receiver = Receiver::behind(stream.index, stream.sequence);
+        if let Some(next) = stream.next.take() {
+            return self.resume(slot, next);
+        }
+        let lost = WorkerEvent::StreamLost {
+            stream: stream.index,
+            reason: error.to_string(),
+            bytes: stream.bytes,
+        };
+        tell(events, lost);
+        Ok(())
+    }
+
+    /// Goes on with a stream on another connection, and says first where: behind the last frame applied.
+    fn resume(&mut self, slot: Slot, connection: DataStream) -> Result<(), String> {
+        let added = self.transport.add_stream(connection, Some(slot));
+        added.map_err(|error| format!("stream {}: {error}", self.streams[slot].index))?;
+        self.streams[slot].is_broken = false;
+        self.acknowledge(slot, 0);
         self.ask(slot);
         Ok(())
     }
@@ -281,9 +335,11 @@ impl DestinationWorker<'_> {
         if stream.bytes - stream.acked_bytes < least_bytes {
             return;
         }
-        let Some(buffer) = stream.ack_buffer.take() else {
+        if stream.is_acking || stream.is_broken {
             return;
-        };
+        }
+        stream.is_acking = true;
+        let buffer = stream.ack_buffer;
         stream.acked_bytes = stream.bytes;
         let mut header = FrameHeader::empty(FrameKind::Ack, stream.index, stream.sequence);
         header.position = stream.bytes;
@@ -297,10 +353,12 @@ impl DestinationWorker<'_> {
 
 impl ReceiveStream {
     fn end_round(&mut self, mark: &FrameHeader) -> StreamRound {
+        let mut applied = std::mem::take(&mut self.applied);
+        applied.summary.marks_again = u32::try_from(mark.position).unwrap_or(u32::MAX);
         StreamRound {
             stream: self.index,
             round: mark.round,
-            applied: std::mem::take(&mut self.applied),
+            applied,
         }
     }
 }

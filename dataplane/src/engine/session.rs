@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use dwcp_api::Codec;
 use dwcp_simd::FingerprintKey;
 
+use super::Pace;
 use crate::path::RememberedPages;
 use crate::ram::{Digests, RamLayout};
 
@@ -22,6 +23,8 @@ pub struct Session {
     pub codec: Codec,
     /// Source: what the destination holds, as far as there is memory for it.
     pub remembered: Option<RememberedPages>,
+    /// Source: how fast it may send.
+    pub pace: Pace,
     /// [`SEALED`], and the frames that are being placed in RAM.
     placing: AtomicU32,
     wire_bytes: AtomicU64,
@@ -48,6 +51,7 @@ impl Session {
             key: FingerprintKey::new(fingerprint_seed),
             codec,
             remembered: None,
+            pace: Pace::new(0),
             placing: AtomicU32::new(0),
             wire_bytes: AtomicU64::new(0),
             pages_done: AtomicU64::new(0),
@@ -60,6 +64,13 @@ impl Session {
     #[must_use]
     pub fn remembering(mut self, bytes: u64) -> Self {
         self.remembered = RememberedPages::new(bytes);
+        self
+    }
+
+    /// The same at a source that sends so many bytes a second at most; 0 is no limit.
+    #[must_use]
+    pub fn paced(mut self, bytes_per_s: u64) -> Self {
+        self.pace = Pace::new(bytes_per_s);
         self
     }
 

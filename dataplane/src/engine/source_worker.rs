@@ -1,6 +1,5 @@
 //! A worker at the source: dirty pages in, frames out on its streams.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,25 +9,22 @@ use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
 
 use super::adapting::Adapting;
 use super::busy_poll::BusyPoll;
+use super::send_stream::{SendStream, State};
 use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
-use crate::path::{Encoder, Outgoing, OutgoingCounts, RoundWork, StreamCredit};
+use crate::path::{Outgoing, OutgoingCounts, RoundWork, StreamCredit};
 use crate::tls::DataStream;
 use crate::transport::{
-    self, BufferId, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport,
-    TransportOptions, Wait,
+    self, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport, TransportOptions, Wait,
 };
 
 /// Frame buffers of a worker, beside one per stream for acknowledgements.
 const SEND_BUFFERS: usize = 6;
 
-/// Frames of one stream that wait for the kernel. More would grow cold in the cache.
-const QUEUED_FRAMES_MAX: usize = 2;
-
 /// What a source worker is told.
 #[derive(Debug)]
 pub enum SourceCommand {
-    /// Send on this stream too.
+    /// Send on this stream too, or, if it is one that was lost, go on with it.
     AddStream {
         /// Index.
         index: u16,
@@ -44,8 +40,12 @@ pub enum SourceCommand {
 /// A worker's part of a round.
 #[derive(Clone, Copy, Debug)]
 pub struct WorkerRound {
+    /// The worker's number. What it says of a round takes the place of what it said before.
+    pub worker: usize,
     /// Round.
     pub round: u32,
+    /// Marks that were lost with their stream, and sent again.
+    pub marks_again: u32,
     /// What it did.
     pub counts: OutgoingCounts,
     /// Change of the root.
@@ -105,7 +105,7 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
                 streams: vec![],
                 work: None,
                 drained: false,
-                marked: 0,
+                told: false,
                 in_flight_bytes: 0,
                 adapting,
             };
@@ -120,22 +120,14 @@ struct SourceWorker<'a> {
     transport: Box<dyn Transport>,
     line: Outgoing<'a>,
     streams: Vec<SendStream>,
+    /// The round, also once it is sent: what a stream loses later goes once more.
     work: Option<Arc<RoundWork>>,
     /// No more pages in the round; what follows are marks.
     drained: bool,
-    /// Streams that have their mark of the round, from the first on.
-    marked: usize,
+    /// The round was said to be sent.
+    told: bool,
     in_flight_bytes: u64,
     adapting: Adapting,
-}
-
-struct SendStream {
-    index: u16,
-    encoder: Encoder,
-    credit: StreamCredit,
-    queued: VecDeque<BufferId>,
-    ack_buffer: BufferId,
-    ack_filled: usize,
 }
 
 impl SourceWorker<'_> {
@@ -152,7 +144,9 @@ impl SourceWorker<'_> {
             let waited = if is_busy {
                 transport.wait(Wait::No, &mut completions)
             } else {
-                let most = Duration::from_secs(1);
+                // Nothing tells when the limit on bandwidth allows more.
+                let most = self.session.pace.wait();
+                let most = most.unwrap_or(Duration::from_secs(1));
                 let since = self.adapting.waits();
                 let waited = busy_poll.wait(transport, most, &mut completions);
                 self.adapting.waited(since);
@@ -166,11 +160,7 @@ impl SourceWorker<'_> {
                         self.streams[slot].queued.pop_front();
                     }
                     Completion::Received { slot, bytes } => self.acknowledged(slot, bytes, events),
-                    Completion::Closed { slot, error } => {
-                        let stream = self.streams[slot].index;
-                        let reason = format!("stream {stream}: {error}");
-                        tell(events, WorkerEvent::StreamLost { stream, reason });
-                    }
+                    Completion::Closed { slot, error } => self.lost(slot, &error, events),
                     Completion::Rung => {}
                 }
             }
@@ -186,52 +176,74 @@ impl SourceWorker<'_> {
     }
 
     fn add(&mut self, index: u16, stream: DataStream) -> Result<(), String> {
-        let encoder =
-            self.adapting
-                .encoder(&stream.socket, self.settings.streams_in_all, &mut self.line);
-        let slot = self
-            .transport
-            .add_stream(stream)
-            .map_err(|error| format!("stream {index}: {error}"))?;
-        let ack_buffer = self
-            .transport
-            .buffers()
-            .take()
-            .ok_or("no buffer for a stream")?;
-        self.streams.push(SendStream {
-            index,
-            encoder,
-            credit: StreamCredit::new(self.settings.stream_window_bytes),
-            queued: VecDeque::new(),
-            ack_buffer,
-            ack_filled: 0,
-        });
+        let broken = self.streams.iter().position(|old| old.index == index);
+        let (streams, line) = (self.settings.streams_in_all, &mut self.line);
+        let encoder = match broken {
+            None => Some(self.adapting.encoder(&stream.socket, streams, line)),
+            Some(_) => None,
+        };
+        let added = self.transport.add_stream(stream, broken);
+        let slot = added.map_err(|error| format!("stream {index}: {error}"))?;
+        if let Some(encoder) = encoder {
+            let buffer = self.transport.buffers().take();
+            let credit = StreamCredit::new(self.settings.stream_window_bytes);
+            let buffer = buffer.ok_or("no buffer for a stream")?;
+            self.streams
+                .push(SendStream::new(index, encoder, credit, buffer));
+        } else {
+            self.streams[slot].state = State::Resuming;
+            self.streams[slot].ack_filled = 0;
+        }
+        let buffer = self.streams[slot].ack_buffer;
         self.transport
-            .receive(slot, ReceiveInto::buffer(ack_buffer, 0..HEADER_BYTES));
+            .receive(slot, ReceiveInto::buffer(buffer, 0..HEADER_BYTES));
         Ok(())
+    }
+
+    /// A stream's connection is over. What was under way on it stays known until there is another.
+    fn lost<E: From<WorkerEvent>>(
+        &mut self,
+        slot: Slot,
+        error: &std::io::Error,
+        events: &Mailbox<E>,
+    ) {
+        let stream = &mut self.streams[slot];
+        stream.state = State::Broken;
+        for buffer in stream.queued.drain(..) {
+            self.transport.buffers().give(buffer);
+        }
+        let lost = WorkerEvent::StreamLost {
+            stream: stream.index,
+            reason: error.to_string(),
+            bytes: stream.credit.acked_bytes(),
+        };
+        tell(events, lost);
     }
 
     fn begin(&mut self, work: Arc<RoundWork>) {
         self.line.begin(&work);
         self.adapting.paused();
-        if work.resends() {
-            self.streams.iter_mut().for_each(|s| s.encoder.restart());
-        }
+        let resends = work.resends();
+        self.streams.iter_mut().for_each(|s| s.begin(resends));
         self.work = Some(work);
         self.drained = false;
-        self.marked = 0;
+        self.told = false;
     }
 
     /// Builds a frame and queues it on the stream with the most room. Returns whether there may be
     /// more to do at once.
     fn send_one_frame(&mut self) -> bool {
-        let Some(work) = &self.work else { return false };
+        let Some(work) = self.work.as_ref().filter(|_| !self.told) else {
+            return false;
+        };
         if self.drained {
             return self.send_one_mark();
         }
-        let ready = self.streams.iter_mut().enumerate().filter(|(_, stream)| {
-            stream.credit.has_credit() && stream.queued.len() < QUEUED_FRAMES_MAX
-        });
+        if self.session.pace.wait().is_some() {
+            return false;
+        }
+        let streams = self.streams.iter_mut().enumerate();
+        let ready = streams.filter(|(_, stream)| stream.takes_pages());
         let Some((slot, stream)) = ready.min_by_key(|(_, stream)| stream.credit.in_flight_bytes())
         else {
             return false;
@@ -252,8 +264,13 @@ impl SourceWorker<'_> {
             return true;
         };
         self.session.count(frame.bytes(), pages);
+        self.session.pace.sent(frame.bytes());
+        let (block, entries) = self.line.named();
         let wire_bytes = frame.bytes();
         stream.credit.sent(wire_bytes);
+        stream
+            .in_flight
+            .sent(work.round, block, wire_bytes, entries);
         stream.queued.push_back(buffer);
         // A mark ends the round on every stream.
         let frame = SendFrame {
@@ -277,11 +294,12 @@ impl SourceWorker<'_> {
         }
     }
 
-    /// Queues the mark of the next stream that has none. Returns whether there may be more to do at
-    /// once; a worker with more streams than buffers goes on when a buffer comes back.
+    /// Queues the mark of a stream that has none. Returns whether there may be more to do at once; a
+    /// worker with more streams than buffers goes on when a buffer comes back.
     fn send_one_mark(&mut self) -> bool {
-        let slot = self.marked;
-        let (Some(work), Some(stream)) = (&self.work, self.streams.get_mut(slot)) else {
+        let mut streams = self.streams.iter_mut().enumerate();
+        let unmarked = streams.find(|(_, stream)| stream.takes_mark());
+        let (Some(work), Some((slot, stream))) = (&self.work, unmarked) else {
             return false;
         };
         let Some(buffer) = self.transport.buffers().take() else {
@@ -290,36 +308,64 @@ impl SourceWorker<'_> {
         let sequence = stream.credit.next_sequence();
         let mut header = FrameHeader::empty(FrameKind::RoundMark, stream.index, sequence);
         header.round = work.round;
+        header.position = stream.marks_again.into();
         let bytes = self.transport.buffers().bytes_mut(buffer);
         bytes[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
         stream.credit.sent(HEADER_BYTES as u64);
+        stream.in_flight.marked(work.round);
         stream.queued.push_back(buffer);
-        self.marked += 1;
+        stream.is_marked = true;
         self.transport
             .send(slot, SendFrame::alone(buffer, 0..HEADER_BYTES));
         self.session.count(HEADER_BYTES as u64, 0);
         true
     }
 
-    /// A round is sent when its last mark is in the kernel's hands.
+    /// A round is sent when its last mark is in the kernel's hands. It is so once more when a stream breaks
+    /// later, and what was lost with it is sent.
     fn finish_round<E: From<WorkerEvent>>(&mut self, events: &Mailbox<E>) {
-        let is_marked = self.drained && self.marked == self.streams.len();
-        if !is_marked || self.streams.iter().any(|stream| !stream.queued.is_empty()) {
+        let Some(work) = self.work.as_ref().filter(|_| self.drained && !self.told) else {
+            return;
+        };
+        if !self.streams.iter().all(SendStream::has_sent) {
             return;
         }
-        if let Some(work) = self.work.take() {
-            self.drained = false;
-            let round = WorkerRound {
-                round: work.round,
-                counts: self.line.counts,
-                root: self.line.root,
-                send_method: (0..self.streams.len())
-                    .find_map(|slot| self.transport.send_method(slot))
-                    .filter(|_| self.line.is_by_reference())
-                    .map(SendMethod::name),
-            };
-            tell(events, WorkerEvent::RoundSent(round));
+        let round = WorkerRound {
+            worker: self.settings.index,
+            round: work.round,
+            marks_again: self.streams.iter().map(|s| s.marks_again).sum(),
+            counts: self.line.counts,
+            root: self.line.root,
+            send_method: (0..self.streams.len())
+                .find_map(|slot| self.transport.send_method(slot))
+                .filter(|_| self.line.is_by_reference())
+                .map(SendMethod::name),
+        };
+        self.told = true;
+        tell(events, WorkerEvent::RoundSent(round));
+    }
+
+    /// An acknowledgement has come in full, perhaps the first of a stream that broke.
+    fn take_acknowledgement(&mut self, slot: Slot) -> Result<Option<WorkerEvent>, String> {
+        let stream = &mut self.streams[slot];
+        stream.acknowledged(self.transport.buffers().bytes_mut(stream.ack_buffer))?;
+        if stream.state != State::Resuming {
+            return Ok(None);
         }
+        let round = self.work.as_ref().map_or(0, |work| work.round);
+        let lost = stream.resume(round, self.told)?;
+        let (stream, carried) = (stream.index, stream.credit.acked_bytes());
+        if lost.mark || !lost.pages.is_empty() {
+            self.told = false;
+        }
+        self.drained &= lost.pages.is_empty();
+        self.line.lost(&lost);
+        Ok(Some(WorkerEvent::StreamResumed {
+            stream,
+            carried,
+            pages: lost.counts.named,
+            bytes: lost.counts.wire_bytes,
+        }))
     }
 
     fn acknowledged<E: From<WorkerEvent>>(
@@ -333,27 +379,17 @@ impl SourceWorker<'_> {
         if stream.ack_filled == HEADER_BYTES {
             stream.ack_filled = 0;
             self.session.count(HEADER_BYTES as u64, 0);
-            let buffer = self.transport.buffers().bytes_mut(stream.ack_buffer);
-            let header = buffer.first_chunk().map(FrameHeader::from_bytes);
-            let outcome = match header {
-                Some(Ok(header)) => stream
-                    .credit
-                    .acknowledge(&header)
-                    .map_err(|e| e.to_string()),
-                Some(Err(error)) => Err(error.to_string()),
-                None => Err("short acknowledgement".to_owned()),
-            };
-            if let Err(reason) = outcome {
-                tell(
-                    events,
-                    WorkerEvent::PeerBroke {
-                        stream: stream.index,
-                        reason,
-                    },
-                );
-                return;
+            let index = stream.index;
+            match self.take_acknowledgement(slot) {
+                Ok(None) => {}
+                Ok(Some(event)) => tell(events, event),
+                Err(reason) => {
+                    let stream = index;
+                    return tell(events, WorkerEvent::PeerBroke { stream, reason });
+                }
             }
         }
+        let stream = &self.streams[slot];
         let (buffer, filled) = (stream.ack_buffer, stream.ack_filled);
         self.transport
             .receive(slot, ReceiveInto::buffer(buffer, filled..HEADER_BYTES));

@@ -53,12 +53,25 @@ pub enum WorkerEvent {
     RoundSent(WorkerRound),
     /// Destination: a stream's part of a round is applied.
     StreamRound(StreamRound),
-    /// A stream is over.
+    /// A stream is over. Another connection may take its place.
     StreamLost {
         /// Stream index.
         stream: u16,
         /// Why.
         reason: String,
+        /// Bytes of it that are applied, as far as this end knows.
+        bytes: u64,
+    },
+    /// Source: another connection has taken a stream's place. What was lost with it goes once more.
+    StreamResumed {
+        /// Stream index.
+        stream: u16,
+        /// Bytes of it that are applied.
+        carried: u64,
+        /// Pages that were lost.
+        pages: u64,
+        /// Bytes of their frames.
+        bytes: u64,
     },
     /// What came on a stream breaks the protocol.
     PeerBroke {

@@ -41,6 +41,7 @@ const FIRST_SILENCE: Duration = Duration::from_secs(10);
 pub(super) struct StreamJoin {
     pub(super) role: StreamRole,
     pub(super) index: u16,
+    pub(super) generation: u16,
     pub(super) connection: Connection,
 }
 
@@ -71,6 +72,16 @@ impl From<WorkerEvent> for DestinationInput {
     fn from(event: WorkerEvent) -> Self {
         Self::Worker(event)
     }
+}
+
+/// A connection that ended.
+#[derive(Debug)]
+pub(super) struct LostConnection {
+    /// Of a data stream, which the source may replace.
+    pub(super) stream: Option<u16>,
+    pub(super) reason: String,
+    /// Then the source is lost, if nothing else is heard.
+    pub(super) until: Instant,
 }
 
 /// The driver and all it holds. Fields drop in order: connections before memory.
@@ -108,8 +119,10 @@ pub(super) struct DestinationDriver {
     pub(super) questions: Vec<SyncSender<bool>>,
     /// The source, or the way to it, is gone: it may come again.
     pub(super) peer_lost: bool,
-    /// A stream that ended, and when.
-    pub(super) lost: Option<(String, Instant)>,
+    /// Connections of each data stream so far.
+    pub(super) generations: Vec<u16>,
+    /// Connections that ended.
+    pub(super) lost: Vec<LostConnection>,
     pub(super) outcome: Option<Outcome>,
 }
 
@@ -177,7 +190,8 @@ pub(super) fn run(
         round_began: Instant::now(),
         questions: vec![],
         peer_lost: false,
-        lost: None,
+        generations: vec![],
+        lost: vec![],
         outcome: None,
     };
     driver.run();
@@ -236,8 +250,10 @@ impl DestinationDriver {
             if self.handle.take_cancel() {
                 self.feed(DestinationEvent::Cancel);
             }
-            if let Some((reason, _)) = self.lost.take_if(|(_, at)| at.elapsed() >= LAST_WORDS) {
-                self.feed(DestinationEvent::PeerLost(reason));
+            let now = Instant::now();
+            if let Some(at) = self.lost.iter().position(|lost| lost.until <= now) {
+                let lost = self.lost.swap_remove(at);
+                self.feed(DestinationEvent::PeerLost(lost.reason));
             }
             self.publish();
         }
@@ -248,7 +264,7 @@ impl DestinationDriver {
         match input {
             DestinationInput::Event(event) => self.feed(event),
             DestinationInput::Worker(event) => self.worker_event(event),
-            DestinationInput::DeviceLost(reason) => self.stream_lost(reason),
+            DestinationInput::DeviceLost(reason) => self.connection_lost(None, reason),
             DestinationInput::Reread(read) => self.was_reread(read),
             DestinationInput::Wiped(wiped) => self.was_wiped(wiped),
             DestinationInput::Looked(looked) => self.was_looked_at(looked),
@@ -352,7 +368,16 @@ impl DestinationDriver {
                 }
             }
             WorkerEvent::StreamRound(part) => self.round_part(part),
-            WorkerEvent::StreamLost { reason, .. } => self.stream_lost(reason),
+            WorkerEvent::StreamLost {
+                stream,
+                reason,
+                bytes,
+            } => {
+                self.recorder.stream_broke(format!(
+                    "stream {stream} broke after {bytes} bytes: {reason}"
+                ));
+                self.connection_lost(Some(stream), format!("stream {stream}: {reason}"));
+            }
             WorkerEvent::PeerBroke { stream, reason } => {
                 let reason = format!("stream {stream}: {reason}");
                 self.feed(DestinationEvent::Failed(AbortCode::Protocol, reason));
@@ -360,14 +385,20 @@ impl DestinationDriver {
             WorkerEvent::Failed(reason) => {
                 self.feed(DestinationEvent::Failed(AbortCode::Other, reason));
             }
-            WorkerEvent::RoundSent(_) => {}
+            WorkerEvent::RoundSent(_) | WorkerEvent::StreamResumed { .. } => {}
         }
     }
 
     /// A source that gives up says why on the control connection, which may be read later than the
-    /// end of another.
-    fn stream_lost(&mut self, reason: String) {
-        self.lost.get_or_insert_with(|| (reason, Instant::now()));
+    /// end of another; and one that does not connects again where a data stream broke.
+    fn connection_lost(&mut self, stream: Option<u16>, reason: String) {
+        let silence = Duration::from_millis(self.offer.peer_silence_ms.into());
+        let time = stream.map_or(LAST_WORDS, |_| silence);
+        self.lost.push(LostConnection {
+            stream,
+            reason,
+            until: Instant::now() + time,
+        });
     }
 
     fn publish(&mut self) {

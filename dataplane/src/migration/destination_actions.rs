@@ -128,20 +128,23 @@ impl DestinationDriver {
     pub(super) fn expect_streams(&mut self, token: u128, streams: u16) {
         self.recorder.accepted = true;
         self.expected = Some((token, streams));
+        self.generations = vec![0; streams.into()];
         self.node.expect_joins(token, self.mailbox.clone());
     }
 
-    /// Takes a stream that joins; with the last one the workers begin.
+    /// Takes a stream that joins; with the last one the workers begin. A later one takes the place of one
+    /// that broke.
     pub(super) fn join(&mut self, join: StreamJoin) {
-        let Some((token, streams)) = self.expected else {
+        let Some((_, streams)) = self.expected else {
             return;
         };
-        let again = self
-            .joined
-            .iter()
-            .any(|old| (old.role, old.index) == (join.role, join.index));
-        let outside = join.role == StreamRole::Data && join.index >= streams;
-        if again || outside {
+        let is_data = join.role == StreamRole::Data;
+        let known = self.generations.get(usize::from(join.index)).copied();
+        let replaces = is_data && known.is_some_and(|known| join.generation > known);
+        // It was overtaken by one that the source made after it.
+        let is_stale = is_data && known.is_some_and(|known| join.generation < known);
+        let again = !replaces && !is_stale && self.has_joined(&join);
+        if again || (is_data && join.index >= streams) {
             let reason = format!(
                 "{:?} stream {} joins twice or unasked",
                 join.role, join.index
@@ -158,16 +161,46 @@ impl DestinationDriver {
             );
             return self.failed(AbortCode::Protocol, reason);
         }
+        if is_stale {
+            tracing::debug!(stream = join.index, "a connection that was given up");
+            return;
+        }
         self.recorder.count_resumed(connection.is_resumed());
+        if is_data {
+            self.generations[usize::from(join.index)] = join.generation;
+            self.lost.retain(|lost| lost.stream != Some(join.index));
+        }
+        if !self.workers.is_empty() {
+            self.recorder.streams_replaced += 1;
+            if let Err(error) = self.give_to_worker(join) {
+                self.failed(AbortCode::Other, error.to_string());
+            }
+            return;
+        }
+        self.joined
+            .retain(|old| (old.role, old.index) != (join.role, join.index));
         self.joined.push(join);
         if self.joined.len() < usize::from(streams) + 1 {
             return;
         }
-        self.node.no_more_joins(token);
         match self.start_workers(streams) {
             Ok(()) => self.pending.push_back(DestinationEvent::StreamsJoined),
             Err(error) => self.failed(AbortCode::Other, error.to_string()),
         }
+    }
+
+    /// Whether a connection of this kind is there already.
+    fn has_joined(&self, join: &StreamJoin) -> bool {
+        let of_its_kind = |old: &StreamJoin| (old.role, old.index) == (join.role, join.index);
+        !self.workers.is_empty() || self.joined.iter().any(of_its_kind)
+    }
+
+    fn give_to_worker(&mut self, join: StreamJoin) -> std::io::Result<()> {
+        let index = join.index;
+        let worker = &self.workers[usize::from(index) % self.workers.len()];
+        let stream = join.connection.into_data_stream()?;
+        worker.command(DestinationCommand::AddStream { index, stream });
+        Ok(())
     }
 
     fn start_workers(&mut self, streams: u16) -> std::io::Result<()> {
@@ -204,16 +237,9 @@ impl DestinationDriver {
             )?);
         }
         self.recorder.streams = streams;
-        for join in self.joined.drain(..) {
-            let StreamJoin {
-                role,
-                index,
-                connection,
-            } = join;
-            if role == StreamRole::Data {
-                let worker = &self.workers[usize::from(index) % count];
-                let stream = connection.into_data_stream()?;
-                worker.command(DestinationCommand::AddStream { index, stream });
+        for join in std::mem::take(&mut self.joined) {
+            if join.role == StreamRole::Data {
+                self.give_to_worker(join)?;
                 continue;
             }
             let mailbox = self.mailbox.clone();
@@ -221,7 +247,7 @@ impl DestinationDriver {
                 let _ = mailbox.push(DestinationInput::DeviceLost(reason));
             };
             self.relay = Some(Relay::start(
-                connection,
+                join.connection,
                 Arc::new(on_break),
                 &self.recorder.meter,
             )?);

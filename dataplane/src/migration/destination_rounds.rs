@@ -85,6 +85,8 @@ impl DestinationDriver {
             applied.frames += part.applied.summary.frames;
             applied.wire_bytes += part.applied.summary.wire_bytes;
             applied.pages += part.applied.summary.pages;
+            let marks_again = part.applied.summary.marks_again;
+            applied.marks_again = applied.marks_again.saturating_add(marks_again);
             root.merge(part.applied.root);
             suspects.extend(part.applied.suspects);
         }

@@ -15,6 +15,12 @@ pub(super) fn bound_unsent(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
 }
 
+/// Ends a stream whose bytes the other side does not acknowledge for so long: nobody else says that the way
+/// is gone.
+pub(super) fn bound_silence(stream: &TcpStream, silence: Duration) {
+    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(silence));
+}
+
 /// Connects within `time`, to whichever address of the name answers.
 pub(super) fn connect(address: &str, time: Duration) -> Result<TcpStream, PeerError> {
     let failed = |source| PeerError::Connect {

@@ -120,6 +120,7 @@ fn greet(
             let join = StreamJoin {
                 role: hello.role,
                 index: hello.index,
+                generation: hello.generation,
                 connection: stream,
             };
             mailbox

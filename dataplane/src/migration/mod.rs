@@ -41,6 +41,7 @@ mod source;
 mod source_actions;
 mod source_asks;
 mod source_rounds;
+mod source_streams;
 mod vms;
 
 pub use listener::Listener;

@@ -101,6 +101,8 @@ pub struct MigrationHandle {
     /// VM name.
     pub vm: String,
     cancelled: AtomicBool,
+    /// A limit on bandwidth that was asked for, in Mbit/s, until the driver takes it.
+    limit: Mutex<Option<u32>>,
     slot: usize,
     status: Mutex<MigrationStatus>,
 }
@@ -120,6 +122,11 @@ impl MigrationHandle {
     /// Whether that was asked; true once.
     pub(super) fn take_cancel(&self) -> bool {
         self.cancelled.swap(false, Ordering::AcqRel)
+    }
+
+    /// A limit on bandwidth that was asked for since the last time.
+    pub(super) fn take_limit(&self) -> Option<u32> {
+        lock(&self.limit).take()
     }
 
     pub(super) fn publish(&self, status: MigrationStatus) {
@@ -229,6 +236,7 @@ impl Node {
             id,
             vm: status.vm.clone(),
             cancelled: AtomicBool::new(false),
+            limit: Mutex::new(None),
             slot: self.next_slot.fetch_add(1, Ordering::Relaxed),
             status: Mutex::new(status),
         });
@@ -283,6 +291,26 @@ impl Node {
         }
         if let Some(handle) = self.migration(id) {
             handle.cancel();
+        }
+        Ok(())
+    }
+
+    /// Changes how fast a migration sends, in Mbit/s; 0 is no limit.
+    ///
+    /// # Errors
+    /// As [`Self::cancel`], and [`ErrorCode::BadRequest`] where it does not leave this node.
+    pub fn tune(&self, id: MigrationId, bandwidth_limit_mbit: u32) -> Result<(), ApiError> {
+        let status = self.status(id)?;
+        if status.role == Role::Destination {
+            let text = format!("VM {} comes to this node", status.vm);
+            return Err(ApiError::new(ErrorCode::BadRequest, text)
+                .with_hint("how fast it is moved is said at its source"));
+        }
+        if let Some(refusal) = vms::too_late(&status) {
+            return Err(refusal);
+        }
+        if let Some(handle) = self.migration(id) {
+            *lock(&handle.limit) = Some(bandwidth_limit_mbit);
         }
         Ok(())
     }

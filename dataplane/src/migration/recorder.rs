@@ -50,6 +50,9 @@ pub(super) struct Recorder {
     pub(super) send_method: &'static str,
     pub(super) tracker: String,
     pub(super) streams: u16,
+    /// Streams that broke and were replaced.
+    pub(super) streams_replaced: u32,
+    breaks_told: u32,
     pub(super) ram_bytes: u64,
     pub(super) verified: bool,
     /// Nothing is to be moved.
@@ -93,7 +96,39 @@ pub(super) struct Subject {
     pub(super) meter: Arc<Meter>,
 }
 
+/// Streams that broke, and are told of one by one in a report.
+const BREAKS_TOLD_MAX: u32 = 8;
+
+/// What was recorded when a round began.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BeforeRound {
+    rounds: usize,
+    pages: PageCounts,
+    pages_visited: u64,
+    pages_away: u64,
+    ram_root: Option<u128>,
+}
+
 impl Recorder {
+    pub(super) const fn before_round(&self) -> BeforeRound {
+        BeforeRound {
+            rounds: self.rounds.len(),
+            pages: self.pages,
+            pages_visited: self.pages_visited,
+            pages_away: self.pages_away,
+            ram_root: self.ram_root,
+        }
+    }
+
+    /// Forgets what was recorded of a round since it began.
+    pub(super) fn back_to(&mut self, before: &BeforeRound) {
+        self.rounds.truncate(before.rounds);
+        self.pages = before.pages;
+        self.pages_visited = before.pages_visited;
+        self.pages_away = before.pages_away;
+        self.ram_root = before.ram_root;
+    }
+
     /// A part of RAM came to be as its digests say; returns the whole root.
     pub(super) fn add_to_root(&mut self, part: RamRoot) -> u128 {
         let mut root = RamRoot(self.ram_root.unwrap_or(0));
@@ -121,6 +156,8 @@ impl Recorder {
             send_method: "",
             tracker: String::new(),
             streams: 0,
+            streams_replaced: 0,
+            breaks_told: 0,
             ram_bytes: 0,
             verified: false,
             dry_run: false,
@@ -158,6 +195,15 @@ impl Recorder {
             tracing::warn!(vm = self.vm, "{note}");
             self.notes.push(note);
         }
+    }
+
+    /// Notes a data stream that broke, or was replaced: the first few in the report, all in the log.
+    pub(super) fn stream_broke(&mut self, text: String) {
+        if self.breaks_told < BREAKS_TOLD_MAX {
+            self.breaks_told += 1;
+            return self.remark(text);
+        }
+        tracing::info!(vm = self.vm, "{text}");
     }
 
     /// Notes something that is as it should be, and good to know.
@@ -304,6 +350,7 @@ impl Recorder {
             wire_bytes: end.wire_bytes,
             pages: self.pages,
             streams: self.streams,
+            streams_replaced: self.streams_replaced,
             transport: self.transport.clone(),
             tls: self.tls.clone(),
             send_method: self.send_method.to_owned(),

@@ -20,10 +20,11 @@ use super::admission::{Turn, at_once};
 use super::baseline;
 use super::node::{JournalScope, MigrationHandle, Node, PeerNode};
 use super::peer::ControlWriter;
-use super::recorder::{End, Recorder, no_outcome};
+use super::recorder::{BeforeRound, End, Recorder, no_outcome};
 use super::relay::Relay;
 use super::secure::Way;
 use super::source_asks::Asking;
+use super::source_streams::{Dialled, Streams};
 use crate::engine::{
     Mailbox, Question, Reread, Session, SourceCommand, WorkerEvent, WorkerHandle, WorkerRound,
 };
@@ -53,6 +54,8 @@ pub(super) enum SourceInput {
     Event(SourceEvent),
     /// A worker speaks.
     Worker(WorkerEvent),
+    /// A further connection was made, or could not be.
+    Dialled(Dialled),
     /// The device connection is over.
     DeviceLost(String),
     /// RAM was read again.
@@ -88,6 +91,7 @@ pub(super) struct SourceDriver {
     /// Where the control connection has led; streams go there too.
     pub(super) peer: Option<SocketAddr>,
     pub(super) relay: Option<Relay>,
+    pub(super) streams: Streams,
     pub(super) workers: Vec<WorkerHandle<SourceCommand>>,
     /// How they share a round, on a machine of several nodes.
     pub(super) lanes: Option<Arc<Lanes>>,
@@ -113,6 +117,13 @@ pub(super) struct RoundUnderWay {
     pub(super) scan_ms: f64,
     pub(super) dirty_ns: u64,
     pub(super) parts: Vec<WorkerRound>,
+    /// What was recorded before any of them.
+    pub(super) before: BeforeRound,
+}
+
+/// What is left of a rate in Mbit/s for a worker to count.
+const fn bytes_per_s(mbit: u32) -> u64 {
+    mbit as u64 * 1_000_000 / 8
 }
 
 impl SourceDriver {
@@ -129,7 +140,8 @@ impl SourceDriver {
             match self.mailbox.wait(TICK) {
                 Some(SourceInput::Event(event)) => self.feed(event),
                 Some(SourceInput::Worker(event)) => self.worker_event(event),
-                Some(SourceInput::DeviceLost(reason)) => self.stream_lost(reason),
+                Some(SourceInput::Dialled(dialled)) => self.dialled(dialled),
+                Some(SourceInput::DeviceLost(reason)) => self.peer_lost(reason),
                 Some(SourceInput::Reread(read)) => self.sample_was_read(read),
                 Some(SourceInput::Question(question)) => self.question(question),
                 Some(SourceInput::AllAsked(asked)) => self.all_asked(asked),
@@ -140,9 +152,13 @@ impl SourceDriver {
             if ticked.elapsed() >= TICK {
                 ticked = Instant::now();
                 self.feed(SourceEvent::Tick);
+                self.check_streams();
             }
             if self.handle.take_cancel() {
                 self.feed(SourceEvent::Cancel);
+            }
+            if let Some(mbit) = self.handle.take_limit() {
+                self.limit_bandwidth(mbit);
             }
             self.publish();
         }
@@ -180,6 +196,14 @@ impl SourceDriver {
     /// The machine's clock starts at 1 with the migration.
     fn now(&self) -> ProtoInstant {
         ProtoInstant(self.recorder.started().elapsed().as_nanos() as u64 + 1)
+    }
+
+    fn limit_bandwidth(&mut self, mbit: u32) {
+        self.session.pace.set(bytes_per_s(mbit));
+        self.recorder.remark(match mbit {
+            0 => "bandwidth is not limited any more".to_owned(),
+            mbit => format!("bandwidth limited to {mbit} Mbit/s, as asked meanwhile"),
+        });
     }
 
     pub(super) fn perform(&mut self, action: SourceAction) {
@@ -226,7 +250,13 @@ impl SourceDriver {
                 }
             }
             WorkerEvent::RoundSent(part) => self.round_part(part),
-            WorkerEvent::StreamLost { reason, .. } => self.stream_lost(reason),
+            WorkerEvent::StreamLost { stream, reason, .. } => self.data_stream_lost(stream, reason),
+            WorkerEvent::StreamResumed {
+                stream,
+                carried,
+                pages,
+                bytes,
+            } => self.stream_resumed(stream, carried, (pages, bytes)),
             WorkerEvent::PeerBroke { stream, reason } => {
                 let reason = format!("stream {stream}: {reason}");
                 self.feed(SourceEvent::Failed(AbortCode::Protocol, reason));
@@ -240,7 +270,7 @@ impl SourceDriver {
 
     /// Once handover is sent, only the control connection counts: a destination that has taken over
     /// closes the others, perhaps before its last words are read.
-    fn stream_lost(&mut self, reason: String) {
+    pub(super) fn peer_lost(&mut self, reason: String) {
         if self.machine.phase() == Phase::Handover {
             tracing::debug!(reason, "after the handover");
             return;

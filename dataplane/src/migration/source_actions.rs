@@ -1,7 +1,6 @@
 //! What the source's machine asks for, carried out.
 
 use std::io::ErrorKind;
-use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,18 +8,14 @@ use std::time::{Duration, Instant};
 
 use dwcp_api::Codec;
 use dwcp_proto::{JournalEntry, SourceEvent};
-use dwcp_wire::{AbortCode, Control, StreamHello, StreamRole};
+use dwcp_wire::{AbortCode, Control};
 
-use super::dial;
 use super::node::lock;
 use super::peer::{self, ControlWriter};
-use super::placement::place;
 use super::recorder::tls_report;
-use super::relay::Relay;
 use super::reread::reread;
 use super::source::{SourceDriver, SourceInput};
-use crate::engine::{Reread, SourceCommand, WorkerSettings, spawn_source_worker};
-use crate::tls::Connection;
+use crate::engine::Reread;
 
 impl SourceDriver {
     /// Moments that only events tell.
@@ -140,99 +135,6 @@ impl SourceDriver {
             Ok(()) => self.pending.push_back(SourceEvent::TrackerArmed),
             Err(error) => self.fail(AbortCode::Vmm, error.to_string()),
         }
-    }
-
-    pub(super) fn open_streams(&mut self, token: u128, streams: u16) {
-        match self.try_open_streams(token, streams) {
-            Ok(()) => self.pending.push_back(SourceEvent::StreamsOpen),
-            Err(error) => self
-                .pending
-                .push_back(SourceEvent::PeerLost(error.to_string())),
-        }
-    }
-
-    fn try_open_streams(&mut self, token: u128, streams: u16) -> Result<(), peer::PeerError> {
-        let settings = self.request.settings.clone();
-        let to = self.peer.ok_or(peer::PeerError::Closed)?;
-        let local = self.control.as_ref().and_then(ControlWriter::local_address);
-        let placement = place(&settings, streams, &self.session.layout, local);
-        self.lanes = placement.lanes;
-        if let Some(why) = placement.why {
-            self.recorder.remark(why);
-        }
-        let count = placement.workers.len();
-        for (index, place) in placement.workers.into_iter().enumerate() {
-            let worker = WorkerSettings {
-                index,
-                io: settings.io,
-                send: settings.send,
-                cpu: place.cpu,
-                node: place.node,
-                stock: self.node.stock.clone(),
-                sealed: self.way.is_tls(),
-                streams: usize::from(streams).div_ceil(count),
-                streams_in_all: streams.into(),
-                stream_window_bytes: settings.window_bytes / u64::from(streams),
-                ack_bytes: 0,
-                busy_poll: Duration::from_micros(settings.busy_poll_us.into()),
-            };
-            let mailbox = self.mailbox.clone();
-            self.workers.push(spawn_source_worker(
-                worker,
-                Arc::clone(&self.session),
-                mailbox,
-            )?);
-        }
-        self.recorder.streams = streams;
-        for index in 0..streams {
-            let hello = StreamHello {
-                token,
-                index,
-                role: StreamRole::Data,
-            };
-            let stream = self.join(to, hello)?;
-            if settings.codec != Codec::Raw {
-                dial::bound_unsent(stream.socket());
-            }
-            let stream = stream.into_data_stream()?;
-            let worker = &self.workers[usize::from(index) % count];
-            worker.command(SourceCommand::AddStream { index, stream });
-        }
-        self.open_device(to, token)
-    }
-
-    /// Opens a further connection of the migration, which says what it is.
-    fn join(&mut self, to: SocketAddr, hello: StreamHello) -> Result<Connection, peer::PeerError> {
-        let settings = &self.request.settings;
-        let time = Duration::from_millis(settings.connect_timeout_ms.into());
-        let congestion_control = settings.congestion_control.as_deref();
-        let (socket, note) = dial::connect_stream(to, time, congestion_control)?;
-        if let Some(note) = note {
-            self.recorder.note(note);
-        }
-        let mut connection = self.way.secure(&self.node, socket, time)?;
-        self.recorder.count_resumed(connection.is_resumed());
-        peer::say_stream_hello(&mut connection, hello, &self.recorder.meter)?;
-        Ok(connection)
-    }
-
-    fn open_device(&mut self, to: SocketAddr, token: u128) -> Result<(), peer::PeerError> {
-        let hello = StreamHello {
-            token,
-            index: 0,
-            role: StreamRole::Device,
-        };
-        let device = self.join(to, hello)?;
-        let mailbox = self.mailbox.clone();
-        let on_break = move |reason: String| {
-            let _ = mailbox.push(SourceInput::DeviceLost(reason));
-        };
-        let relay = Relay::start(device, Arc::new(on_break), &self.recorder.meter)?;
-        if self.request.settings.codec != Codec::Raw {
-            relay.warm()?;
-        }
-        self.relay = Some(relay);
-        Ok(())
     }
 
     pub(super) fn pause_vm(&mut self) {

@@ -20,6 +20,9 @@ impl SourceDriver {
     pub(super) fn start_round(&mut self, round: u32, again: &[PageRange], everything: bool) {
         let began = Instant::now();
         let paused = self.recorder.pause.paused.is_some();
+        if paused {
+            self.session.pace.lift();
+        }
         let all = round == 0 || everything || (paused && !self.tracker.is_exact());
         let dirty = match self.dirty_pages(round, all) {
             Ok(dirty) => dirty,
@@ -56,6 +59,7 @@ impl SourceDriver {
             scan_ms: now.duration_since(began).as_secs_f64() * 1000.0,
             dirty_ns,
             parts: vec![],
+            before: self.recorder.before_round(),
         });
     }
 
@@ -96,7 +100,11 @@ impl SourceDriver {
         if let Some(method) = part.send_method {
             self.recorder.send_method = method;
         }
-        round.parts.push(part);
+        // Said again after a stream broke: the round was sent anew, in part.
+        match round.parts.iter_mut().find(|old| old.worker == part.worker) {
+            Some(old) => *old = part,
+            None => round.parts.push(part),
+        }
         if round.parts.len() < self.workers.len() {
             return;
         }
@@ -105,7 +113,9 @@ impl SourceDriver {
             PageCounts::default(),
             RamRoot::default(),
         );
+        self.recorder.back_to(&round.before);
         for part in &round.parts {
+            sent.marks_again += part.marks_again;
             sent.frames += part.counts.frames;
             sent.wire_bytes += part.counts.wire_bytes;
             sent.pages += part.counts.named;

@@ -105,6 +105,14 @@ impl<'a> Incoming<'a> {
         applied.root.merge(std::mem::take(&mut self.applier.root));
         self.applier.failure.take().map_or(Ok(()), Err)
     }
+
+    /// Gives up a frame that did not come whole. What of it was received in place is in RAM: the digests say
+    /// what that is. Its pages will come once more.
+    pub fn give_up(&mut self, table: &PageTable, applied: &mut Applied) {
+        table.placed(&mut self.applier);
+        self.applier.suspects.clear();
+        applied.root.merge(std::mem::take(&mut self.applier.root));
+    }
 }
 
 impl Applier<'_> {

@@ -39,6 +39,10 @@ mod outgoing;
 
 mod stream;
 
+mod in_flight;
+
+mod again;
+
 mod receive;
 
 mod decode;
@@ -54,6 +58,7 @@ pub use decode::{DecodeError, Decoder, PageSink, PageTable};
 pub use effort::{BuiltFrame, Effort, EffortChooser, Interval};
 pub use encode::Encoder;
 pub use frame::{DATA_OFFSET, FRAME_BUFFER_BYTES, FrameBuilder, ReadyFrame};
+pub use in_flight::{InFlight, Lost, LostEarlier};
 pub use lanes::Lanes;
 pub use outgoing::{Outgoing, OutgoingCounts};
 pub use receive::{RECEIVE_BUFFER_BYTES, ReceiveError, Received, Receiver, Wanted};

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 use dwcp_simd::{Fingerprint, FingerprintKey, Kernels, PAGE_BYTES, Page, RamRoot, kernels};
 use dwcp_wire::{PageClass, PageEntry, PageRange};
 
+use super::again::PagesAgain;
 use super::classify::{PageKind, classify};
 use super::encode::Encoder;
 use super::frame::{FrameBuilder, ReadyFrame};
+use super::in_flight::Lost;
 use super::remembered::{Leaving, RememberedPages};
 use super::source::{PageBatch, RoundCursor, RoundWork};
 use crate::ram::{Digests, RamLayout};
@@ -41,16 +43,30 @@ impl OutgoingCounts {
     /// Adds the pages that a frame names, by how they are carried.
     fn add(&mut self, entries: &[PageEntry]) {
         for entry in entries {
-            let pages = u64::from(entry.count);
-            self.named += pages;
-            match entry.class {
-                PageClass::Zero => self.zero += pages,
-                PageClass::Raw => self.raw += pages,
-                PageClass::Zstd | PageClass::Window => self.compressed += pages,
-                PageClass::Delta => self.delta += pages,
-                _ => {}
-            }
+            self.add_run(entry.class, entry.count.into());
         }
+    }
+
+    pub(super) const fn add_run(&mut self, class: PageClass, pages: u64) {
+        self.named += pages;
+        match class {
+            PageClass::Zero => self.zero += pages,
+            PageClass::Raw => self.raw += pages,
+            PageClass::Zstd | PageClass::Window => self.compressed += pages,
+            PageClass::Delta => self.delta += pages,
+            _ => {}
+        }
+    }
+
+    /// Takes back what was counted for frames that were lost.
+    const fn take_back(&mut self, lost: &Self) {
+        self.named -= lost.named;
+        self.zero -= lost.zero;
+        self.delta -= lost.delta;
+        self.compressed -= lost.compressed;
+        self.raw -= lost.raw;
+        self.frames -= lost.frames;
+        self.wire_bytes -= lost.wire_bytes;
     }
 }
 
@@ -70,6 +86,7 @@ pub struct Outgoing<'a> {
     cursor: RoundCursor,
     batch: PageBatch,
     encoding: Duration,
+    again: PagesAgain,
     /// Counts of the round so far.
     pub counts: OutgoingCounts,
     /// Change of the root by what this worker has sent in the round.
@@ -99,6 +116,7 @@ impl<'a> Outgoing<'a> {
             cursor: RoundCursor::default(),
             batch: PageBatch::default(),
             encoding: Duration::ZERO,
+            again: PagesAgain::default(),
             counts: OutgoingCounts::default(),
             root: RamRoot::default(),
         }
@@ -126,6 +144,13 @@ impl<'a> Outgoing<'a> {
         self.root = RamRoot::default();
     }
 
+    /// What the round has lost with a stream goes once more. The stream that brought it must be over at the
+    /// destination: otherwise an older copy of a page might come after a newer one.
+    pub fn lost(&mut self, lost: &Lost) {
+        self.counts.take_back(&lost.counts);
+        self.again.add(&lost.pages);
+    }
+
     /// Whether pages leave without a copy.
     #[must_use]
     pub const fn is_by_reference(&self) -> bool {
@@ -149,6 +174,12 @@ impl<'a> Outgoing<'a> {
         self.builder.referred()
     }
 
+    /// RAM block and entries of the frame built last.
+    #[must_use]
+    pub fn named(&self) -> (u32, &[PageEntry]) {
+        (self.builder.block(), self.builder.entries())
+    }
+
     /// Pages of the frame built last that are not zero.
     #[must_use]
     pub const fn pages_with_data(&self) -> u64 {
@@ -168,7 +199,8 @@ impl<'a> Outgoing<'a> {
         self.builder.start(self.batch.block);
         while !self.builder.is_full() {
             if self.batch.dirty == 0 {
-                match self.cursor.next_batch(work) {
+                let next = self.again.next_batch();
+                match next.or_else(|| self.cursor.next_batch(work)) {
                     Some(batch) => {
                         if work.round == 0 {
                             let block = &self.layout.blocks()[batch.block as usize];

@@ -92,9 +92,15 @@ impl Receiver {
     /// A stream from which nothing has come.
     #[must_use]
     pub const fn new(stream: u16) -> Self {
+        Self::behind(stream, 0)
+    }
+
+    /// A stream from which `sequence` frames have come, on connections that are over.
+    #[must_use]
+    pub const fn behind(stream: u16, sequence: u64) -> Self {
         Self {
             stream,
-            sequence: 0,
+            sequence,
             filled: 0,
             stage: Stage::Header,
         }
@@ -136,6 +142,12 @@ impl Receiver {
         }
         self.filled += bytes;
         debug_assert!(self.filled <= RECEIVE_BUFFER_BYTES);
+    }
+
+    /// Whether the frame that is coming has a table that was seen: its data may be in RAM, in part.
+    #[must_use]
+    pub const fn is_placing(&self) -> bool {
+        matches!(&self.stage, Stage::Data { header, .. } if matches!(header.kind, FrameKind::Pages))
     }
 
     /// Looks at what has come.

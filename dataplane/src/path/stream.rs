@@ -72,11 +72,23 @@ impl StreamCredit {
         self.sent_bytes += bytes;
     }
 
-    /// Takes an acknowledgement.
+    /// What is not acknowledged will never be: the stream goes on behind what is.
+    pub const fn rewind(&mut self) {
+        self.sequence = self.acked_sequence;
+        self.sent_bytes = self.acked_bytes;
+    }
+
+    /// Bytes acknowledged.
+    #[must_use]
+    pub const fn acked_bytes(&self) -> u64 {
+        self.acked_bytes
+    }
+
+    /// Takes an acknowledgement, and says how many frames it is about.
     ///
     /// # Errors
     /// [`CreditError`] when it cannot be true: the peer is confused or hostile.
-    pub fn acknowledge(&mut self, header: &FrameHeader) -> Result<(), CreditError> {
+    pub fn acknowledge(&mut self, header: &FrameHeader) -> Result<u64, CreditError> {
         if header.kind != FrameKind::Ack {
             return Err(CreditError::NotAnAck(header.kind));
         }
@@ -89,9 +101,10 @@ impl StreamCredit {
                 before: self.acked_bytes,
             });
         }
+        let frames = header.sequence - self.acked_sequence;
         self.acked_bytes = acked;
         self.acked_sequence = header.sequence;
-        Ok(())
+        Ok(frames)
     }
 }
 
@@ -116,6 +129,18 @@ mod tests {
         credit.acknowledge(&ack(1, 600)).unwrap();
         assert!(credit.has_credit());
         assert_eq!(credit.in_flight_bytes(), 600);
+    }
+
+    #[test]
+    fn a_stream_that_broke_goes_on_behind_what_was_acknowledged() {
+        let mut credit = StreamCredit::new(1000);
+        credit.sent(600);
+        credit.sent(500);
+        assert_eq!(credit.acknowledge(&ack(1, 600)), Ok(1));
+        credit.rewind();
+        assert_eq!(credit.in_flight_bytes(), 0);
+        assert_eq!(credit.next_sequence(), 2);
+        assert!(credit.acknowledge(&ack(2, 1100)).is_err());
     }
 
     #[test]

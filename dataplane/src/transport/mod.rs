@@ -101,7 +101,8 @@ pub enum Completion {
         /// How many.
         bytes: usize,
     },
-    /// The stream is over. Said once per stream.
+    /// The stream is over. Said once, when the kernel has nothing of it any more: the buffers given to it
+    /// are the worker's again.
     Closed {
         /// Stream.
         slot: Slot,
@@ -188,19 +189,27 @@ pub trait Transport: std::fmt::Debug {
     /// Name for reports: `tcp-uring`, `tcp-poll`.
     fn name(&self) -> &'static str;
 
-    /// Takes a connected stream.
+    /// Takes a connected stream, if asked in the place of one that was closed.
     ///
     /// # Errors
-    /// When the socket cannot be set up.
-    fn add(&mut self, stream: TcpStream) -> io::Result<Slot>;
+    /// When the socket cannot be set up, or the place is taken.
+    fn add(&mut self, stream: TcpStream, instead_of: Option<Slot>) -> io::Result<Slot>;
 
     /// Takes a connected stream whose TLS handshake is done.
     ///
     /// # Errors
-    /// When this transport does not seal, or the socket cannot be set up.
-    fn add_sealed(&mut self, _: TcpStream, _: SealedStream) -> io::Result<Slot> {
+    /// When this transport does not seal, the socket cannot be set up, or the place is taken.
+    fn add_sealed(
+        &mut self,
+        _: TcpStream,
+        _: SealedStream,
+        _instead_of: Option<Slot>,
+    ) -> io::Result<Slot> {
         Err(io::Error::other("a stream with TLS among those without"))
     }
+
+    /// Ends a stream. [`Completion::Closed`] follows, with `why`.
+    fn shut(&mut self, slot: Slot, why: io::Error);
 
     /// The worker's buffers. A buffer given to `send` or `receive` must not be touched until it
     /// comes back in a completion.
@@ -227,12 +236,30 @@ impl dyn Transport {
     ///
     /// # Errors
     /// When it is not of the kind that this transport was opened for.
-    pub fn add_stream(&mut self, stream: DataStream) -> io::Result<Slot> {
+    pub fn add_stream(&mut self, stream: DataStream, instead_of: Option<Slot>) -> io::Result<Slot> {
         match stream.sealed {
-            None => self.add(stream.socket),
-            Some(sealed) => self.add_sealed(stream.socket, sealed),
+            None => self.add(stream.socket, instead_of),
+            Some(sealed) => self.add_sealed(stream.socket, sealed, instead_of),
         }
     }
+}
+
+/// Puts a stream in the place of one that is over, or behind all.
+fn put<S>(
+    streams: &mut Vec<S>,
+    instead_of: Option<Slot>,
+    is_over: impl Fn(&S) -> bool,
+    stream: S,
+) -> io::Result<Slot> {
+    let Some(slot) = instead_of else {
+        streams.push(stream);
+        return Ok(streams.len() - 1);
+    };
+    match streams.get_mut(slot).filter(|old| is_over(old)) {
+        Some(old) => *old = stream,
+        None => return Err(io::Error::other("the place of a stream that is not over")),
+    }
+    Ok(slot)
 }
 
 /// A transport that was opened, and what had to be given up for it.

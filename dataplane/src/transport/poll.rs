@@ -12,7 +12,7 @@ use super::experience::Ladders;
 use super::inbound::{Inbound, read_spans};
 use super::outbound::{Outbound, Progress};
 use super::spans::Spans;
-use super::{Buffers, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport, Wait};
+use super::{Buffers, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport, Wait, put};
 use crate::ram::RamLayout;
 
 /// Non-blocking sockets and poll(2).
@@ -32,6 +32,8 @@ struct Stream {
     receive: Inbound,
     receiving: bool,
     closed: bool,
+    /// It was ended from here, for this reason, which is still to be told.
+    shut: Option<io::Error>,
 }
 
 impl PollTransport {
@@ -55,6 +57,9 @@ impl PollTransport {
     /// Does what can be done at once.
     fn progress(&mut self, completions: &mut Vec<Completion>) {
         for (slot, stream) in self.streams.iter_mut().enumerate() {
+            if let Some(error) = stream.shut.take() {
+                completions.push(Completion::Closed { slot, error });
+            }
             if stream.closed {
                 continue;
             }
@@ -142,18 +147,34 @@ impl Transport for PollTransport {
         "tcp-poll"
     }
 
-    fn add(&mut self, stream: TcpStream) -> io::Result<Slot> {
+    fn add(&mut self, stream: TcpStream, instead_of: Option<Slot>) -> io::Result<Slot> {
         stream.set_nonblocking(true)?;
         let ram = self.ram.as_deref();
         let ladder = self.ladders.for_stream(&stream, ram, &SendMethod::BY_CALL);
-        self.streams.push(Stream {
+        let stream = Stream {
             socket: stream,
             sends: Outbound::new(ladder),
             receive: Inbound::new(),
             receiving: false,
             closed: false,
-        });
-        Ok(self.streams.len() - 1)
+            shut: None,
+        };
+        put(
+            &mut self.streams,
+            instead_of,
+            |old| old.closed && old.shut.is_none(),
+            stream,
+        )
+    }
+
+    fn shut(&mut self, slot: Slot, why: io::Error) {
+        let stream = &mut self.streams[slot];
+        if stream.closed {
+            return;
+        }
+        stream.closed = true;
+        stream.shut = Some(why);
+        let _ = stream.socket.shutdown(Shutdown::Both);
     }
 
     fn buffers(&mut self) -> &mut Buffers {
@@ -166,7 +187,7 @@ impl Transport for PollTransport {
 
     fn receive(&mut self, slot: Slot, wanted: ReceiveInto<'_>) {
         let stream = &mut self.streams[slot];
-        debug_assert!(!stream.receiving);
+        debug_assert!(!stream.receiving || stream.closed);
         stream.receive.set(&wanted);
         stream.receiving = true;
     }

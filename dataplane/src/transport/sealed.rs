@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use super::{
     BUFFER_BYTES, BufferId, Buffers, Completion, ReceiveInto, SendFrame, SendMethod, Slot,
-    Transport, Wait,
+    Transport, Wait, put,
 };
 use crate::tls::{Sealed, SealedStream, Session, TlsError, sealed_bytes};
 
@@ -47,6 +47,10 @@ struct Stream {
     /// Frames that wait for a buffer of ours.
     waiting: VecDeque<(BufferId, Range<usize>)>,
     over: bool,
+    /// Why it is over, if not for what the transport below will say.
+    why: Option<io::Error>,
+    /// The transport below has nothing of it any more.
+    closed: bool,
 }
 
 impl SealedTransport {
@@ -64,14 +68,22 @@ impl SealedTransport {
         }
     }
 
-    fn add_stream(&mut self, socket: TcpStream, sealed: SealedStream) -> io::Result<Slot> {
-        let slot = self.below.add(socket)?;
+    fn add_stream(
+        &mut self,
+        socket: TcpStream,
+        sealed: SealedStream,
+        instead_of: Option<Slot>,
+    ) -> io::Result<Slot> {
+        self.below.add(socket, instead_of)?;
         let none = || io::Error::other("no buffer for what is sealed");
-        let received = self.free.pop().ok_or_else(none)?;
+        let received = match instead_of.and_then(|slot| self.streams.get(slot)) {
+            Some(old) => old.received,
+            None => self.free.pop().ok_or_else(none)?,
+        };
         let bytes = sealed.received.len();
         let into = self.below.buffers().bytes_mut(received).get_mut(..bytes);
         into.ok_or_else(none)?.copy_from_slice(&sealed.received);
-        self.streams.push(Stream {
+        let stream = Stream {
             session: sealed.session,
             received,
             start: 0,
@@ -83,13 +95,40 @@ impl SealedTransport {
             leaving: VecDeque::new(),
             waiting: VecDeque::new(),
             over: false,
-        });
-        debug_assert_eq!(slot + 1, self.streams.len());
-        Ok(slot)
+            why: None,
+            closed: false,
+        };
+        put(&mut self.streams, instead_of, |old| old.closed, stream)
+    }
+
+    /// Ends a stream for a reason of this end's; the transport below tells when it has nothing of it.
+    fn end(&mut self, slot: Slot, error: io::Error) {
+        let stream = &mut self.streams[slot];
+        stream.over = true;
+        let why = io::Error::new(error.kind(), "ended here");
+        stream.why.get_or_insert(error);
+        self.below.shut(slot, why);
+    }
+
+    /// The transport below has nothing of a stream any more: what was sealed for it is free.
+    fn closed(&mut self, slot: Slot, error: io::Error, completions: &mut Vec<Completion>) {
+        let stream = &mut self.streams[slot];
+        stream.over = true;
+        stream.closed = true;
+        stream.waiting.clear();
+        self.free
+            .extend(stream.leaving.drain(..).map(|(_, sealed)| sealed));
+        let error = match (stream.why.take(), error.kind()) {
+            (Some(error), _) => error,
+            // It would have said so by a record.
+            (None, io::ErrorKind::UnexpectedEof) => TlsError::Cut.into(),
+            (None, _) => error,
+        };
+        completions.push(Completion::Closed { slot, error });
     }
 
     /// Seals what waits, as far as there are buffers.
-    fn seal(&mut self, slot: Slot, completions: &mut Vec<Completion>) {
+    fn seal(&mut self, slot: Slot) {
         let stream = &mut self.streams[slot];
         while !stream.over
             && let Some((buffer, _)) = stream.waiting.front()
@@ -105,7 +144,7 @@ impl SealedTransport {
                 }
                 Err(error) => {
                     self.free.push(sealed);
-                    stream.end(slot, error, completions);
+                    return self.end(slot, error.into());
                 }
             }
         }
@@ -131,12 +170,8 @@ impl SealedTransport {
                 Ok(Sealed::Part) => break,
                 // What came before the end is told first.
                 Ok(Sealed::End) if given > 0 => break,
-                Ok(Sealed::End) => {
-                    stream.over = true;
-                    let error = super::closed_by_peer();
-                    return completions.push(Completion::Closed { slot, error });
-                }
-                Err(error) => return stream.end(slot, error, completions),
+                Ok(Sealed::End) => return self.end(slot, super::closed_by_peer()),
+                Err(error) => return self.end(slot, error.into()),
             }
         }
         if given > 0 {
@@ -163,24 +198,14 @@ impl SealedTransport {
                 stream.asked = false;
                 stream.end += bytes;
             }
-            Completion::Closed { slot, error } => {
-                let stream = &mut self.streams[slot];
-                if !std::mem::replace(&mut stream.over, true) {
-                    let error = match error.kind() {
-                        // It would have said so by a record.
-                        io::ErrorKind::UnexpectedEof => TlsError::Cut.into(),
-                        _ => error,
-                    };
-                    completions.push(Completion::Closed { slot, error });
-                }
-            }
+            Completion::Closed { slot, error } => self.closed(slot, error, completions),
             Completion::Rung => completions.push(Completion::Rung),
         }
     }
 
     fn go_on(&mut self, completions: &mut Vec<Completion>) {
         for slot in 0..self.streams.len() {
-            self.seal(slot, completions);
+            self.seal(slot);
             self.serve(slot, completions);
         }
     }
@@ -229,12 +254,6 @@ impl Stream {
         self.start = 0;
         self.end..BUFFER_BYTES
     }
-
-    fn end(&mut self, slot: Slot, error: TlsError, completions: &mut Vec<Completion>) {
-        self.over = true;
-        let error = error.into();
-        completions.push(Completion::Closed { slot, error });
-    }
 }
 
 impl Drop for SealedTransport {
@@ -262,12 +281,23 @@ impl Transport for SealedTransport {
         self.below.name()
     }
 
-    fn add(&mut self, _: TcpStream) -> io::Result<Slot> {
+    fn add(&mut self, _: TcpStream, _: Option<Slot>) -> io::Result<Slot> {
         Err(io::Error::other("a stream without TLS among those with it"))
     }
 
-    fn add_sealed(&mut self, socket: TcpStream, sealed: SealedStream) -> io::Result<Slot> {
-        self.add_stream(socket, sealed)
+    fn add_sealed(
+        &mut self,
+        socket: TcpStream,
+        sealed: SealedStream,
+        instead_of: Option<Slot>,
+    ) -> io::Result<Slot> {
+        self.add_stream(socket, sealed, instead_of)
+    }
+
+    fn shut(&mut self, slot: Slot, why: io::Error) {
+        if !self.streams[slot].over {
+            self.end(slot, why);
+        }
     }
 
     fn buffers(&mut self) -> &mut Buffers {

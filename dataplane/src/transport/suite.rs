@@ -103,8 +103,8 @@ fn bytes_arrive_in_order_on_every_stream() {
         let streams: Vec<_> = (0..3).map(|_| pair()).collect();
         let mut left = vec![vec![]; 3];
         for (one, other) in streams {
-            sender.add(one).unwrap();
-            receiver.add(other).unwrap();
+            sender.add(one, None).unwrap();
+            receiver.add(other, None).unwrap();
         }
         let mut expected = vec![vec![]; 3];
         for round in 0..8u8 {
@@ -149,7 +149,7 @@ fn an_end_of_stream_is_said_once() {
     on_each(|path| {
         let mut transport = transport(path, 2);
         let (one, other) = pair();
-        let slot = transport.add(one).unwrap();
+        let slot = transport.add(one, None).unwrap();
         let buffer = transport.buffers().take().unwrap();
         transport.receive(slot, ReceiveInto::buffer(buffer, 0..100));
         drop(other);
@@ -164,6 +164,44 @@ fn an_end_of_stream_is_said_once() {
             .wait(Wait::Upto(Duration::from_millis(20)), &mut more)
             .unwrap();
         assert!(more.is_empty(), "{more:?}");
+    });
+}
+
+/// Its buffers are the worker's again when its end is told, whatever was under way.
+#[test]
+fn another_stream_takes_the_place_of_one_that_is_over() {
+    on_each(|path| {
+        let mut transport = transport(path, 70);
+        let (one, _unread) = pair();
+        let slot = transport.add(one, None).unwrap();
+        let into = transport.buffers().take().unwrap();
+        transport.receive(slot, ReceiveInto::buffer(into, 0..100));
+        for _ in 0..64 {
+            let buffer = transport.buffers().take().unwrap();
+            transport.send(slot, SendFrame::alone(buffer, 0..super::BUFFER_BYTES));
+        }
+        transport.wait(Wait::No, &mut vec![]).unwrap();
+        let (early, _other) = pair();
+        assert!(transport.add(early, Some(slot)).is_err(), "it is not over");
+        transport.shut(slot, std::io::Error::other("for a reason"));
+        let closed = until(&mut *transport, |all| {
+            all.iter()
+                .any(|done| matches!(done, Completion::Closed { .. }))
+        });
+        let Some(Completion::Closed { slot: 0, error }) = closed.last() else {
+            panic!("{closed:?}")
+        };
+        assert_eq!(error.to_string(), "for a reason");
+        let (next, mut other) = pair();
+        assert_eq!(transport.add(next, Some(slot)).unwrap(), slot);
+        transport.receive(slot, ReceiveInto::buffer(into, 0..100));
+        other.write_all(b"again").unwrap();
+        let all = until(&mut *transport, |all| !all.is_empty());
+        assert!(
+            matches!(all[..], [Completion::Received { slot: 0, bytes: 5 }]),
+            "{all:?}"
+        );
+        assert_eq!(&transport.buffers().bytes_mut(into)[..5], b"again");
     });
 }
 
@@ -191,8 +229,8 @@ fn a_stream_that_nobody_reads_does_not_hold_up_another() {
         let mut transport = transport(path, 70);
         let (stuck, _unread) = pair();
         let (fine, mut read) = pair();
-        transport.add(stuck).unwrap();
-        transport.add(fine).unwrap();
+        transport.add(stuck, None).unwrap();
+        transport.add(fine, None).unwrap();
         for _ in 0..64 {
             let buffer = transport.buffers().take().unwrap();
             transport.send(0, SendFrame::alone(buffer, 0..super::BUFFER_BYTES));
@@ -215,7 +253,7 @@ fn a_transport_may_be_dropped_with_operations_under_way() {
     on_each(|path| {
         let mut transport = transport(path, 4);
         let (one, mut other) = pair();
-        let slot = transport.add(one).unwrap();
+        let slot = transport.add(one, None).unwrap();
         let buffer = transport.buffers().take().unwrap();
         transport.receive(slot, ReceiveInto::buffer(buffer, 0..1000));
         let mut none = vec![];
@@ -253,8 +291,8 @@ impl Ends {
         let (mut sender, mut receiver) = (end(source), end(target));
         let (one, other) = pair();
         let socket = one.try_clone().unwrap();
-        sender.add(one).unwrap();
-        receiver.add(other).unwrap();
+        sender.add(one, None).unwrap();
+        receiver.add(other, None).unwrap();
         let buffer = receiver.buffers().take().unwrap();
         Self {
             sender,

@@ -81,6 +81,7 @@ pub(crate) fn settings() -> TransferSettings {
         congestion_control: None,
         pin_workers: false,
         busy_poll_us: 0,
+        bandwidth_limit_mbit: 0,
     }
 }
 

@@ -6,7 +6,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use dwcp_wire::{Control, FrameHeader, FrameKind, HEADER_BYTES, decode_control};
+use dwcp_wire::{
+    Control, FrameHeader, FrameKind, HEADER_BYTES, StreamHello, StreamRole, decode_control,
+};
 
 /// Which way bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +39,14 @@ pub(crate) enum Harm {
         /// Chooses byte and bit within the part.
         seed: u64,
     },
-    /// The connection ends, both ways, after so many bytes.
+    /// The connection ends, both ways, after so many bytes. One that takes its place is not harmed.
     Cut { bytes: u64 },
+    /// The connection ends after so many bytes, and no other is made; those that are there stay.
+    Last { bytes: u64 },
+    /// All connections end after so many bytes of one, and no other is made: the link is gone.
+    Sever { bytes: u64 },
+    /// Nothing of the connection is carried any more after so many bytes, either way, and nobody says so.
+    Swallow { bytes: u64 },
     /// Something is done before one control message goes on.
     Before {
         message: fn(&Control) -> bool,
@@ -46,13 +54,55 @@ pub(crate) enum Harm {
     },
 }
 
-/// Harm, done once, to one of these connections. They are counted in the order of their making:
-/// control, data streams, device.
+/// Harm, done once, to one of these connections, by what they are: [`CONTROL`], [`data`], [`DEVICE`]. Under
+/// TLS, where that cannot be seen, they have these numbers in the order of their making.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) connections: Range<usize>,
     pub(crate) way: Way,
     pub(crate) harm: Harm,
+}
+
+/// The control connection.
+pub(crate) const CONTROL: usize = 0;
+
+/// The connection for device state.
+pub(crate) const DEVICE: usize = 100;
+
+/// A connection that takes the place of one that broke: it is not harmed.
+const REPLACEMENT: usize = 200;
+
+/// The first connection of a data stream.
+pub(crate) const fn data(index: u16) -> usize {
+    1 + index as usize
+}
+
+/// What a connection is.
+fn number(source: &TcpStream, order: usize) -> usize {
+    let mut first = [0; HEADER_BYTES + StreamHello::BYTES];
+    loop {
+        let seen = source.peek(&mut first).unwrap_or(0);
+        let header = first.first_chunk().map(FrameHeader::from_bytes);
+        let Some(Ok(header)) = header.filter(|_| seen >= HEADER_BYTES) else {
+            // TLS, a stranger, or nobody any more.
+            if seen == 0 || !first.starts_with(&dwcp_wire::MAGIC[..seen.min(4)]) {
+                return order;
+            }
+            continue;
+        };
+        if header.kind != FrameKind::StreamHello {
+            return CONTROL;
+        }
+        if seen == first.len() {
+            let hello = first.last_chunk().map(StreamHello::from_bytes);
+            return match hello {
+                Some(Ok(hello)) if hello.generation > 0 => REPLACEMENT,
+                Some(Ok(hello)) if hello.role == StreamRole::Device => DEVICE,
+                Some(Ok(hello)) => data(hello.index),
+                _ => order,
+            };
+        }
+    }
 }
 
 /// A running proxy. It serves until the process ends.
@@ -64,18 +114,32 @@ pub(crate) struct Proxy {
 #[derive(Default)]
 pub(crate) struct Progress {
     connections: AtomicUsize,
-    /// The source's end of each.
-    sources: Mutex<Vec<TcpStream>>,
+    /// What each is, and the source's end of it.
+    sources: Mutex<Vec<(usize, TcpStream)>>,
     /// Frames that were carried where the harm is to be done.
     frames: AtomicUsize,
     harmed: AtomicBool,
+    severed: AtomicBool,
 }
 
 impl Progress {
-    /// Ends all connections but the first, which is the control connection.
+    /// Ends all connections, for ever.
+    fn sever(&self) {
+        self.severed.store(true, Ordering::Release);
+        self.close(|_| true);
+    }
+
+    /// Ends all connections but the control connection.
     pub(crate) fn close_streams(&self) {
-        for stream in self.sources.lock().unwrap().iter().skip(1) {
-            let _ = stream.shutdown(Shutdown::Both);
+        self.close(|number| number != CONTROL);
+    }
+
+    /// Ends some connections; what is on its way may be lost.
+    pub(crate) fn close(&self, which: impl Fn(usize) -> bool) {
+        for (number, stream) in self.sources.lock().unwrap().iter() {
+            if which(*number) {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
         }
     }
 }
@@ -91,10 +155,14 @@ impl Proxy {
         let destination = destination.to_owned();
         std::thread::spawn(move || {
             for source in listener.incoming() {
-                let number = progress.connections.fetch_add(1, Ordering::Relaxed);
+                let order = progress.connections.fetch_add(1, Ordering::Relaxed);
                 let source = source.unwrap();
+                if progress.severed.load(Ordering::Acquire) {
+                    continue;
+                }
+                let number = number(&source, order);
                 let kept = source.try_clone().unwrap();
-                progress.sources.lock().unwrap().push(kept);
+                progress.sources.lock().unwrap().push((number, kept));
                 let Ok(target) = TcpStream::connect(&destination) else {
                     continue;
                 };
@@ -131,6 +199,35 @@ fn carry(mut from: TcpStream, mut to: TcpStream, harm: Option<Harm>, progress: &
                 progress.harmed.store(true, Ordering::Release);
                 let _ = from.shutdown(Shutdown::Both);
                 let _ = to.shutdown(Shutdown::Both);
+            }
+            carried.map(drop)
+        }
+        Some(Harm::Last { bytes }) => {
+            let carried = io::copy(&mut (&from).take(bytes), &mut to);
+            if carried.as_ref().is_ok_and(|carried| *carried == bytes) {
+                progress.harmed.store(true, Ordering::Release);
+                progress.severed.store(true, Ordering::Release);
+                let _ = from.shutdown(Shutdown::Both);
+                let _ = to.shutdown(Shutdown::Both);
+            }
+            carried.map(drop)
+        }
+        Some(Harm::Sever { bytes }) => {
+            let carried = io::copy(&mut (&from).take(bytes), &mut to);
+            if carried.as_ref().is_ok_and(|carried| *carried == bytes) {
+                progress.harmed.store(true, Ordering::Release);
+                progress.sever();
+                let _ = to.shutdown(Shutdown::Both);
+            }
+            carried.map(drop)
+        }
+        Some(Harm::Swallow { bytes }) => {
+            let carried = io::copy(&mut (&from).take(bytes), &mut to);
+            if carried.as_ref().is_ok_and(|carried| *carried == bytes) {
+                progress.harmed.store(true, Ordering::Release);
+                // It stays open, and its socket fills up.
+                std::mem::forget((from.try_clone(), to.try_clone()));
+                return;
             }
             carried.map(drop)
         }

@@ -82,6 +82,9 @@ pub struct RoundSummary {
     pub wire_bytes: u64,
     /// Pages named in them.
     pub pages: u64,
+    /// Marks that were lost with their stream, and sent again on the one in its place. A `RoundEnd` that
+    /// knows of fewer than have come is outdated: another follows.
+    pub marks_again: u32,
 }
 
 /// Why the destination does not take a VM.

@@ -86,7 +86,7 @@ impl FrameKind {
 /// | 16 | 8 | `sequence` | frames of this stream and direction, from 1 |
 /// | 24 | 4 | `ram_block` | index into the agreed RAM blocks |
 /// | 28 | 4 | `entries` | runs in the table, 0..=256 |
-/// | 32 | 8 | `position` | acknowledged bytes in an `Ack`, otherwise 0 |
+/// | 32 | 8 | `position` | acknowledged bytes in an `Ack`; in a mark, how often it was lost before; otherwise 0 |
 /// | 40 | 4 | `payload_bytes` | bytes after this header |
 /// | 44 | 4 | `table_bytes` | leading payload bytes under `table_crc32c` |
 /// | 48 | 4 | `table_crc32c` | CRC-32C of those bytes |
@@ -113,7 +113,7 @@ pub struct FrameHeader {
     pub ram_block: u32,
     /// Runs in the table.
     pub entries: u32,
-    /// Acknowledged bytes in an acknowledgement.
+    /// Acknowledged bytes in an acknowledgement; in a mark, how often it was lost before.
     pub position: u64,
     /// Bytes after the header.
     pub payload_bytes: u32,
@@ -368,7 +368,8 @@ impl FrameHeader {
         )?;
         in_range("entries", u64::from(self.entries), entries)?;
         in_range("ram_block", u64::from(self.ram_block), ram_block)?;
-        let position = self.position == 0 || self.kind == FrameKind::Ack;
+        let has_position = matches!(self.kind, FrameKind::Ack | FrameKind::RoundMark);
+        let position = self.position == 0 || has_position;
         in_range("position", self.position, position)
     }
 }

@@ -187,7 +187,8 @@ pub enum StreamRole {
 /// | 0 | 16 | `token` that the destination gave for this migration |
 /// | 16 | 2 | `index` of the stream |
 /// | 18 | 1 | `role` |
-/// | 19 | 5 | zero |
+/// | 19 | 2 | `generation` |
+/// | 21 | 3 | zero |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamHello {
     /// Names the migration; only the peer that was given it can join.
@@ -196,6 +197,8 @@ pub struct StreamHello {
     pub index: u16,
     /// What the connection is for.
     pub role: StreamRole,
+    /// 0 for the first connection of this stream. Each that takes the place of one that broke has the next.
+    pub generation: u16,
 }
 
 impl StreamHello {
@@ -209,6 +212,7 @@ impl StreamHello {
         bytes[..16].copy_from_slice(&self.token.to_le_bytes());
         bytes[16..18].copy_from_slice(&self.index.to_le_bytes());
         bytes[18] = self.role as u8;
+        bytes[19..21].copy_from_slice(&self.generation.to_le_bytes());
         bytes
     }
 
@@ -222,7 +226,7 @@ impl StreamHello {
             2 => StreamRole::Device,
             _ => return Err(HelloError::Malformed),
         };
-        if bytes[19..].iter().any(|&byte| byte != 0) {
+        if bytes[21..].iter().any(|&byte| byte != 0) {
             return Err(HelloError::Malformed);
         }
         let mut token = [0; 16];
@@ -231,6 +235,7 @@ impl StreamHello {
             token: u128::from_le_bytes(token),
             index: u16::from_le_bytes([bytes[16], bytes[17]]),
             role,
+            generation: u16::from_le_bytes([bytes[19], bytes[20]]),
         })
     }
 }

@@ -247,9 +247,9 @@ proptest! {
     }
 
     #[test]
-    fn stream_hellos_come_back(token in any::<u128>(), index in any::<u16>(), data in any::<bool>()) {
+    fn stream_hellos_come_back(token in any::<u128>(), index in any::<u16>(), data in any::<bool>(), generation in any::<u16>()) {
         let role = if data { StreamRole::Data } else { StreamRole::Device };
-        let hello = StreamHello { token, index, role };
+        let hello = StreamHello { token, index, role, generation };
         prop_assert_eq!(StreamHello::from_bytes(&hello.to_bytes()), Ok(hello));
     }
 

@@ -92,6 +92,7 @@ fn stream_hellos_are_as_frozen() {
         token: 0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10,
         index,
         role,
+        generation: index / 2,
     };
     let hellos = [
         ("data", hello(StreamRole::Data, 0x1f)),

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `binaries.rs` | where the daemons and the preload library are |
 //! | `node.rs` | one node: two daemons, started, killed, started again |
+//! | `break_stream.rs` | one data stream of a node ends |
 //! | `pki.rs` | certificates of its nodes, where the migrations are to be TLS |
 //! | `guest.rs` | the guest at both ends: a process, or QEMU with our kernel or Debian's |
 //! | `qemu_end.rs` | one end of a guest in QEMU |
@@ -13,6 +14,7 @@
 //! | `fleet.rs` | many synthetic guests moved at once |
 
 mod binaries;
+mod break_stream;
 mod fleet;
 mod guest;
 mod held;

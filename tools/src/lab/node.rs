@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use dwcp_api::node::{NodeStatus, Reply, Request};
 use dwcp_api::{ApiError, ErrorCode, IoPath, TransferSettings};
 
+use super::break_stream::break_stream;
 use super::{Binaries, LabError, pki};
 use crate::NodeClient;
 
@@ -158,6 +159,15 @@ impl LabNode {
             .map_err(LabError::system(program.display().to_string()))?;
         *self.child(plane) = Some(child);
         Ok(())
+    }
+
+    /// Ends one of the data plane's data streams; says how many there were.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn break_stream(&self, choice: u64) -> std::io::Result<usize> {
+        let data = self.data.as_ref().ok_or(std::io::ErrorKind::NotFound)?;
+        break_stream(data.id(), choice)
     }
 
     /// Kills a daemon as `kill -9` does.

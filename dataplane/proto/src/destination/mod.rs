@@ -78,6 +78,13 @@ struct RoundEnd {
     root: u128,
 }
 
+impl RoundEnd {
+    /// Whether a stream broke after it was sent, and the source says anew what it has sent.
+    const fn is_outdated_by(&self, round: u32, sent: RoundSummary) -> bool {
+        self.round == round && self.sent.marks_again < sent.marks_again
+    }
+}
+
 #[derive(Debug)]
 struct Applied {
     round: u32,

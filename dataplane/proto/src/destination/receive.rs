@@ -51,7 +51,7 @@ pub(super) fn receiving(
             sent,
             paused,
             root,
-        }) if at.ended.is_none() => {
+        }) if at.ended.is_none_or(|old| old.is_outdated_by(round, sent)) => {
             at.ended = Some(RoundEnd {
                 round,
                 sent,
@@ -80,6 +80,11 @@ pub(super) fn receiving(
     if ended.round != at.round {
         let reason = format!("round {} where {} was expected", ended.round, at.round);
         return give_up(&phase(at), AbortCode::Protocol, reason);
+    }
+    if ended.sent.marks_again < applied.applied.marks_again {
+        // It was sent before a stream broke: what was lost came again since, and another end comes.
+        at.ended = None;
+        return (phase(at), vec![]);
     }
     if ended.round != applied.round || ended.sent != applied.applied {
         let reason = format!(

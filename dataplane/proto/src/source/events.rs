@@ -45,7 +45,8 @@ pub enum SourceEvent {
     StreamsOpen,
     /// The destination has answered all that it was asked.
     AllAnswered,
-    /// Every page of the round is sent, with marks behind.
+    /// Every page of the round is sent, with marks behind. Said again when a stream broke since, and what was
+    /// lost with it is sent again.
     RoundSent(RoundMeasure),
     /// The guest stands.
     Paused,

@@ -25,6 +25,13 @@ impl Source {
                 at.measure = Some(measure);
                 actions.push(SourceAction::ReadSample);
             }
+            // A stream broke with pages of the round, which were sent again.
+            SourceEvent::RoundSent(measure) if at.paused && !at.proven => {
+                at.measure = Some(measure);
+                if at.ended {
+                    actions.push(round_end(&at));
+                }
+            }
             SourceEvent::SampleRead { missed } if at.measure.is_some() && !at.ended => {
                 return sample_read(at, missed);
             }
@@ -105,20 +112,23 @@ impl Source {
 /// Ends the paused round. A round that missed writes proves nothing, but must be closed all the
 /// same: its report brings the pages that are suspect, and the destination opens the next.
 pub(super) fn sample_read(mut at: Switchover, missed: u64) -> (State, Actions) {
-    let measure = at.measure.unwrap_or_default();
     at.ended = true;
     at.missed = missed > 0;
-    let end = Control::RoundEnd {
-        round: at.round,
-        sent: measure.sent,
-        paused: !at.missed,
-        root: measure.root,
-    };
-    let mut actions = vec![SourceAction::Send(end)];
+    let mut actions = vec![round_end(&at)];
     if !at.missed && !at.device_asked {
         // The destination holds it back until RAM is proven: no round trip is lost.
         at.device_asked = true;
         actions.push(SourceAction::SendDeviceState);
     }
     (State::Switchover(at), actions)
+}
+
+fn round_end(at: &Switchover) -> SourceAction {
+    let measure = at.measure.unwrap_or_default();
+    SourceAction::Send(Control::RoundEnd {
+        round: at.round,
+        sent: measure.sent,
+        paused: !at.missed,
+        root: measure.root,
+    })
 }

@@ -38,6 +38,7 @@ pub(crate) const SENT: RoundSummary = RoundSummary {
     frames: 1,
     wire_bytes: 5000,
     pages: 1,
+    marks_again: 0,
 };
 
 pub(crate) fn measure() -> RoundMeasure {

@@ -9,11 +9,12 @@ use dwcp_journal::RecordKind;
 use dwcp_proto::{RoundLimits, Source, SourceConfig};
 use dwcp_wire::Offer;
 
-use super::{Request, SourceDriver};
+use super::{Request, SourceDriver, bytes_per_s};
 use crate::engine::{Mailbox, Session};
 use crate::migration::node::{JournalScope, Node, check_running};
 use crate::migration::recorder::{Recorder, Subject};
 use crate::migration::secure::Way;
+use crate::migration::source_streams::Streams;
 use crate::migration::vms::api_error;
 use crate::ram::RamLayout;
 use crate::vmm;
@@ -118,6 +119,7 @@ fn prepare(
         control: None,
         peer: None,
         relay: None,
+        streams: Streams::default(),
         workers: vec![],
         lanes: None,
         tracker: chosen.tracker,
@@ -135,7 +137,8 @@ fn prepare(
 
 /// What is remembered costs memory, and is of use with a codec that can.
 fn session(layout: RamLayout, seed: u64, settings: &TransferSettings) -> Session {
-    let session = Session::new(layout, seed, settings.codec);
+    let session = Session::new(layout, seed, settings.codec)
+        .paced(bytes_per_s(settings.bandwidth_limit_mbit));
     match settings.codec {
         Codec::Raw | Codec::Zstd { .. } => session,
         Codec::Window { .. } | Codec::Auto { .. } => session.remembering(settings.remember_bytes),

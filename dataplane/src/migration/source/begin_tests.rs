@@ -33,6 +33,7 @@ fn request(vm: &str) -> Request {
             connect_timeout_ms: 1000,
             peer_silence_ms: 1000,
             congestion_control: None,
+            bandwidth_limit_mbit: 0,
             pin_workers: false,
             busy_poll_us: 0,
         },

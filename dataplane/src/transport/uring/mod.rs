@@ -26,7 +26,7 @@ use super::inbound::Inbound;
 use super::outbound::{Outbound, Progress};
 use super::poll::drain_bell;
 use super::spans::{Message, Spans};
-use super::{Buffers, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport, Wait};
+use super::{Buffers, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport, Wait, put};
 use crate::ram::RamLayout;
 
 /// Two operations per stream, the bell, and room.
@@ -62,6 +62,8 @@ struct Stream {
     /// The pieces of `receive`, where the kernel looks for them.
     spans: Box<Spans>,
     closed: bool,
+    /// Why it is over, until that is told: when the ring has nothing of it any more.
+    end: Option<io::Error>,
 }
 
 impl std::fmt::Debug for UringTransport {
@@ -203,6 +205,9 @@ impl UringTransport {
             return;
         }
         self.in_kernel -= 1;
+        if answer.tag != Tag::Bell && self.streams[slot].closed {
+            return self.end_operation(answer, completions);
+        }
         match answer.tag {
             Tag::Send => self.complete_send(slot, answer.result, completions),
             Tag::Pages => self.complete_pages(slot, answer.outcome(), completions),
@@ -233,13 +238,29 @@ impl UringTransport {
     }
 
     fn close(&mut self, slot: Slot, error: io::Error, completions: &mut Vec<Completion>) {
+        self.shut(slot, error);
+        self.tell_end(slot, completions);
+    }
+
+    /// An operation of a stream that is over has ended.
+    fn end_operation(&mut self, answer: &Answer, completions: &mut Vec<Completion>) {
+        let stream = &mut self.streams[answer.slot];
+        match answer.tag {
+            Tag::Receive | Tag::Bytes => stream.receiving = false,
+            Tag::Send | Tag::Room | Tag::Pages | Tag::Bell => stream.sending = false,
+        }
+        self.tell_end(answer.slot, completions);
+    }
+
+    /// Tells that a stream is over once nothing of it is under way.
+    fn tell_end(&mut self, slot: Slot, completions: &mut Vec<Completion>) {
         let stream = &mut self.streams[slot];
-        if stream.closed {
+        if stream.sending || stream.receiving {
             return;
         }
-        stream.closed = true;
-        let _ = stream.socket.shutdown(Shutdown::Both);
-        completions.push(Completion::Closed { slot, error });
+        if let Some(error) = stream.end.take() {
+            completions.push(Completion::Closed { slot, error });
+        }
     }
 
     /// Hands over what is queued and lets the kernel post completions, which it does only inside a
@@ -284,12 +305,12 @@ impl Transport for UringTransport {
         "tcp-uring"
     }
 
-    fn add(&mut self, stream: TcpStream) -> io::Result<Slot> {
+    fn add(&mut self, stream: TcpStream, instead_of: Option<Slot>) -> io::Result<Slot> {
         // A splice that must wait waits inside the call, unless the socket says otherwise.
         stream.set_nonblocking(true)?;
         let (ram, has) = (self.ram.as_deref(), self.methods());
         let ladder = self.ladders.for_stream(&stream, ram, has);
-        self.streams.push(Stream {
+        let stream = Stream {
             socket: stream,
             sends: Outbound::new(ladder),
             sending: false,
@@ -298,8 +319,21 @@ impl Transport for UringTransport {
             receiving: false,
             spans: Box::new(Spans::new()),
             closed: false,
-        });
-        Ok(self.streams.len() - 1)
+            end: None,
+        };
+        let is_over =
+            |old: &Stream| old.closed && old.end.is_none() && !old.sending && !old.receiving;
+        put(&mut self.streams, instead_of, is_over, stream)
+    }
+
+    fn shut(&mut self, slot: Slot, why: io::Error) {
+        let stream = &mut self.streams[slot];
+        if stream.closed {
+            return;
+        }
+        stream.closed = true;
+        stream.end = Some(why);
+        let _ = stream.socket.shutdown(Shutdown::Both);
     }
 
     fn buffers(&mut self) -> &mut Buffers {

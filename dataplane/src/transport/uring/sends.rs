@@ -37,6 +37,7 @@ impl UringTransport {
     /// Sends what can be sent at once on every stream, and asks for room where there is none.
     pub(super) fn progress_sends(&mut self, completions: &mut Vec<Completion>) {
         for slot in 0..self.streams.len() {
+            self.tell_end(slot, completions);
             loop {
                 let stream = &mut self.streams[slot];
                 if stream.closed || stream.sending || stream.sends.is_empty() {

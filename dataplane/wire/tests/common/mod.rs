@@ -77,6 +77,7 @@ pub(crate) const SUMMARY: RoundSummary = RoundSummary {
     frames: 3,
     wire_bytes: 300_000,
     pages: 70,
+    marks_again: 1,
 };
 
 /// One message of each kind, by name.

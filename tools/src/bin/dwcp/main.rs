@@ -19,6 +19,7 @@ mod run_qemu;
 mod show;
 mod status;
 mod store;
+mod tune;
 mod usage;
 mod vm;
 mod watch;
@@ -83,6 +84,8 @@ enum Command {
     Status(status::Args),
     /// Give a VM that is being moved back to this node.
     Cancel(cancel::Args),
+    /// Change how a VM is moved, while it is.
+    Tune(tune::Args),
     /// Pages that this node keeps for VMs that come: of VMs that left, of disk images.
     Store(store::Args),
     /// Who owns each VM, by this node's handover journal.
@@ -117,6 +120,7 @@ fn run(command: &Command, context: &mut Context) -> Result<(), Failure> {
         Command::Migrate(args) => migrate::run(args, context),
         Command::Status(args) => status::run(args, context),
         Command::Cancel(args) => cancel::run(args, context),
+        Command::Tune(args) => tune::run(args, context),
         Command::Store(args) => store::run(args, context),
         Command::Journal(args) => journal::run(args, context),
         Command::Config(args) => config::run(args, context),

@@ -30,6 +30,7 @@ that nothing disturbs.
 
 Examples:
   dwcp bench cuts --points 50
+  dwcp bench cuts --kind stream --points 20
   dwcp bench cuts --link 500mbit,50ms --size-mib 256 --json > cuts.json
   dwcp bench cuts --seed 17 --points 1";
 
@@ -49,13 +50,16 @@ pub(crate) struct Args {
     /// RAM of the guest, MiB; nine tenths of it are data.
     #[arg(long, default_value_t = 128)]
     size_mib: u64,
+    /// What happens; by the seed if it is not given.
+    #[arg(long, value_enum)]
+    kind: Option<Harm>,
     /// Change a key of the internet profile; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     changes: Vec<String>,
 }
 
 /// What happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 enum Harm {
     Cut1S,
@@ -63,14 +67,17 @@ enum Harm {
     Cut30S,
     SourceRestart,
     DestinationRestart,
+    /// One data stream ends, at one of the nodes.
+    Stream,
 }
 
-const HARMS: [Harm; 5] = [
+const HARMS: [Harm; 6] = [
     Harm::Cut1S,
     Harm::Cut5S,
     Harm::Cut30S,
     Harm::SourceRestart,
     Harm::DestinationRestart,
+    Harm::Stream,
 ];
 
 #[derive(Clone, Debug, Serialize)]
@@ -157,7 +164,8 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
 
 /// One migration; disturbed within the time that it usually takes, if that is known.
 fn one(args: &Args, spec: &RunSpec, seed: u64, usual_ms: Option<f64>) -> Result<Point, Failure> {
-    let harm = HARMS[(seed % HARMS.len() as u64) as usize];
+    let of_seed = HARMS[(seed % HARMS.len() as u64) as usize];
+    let harm = args.kind.unwrap_or(of_seed);
     // Points of one harm are spread over the migration, each at a place of its own.
     let share = (seed as f64 * 0.618).fract();
     let link = args.link.up(seed, "bbr")?;
@@ -182,7 +190,7 @@ fn one(args: &Args, spec: &RunSpec, seed: u64, usual_ms: Option<f64>) -> Result<
         std::thread::sleep(moment.saturating_sub(began.elapsed()));
         point.after_ms = began.elapsed().as_secs_f64() * 1000.0;
         point.carried_bytes = carried(&link)?;
-        disturb(harm, &mut lab, &link)?;
+        disturb(harm, seed, &mut lab, &link)?;
     }
     let report = end(migration)?;
     point.total_ms = began.elapsed().as_secs_f64() * 1000.0;
@@ -190,14 +198,24 @@ fn one(args: &Args, spec: &RunSpec, seed: u64, usual_ms: Option<f64>) -> Result<
     (point.good, point.note) = match report {
         Err(why) => (false, why),
         Ok(report) if report.result != RunResult::Completed => (false, report.reason),
-        Ok(_) => match (lab.guest.verify_at_destination(), lab.guest.running()) {
-            (Ok(Ok(())), (false, true)) => (true, String::new()),
+        Ok(report) => match (lab.guest.verify_at_destination(), lab.guest.running()) {
+            (Ok(Ok(())), (false, true)) => (true, replaced(&report)),
             (Ok(Err(why)), _) => (false, why),
             (Err(error), _) => (false, error.to_string()),
             (_, running) => (false, format!("runs at source, destination: {running:?}")),
         },
     };
     Ok(point)
+}
+
+fn replaced(report: &MigrationReport) -> String {
+    let replaced = |note: &&String| note.contains("was replaced");
+    report
+        .notes
+        .iter()
+        .find(replaced)
+        .cloned()
+        .unwrap_or_default()
 }
 
 /// As an operator would.
@@ -218,7 +236,7 @@ fn begin(args: &Args, lab: &Lab, folder: &Path) -> Result<Child, Failure> {
     child.map_err(Failure::other)
 }
 
-fn disturb(harm: Harm, lab: &mut Lab, link: &Link) -> Result<(), Failure> {
+fn disturb(harm: Harm, seed: u64, lab: &mut Lab, link: &Link) -> Result<(), Failure> {
     let cut = |seconds: u64| {
         let request = Request::Cut {
             ways: vec![Direction::AToB, Direction::BToA],
@@ -233,6 +251,16 @@ fn disturb(harm: Harm, lab: &mut Lab, link: &Link) -> Result<(), Failure> {
         Harm::Cut30S => return cut(30),
         Harm::SourceRestart => &mut lab.a,
         Harm::DestinationRestart => &mut lab.b,
+        Harm::Stream => {
+            let node = if seed.is_multiple_of(2) {
+                &lab.a
+            } else {
+                &lab.b
+            };
+            // Before the streams are there, and after the handover, there is nothing to break.
+            let broken = node.break_stream(seed / 2);
+            return broken.map(drop).map_err(Failure::other);
+        }
     };
     node.kill(Plane::Data);
     node.revive().map_err(Failure::other)
@@ -270,7 +298,7 @@ impl Point {
             self.total_ms,
             mib(self.wire_bytes),
             mib(self.sent_twice_bytes),
-            if self.good { "good" } else { "BAD " },
+            if self.good { "good " } else { "BAD " },
             self.note
         )
     }

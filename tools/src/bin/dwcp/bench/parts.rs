@@ -221,7 +221,7 @@ fn sends(is_batched: bool) -> std::io::Result<f64> {
     for _ in 0..STREAMS {
         let near = TcpStream::connect(listener.local_addr()?)?;
         near.set_nodelay(true)?;
-        transport.add(near)?;
+        transport.add(near, None)?;
         others.push(listener.accept()?.0);
     }
     let mut completions = Vec::with_capacity(STREAMS);

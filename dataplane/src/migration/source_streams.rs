@@ -1,0 +1,315 @@
+//! Data streams and the device connection at the source: all are opened at once, each on a thread of its
+//! own, and a data stream that breaks is taken up again by another connection.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use dwcp_api::Codec;
+use dwcp_proto::{Phase, SourceEvent};
+use dwcp_wire::{AbortCode, StreamHello, StreamRole};
+
+use super::dial;
+use super::peer::{self, ControlWriter, PeerError};
+use super::placement::place;
+use super::relay::Relay;
+use super::source::{SourceDriver, SourceInput};
+use crate::engine::{SourceCommand, WorkerSettings, spawn_source_worker};
+use crate::tls::Connection;
+
+/// Connections that take the place of others, in one migration: a peer does not make a source connect for
+/// ever.
+const REPLACEMENTS_MAX: u32 = 256;
+
+/// Between two tries to replace a stream, at most; a quarter of it before the second.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// A connection that was made, or was not.
+#[derive(Debug)]
+pub(super) struct Dialled {
+    hello: StreamHello,
+    outcome: Result<Joined, PeerError>,
+}
+
+#[derive(Debug)]
+struct Joined {
+    connection: Connection,
+    /// What could not be set on its socket.
+    note: Option<String>,
+}
+
+/// The further connections of a migration.
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    token: u128,
+    /// By index.
+    data: Vec<DataStream>,
+    /// Connections without which nothing begins, and that are not there yet.
+    missing: usize,
+    /// Tries to replace a stream.
+    tries: u32,
+}
+
+#[derive(Debug, Default)]
+struct DataStream {
+    generation: u16,
+    broken: Option<Break>,
+}
+
+/// A stream is broken, until another connection has taken its place.
+#[derive(Debug)]
+struct Break {
+    since: Instant,
+    reason: String,
+    tries: u32,
+}
+
+impl SourceDriver {
+    pub(super) fn open_streams(&mut self, token: u128, streams: u16) {
+        if let Err(error) = self.start_workers(streams) {
+            return self.fail(AbortCode::Other, error.to_string());
+        }
+        self.streams = Streams {
+            token,
+            data: (0..streams).map(|_| DataStream::default()).collect(),
+            missing: usize::from(streams) + 1,
+            tries: 0,
+        };
+        for index in 0..streams {
+            self.dial(StreamRole::Data, index, Duration::ZERO);
+        }
+        self.dial(StreamRole::Device, 0, Duration::ZERO);
+    }
+
+    fn start_workers(&mut self, streams: u16) -> std::io::Result<()> {
+        let settings = self.request.settings.clone();
+        let local = self.control.as_ref().and_then(ControlWriter::local_address);
+        let placement = place(&settings, streams, &self.session.layout, local);
+        self.lanes = placement.lanes;
+        if let Some(why) = placement.why {
+            self.recorder.remark(why);
+        }
+        let count = placement.workers.len();
+        for (index, place) in placement.workers.into_iter().enumerate() {
+            let worker = WorkerSettings {
+                index,
+                io: settings.io,
+                send: settings.send,
+                cpu: place.cpu,
+                node: place.node,
+                stock: self.node.stock.clone(),
+                sealed: self.way.is_tls(),
+                streams: usize::from(streams).div_ceil(count),
+                streams_in_all: streams.into(),
+                stream_window_bytes: settings.window_bytes / u64::from(streams),
+                ack_bytes: 0,
+                busy_poll: Duration::from_micros(settings.busy_poll_us.into()),
+            };
+            let (session, mailbox) = (Arc::clone(&self.session), self.mailbox.clone());
+            self.workers
+                .push(spawn_source_worker(worker, session, mailbox)?);
+        }
+        self.recorder.streams = streams;
+        Ok(())
+    }
+
+    /// Makes a connection on a thread of its own, after `pause`.
+    fn dial(&mut self, role: StreamRole, index: u16, pause: Duration) {
+        let Some(to) = self.peer else { return };
+        let generation = match role {
+            StreamRole::Data => self.streams.data[usize::from(index)].generation,
+            StreamRole::Device => 0,
+        };
+        let hello = StreamHello {
+            token: self.streams.token,
+            index,
+            role,
+            generation,
+        };
+        let join = self.joining(to, hello);
+        let (stop, mailbox) = (Arc::clone(&self.vm_stop), self.mailbox.clone());
+        let run = move || {
+            if !waited(pause, &stop) {
+                return;
+            }
+            let outcome = join();
+            // A driver that has ended needs no connection.
+            let _ = mailbox.push(SourceInput::Dialled(Dialled { hello, outcome }));
+        };
+        let thread = std::thread::Builder::new().name("dwcp-dial".into());
+        if let Err(error) = thread.spawn(run) {
+            self.fail(AbortCode::Other, format!("no thread: {error}"));
+        }
+    }
+
+    /// Opens a further connection of the migration, which says what it is.
+    fn joining(
+        &self,
+        to: SocketAddr,
+        hello: StreamHello,
+    ) -> impl FnOnce() -> Result<Joined, PeerError> + Send + 'static {
+        let settings = &self.request.settings;
+        let time = Duration::from_millis(settings.connect_timeout_ms.into());
+        let silence = Duration::from_millis(settings.peer_silence_ms.into());
+        let congestion_control = settings.congestion_control.clone();
+        let is_encoded = settings.codec != Codec::Raw;
+        let (node, way) = (Arc::clone(&self.node), self.way.clone());
+        let meter = Arc::clone(&self.recorder.meter);
+        move || {
+            let _helper = meter.helper();
+            let (socket, note) = dial::connect_stream(to, time, congestion_control.as_deref())?;
+            if hello.role == StreamRole::Data {
+                dial::bound_silence(&socket, silence);
+                if is_encoded {
+                    dial::bound_unsent(&socket);
+                }
+            }
+            let mut connection = way.secure(&node, socket, time)?;
+            peer::say_stream_hello(&mut connection, hello, &meter)?;
+            Ok(Joined { connection, note })
+        }
+    }
+
+    pub(super) fn dialled(&mut self, dialled: Dialled) {
+        let Dialled { hello, outcome } = dialled;
+        let taken = outcome.and_then(|joined| self.take_connection(hello, joined));
+        match (taken, hello.role) {
+            (Ok(()), _) => self.connection_is_there(),
+            (Err(error), StreamRole::Data) if self.is_broken(hello.index) => {
+                tracing::info!(stream = hello.index, %error, "not replaced yet");
+                self.replace(hello.index);
+            }
+            (Err(error), _) => self.peer_lost(error.to_string()),
+        }
+    }
+
+    fn take_connection(&mut self, hello: StreamHello, joined: Joined) -> Result<(), PeerError> {
+        let Joined { connection, note } = joined;
+        if let Some(note) = note {
+            self.recorder.note(note);
+        }
+        self.recorder.count_resumed(connection.is_resumed());
+        if hello.role == StreamRole::Device {
+            return self.take_device(connection);
+        }
+        let (index, stream) = (hello.index, connection.into_data_stream()?);
+        let worker = &self.workers[usize::from(index) % self.workers.len()];
+        worker.command(SourceCommand::AddStream { index, stream });
+        Ok(())
+    }
+
+    fn take_device(&mut self, connection: Connection) -> Result<(), PeerError> {
+        let mailbox = self.mailbox.clone();
+        let on_break = move |reason: String| {
+            let _ = mailbox.push(SourceInput::DeviceLost(reason));
+        };
+        let relay = Relay::start(connection, Arc::new(on_break), &self.recorder.meter)?;
+        if self.request.settings.codec != Codec::Raw {
+            relay.warm()?;
+        }
+        self.relay = Some(relay);
+        Ok(())
+    }
+
+    fn connection_is_there(&mut self) {
+        if self.streams.missing == 0 {
+            return;
+        }
+        self.streams.missing -= 1;
+        if self.streams.missing == 0 {
+            self.pending.push_back(SourceEvent::StreamsOpen);
+        }
+    }
+
+    fn is_broken(&self, index: u16) -> bool {
+        self.streams.data[usize::from(index)].broken.is_some()
+    }
+
+    /// A data stream broke. After the handover no stream is needed.
+    pub(super) fn data_stream_lost(&mut self, index: u16, reason: String) {
+        if self.machine.phase() == Phase::Handover {
+            tracing::debug!(stream = index, reason, "after the handover");
+            return;
+        }
+        tracing::warn!(vm = self.request.vm, stream = index, reason, "stream broke");
+        let broken = &mut self.streams.data[usize::from(index)].broken;
+        broken.get_or_insert_with(|| Break {
+            since: Instant::now(),
+            reason,
+            tries: 0,
+        });
+        self.replace(index);
+    }
+
+    /// Tries to connect in the place of a stream that is broken.
+    fn replace(&mut self, index: u16) {
+        let stream = &mut self.streams.data[usize::from(index)];
+        let Some(broken) = &mut stream.broken else {
+            return;
+        };
+        if self.streams.tries >= REPLACEMENTS_MAX {
+            let reason = format!(
+                "stream {index} broke ({}): {REPLACEMENTS_MAX} connections were made in the place of \
+                 others, and no more are",
+                broken.reason
+            );
+            return self.peer_lost(reason);
+        }
+        let pause = match broken.tries {
+            0 => Duration::ZERO,
+            tries => (PAUSE_MAX / 8 * (1 << tries.min(3))).min(PAUSE_MAX),
+        };
+        broken.tries += 1;
+        stream.generation += 1;
+        self.streams.tries += 1;
+        self.dial(StreamRole::Data, index, pause);
+    }
+
+    /// Another connection has taken the place of one that broke, and the destination has said that it has
+    /// `carried` bytes of the stream: these pages, and bytes of frames, were lost.
+    pub(super) fn stream_resumed(&mut self, index: u16, carried: u64, (pages, bytes): (u64, u64)) {
+        let Some(broken) = self.streams.data[usize::from(index)].broken.take() else {
+            return;
+        };
+        self.recorder.streams_replaced += 1;
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let text = format!(
+            "stream {index} broke after {:.1} MiB ({}) and was replaced in {:.0} ms; {pages} pages, \
+             {:.1} MiB, sent again",
+            mib(carried),
+            broken.reason,
+            broken.since.elapsed().as_secs_f64() * 1000.0,
+            mib(bytes),
+        );
+        self.recorder.stream_broke(text);
+    }
+
+    /// A stream that stays broken for as long as a peer may be silent is lost.
+    pub(super) fn check_streams(&mut self) {
+        let silence_ms = self.request.settings.peer_silence_ms;
+        let limit = Duration::from_millis(silence_ms.into());
+        let over = self
+            .streams
+            .data
+            .iter()
+            .enumerate()
+            .find_map(|(index, stream)| {
+                let broken = stream.broken.as_ref()?;
+                (broken.since.elapsed() > limit).then(|| (index, broken.reason.clone()))
+            });
+        if let Some((index, reason)) = over {
+            self.peer_lost(format!(
+                "stream {index} broke ({reason}) and could not be replaced in {silence_ms} ms"
+            ));
+        }
+    }
+}
+
+/// Sleeps for `pause`; false when the migration was over before.
+fn waited(pause: Duration, stop: &AtomicBool) -> bool {
+    if !pause.is_zero() {
+        std::thread::sleep(pause);
+    }
+    !stop.load(Ordering::Acquire)
+}

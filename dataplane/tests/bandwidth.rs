@@ -1,0 +1,89 @@
+//! A limit on bandwidth: kept, changed while a guest is moved, and not in the way of the pause.
+
+mod common;
+
+use std::time::Instant;
+
+use common::{TwoNodes, busy, settings, until, wait};
+use dwcp_api::{ErrorCode, MigrationId, MigrationReport, RunResult, TransferSettings};
+use dwcp_testbed::synthetic::SyntheticOptions;
+
+const ID: MigrationId = MigrationId(7);
+
+/// 200 Mbit/s, in bytes.
+const LIMIT_MBIT: u32 = 200;
+const BYTES_PER_S: f64 = LIMIT_MBIT as f64 * 1e6 / 8.0;
+
+fn limited() -> TransferSettings {
+    TransferSettings {
+        bandwidth_limit_mbit: LIMIT_MBIT,
+        ..settings()
+    }
+}
+
+/// 64 MiB that change slowly.
+fn calm(incoming: bool) -> SyntheticOptions {
+    SyntheticOptions {
+        rate: 50,
+        ..busy(incoming)
+    }
+}
+
+fn begin(settings: TransferSettings) -> TwoNodes {
+    let nodes = TwoNodes::start(&settings, calm);
+    let started = nodes
+        .a
+        .node
+        .start_migration(ID, "vm", &nodes.b.address, settings, false);
+    started.unwrap();
+    nodes
+}
+
+fn check_moved(report: &MigrationReport, nodes: &TwoNodes) {
+    assert_eq!(report.result, RunResult::Completed, "{}", report.reason);
+    assert!(report.verified && nodes.new.is_running());
+    assert_eq!(nodes.new.bad_pages(), 0);
+}
+
+#[test]
+fn a_limit_is_kept_and_the_pause_is_short() {
+    let nodes = begin(limited());
+    let report = wait(&nodes.a.node, ID);
+    check_moved(&report, &nodes);
+    // The last round is not limited, and 10 ms may be ahead.
+    let first = &report.round_reports[0];
+    let least = first.wire_bytes as f64 / BYTES_PER_S - 0.1;
+    assert!(least > 1.0, "{first:?}");
+    assert!(first.ms > least * 1000.0, "{first:?}, at least {least} s");
+    assert!(
+        first.ms < least * 1000.0 * 1.4 + 400.0,
+        "{first:?}: no use is made of it"
+    );
+    assert!(report.downtime_ms < 300.0, "{}", report.downtime_ms);
+}
+
+#[test]
+fn a_limit_changes_while_the_guest_is_moved() {
+    let nodes = begin(TransferSettings {
+        // Half a minute.
+        bandwidth_limit_mbit: 12,
+        ..settings()
+    });
+    let node = &nodes.a.node;
+    let sent = || node.migration(ID).unwrap().status().progress.wire_bytes;
+    until("nothing is sent", || sent() > 1 << 20);
+    let refused = nodes.b.node.tune(ID, 0).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::BadRequest);
+    node.tune(ID, 0).unwrap();
+    let freed = Instant::now();
+    let report = wait(node, ID);
+    assert!(freed.elapsed().as_secs() < 15, "{:?}", freed.elapsed());
+    check_moved(&report, &nodes);
+    let note = "bandwidth is not limited any more";
+    assert!(
+        report.notes.iter().any(|text| text == note),
+        "{:?}",
+        report.notes
+    );
+    assert_eq!(node.tune(ID, 1).unwrap_err().code, ErrorCode::TooLate);
+}
