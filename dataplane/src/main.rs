@@ -154,6 +154,7 @@ fn incoming_settings(options: &Options) -> TransferSettings {
         peer_silence_ms: 0,
         congestion_control: None,
         bandwidth_limit_mbit: 0,
+        follow_path: false,
         pin_workers: options.pin,
         busy_poll_us: options.busy_poll_us,
     }

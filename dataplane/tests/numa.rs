@@ -134,6 +134,7 @@ fn on_this_machine() {
         pin_workers: true,
         busy_poll_us: 0,
         bandwidth_limit_mbit: 0,
+        follow_path: false,
         ..settings()
     };
     // At the destination in the other order: its own policy decides there.

@@ -91,6 +91,15 @@ async fn try_answer(request: Request, node: &Node) -> Result<Reply, ApiError> {
             migrations.tune(&which, bandwidth_limit_mbit).await?;
             Reply::Done
         }
+        Request::Probe { to } => {
+            let peers = node.peers();
+            let (sample, finding) = node.migrations().probe(&to, &peers).await?;
+            Reply::Path {
+                sample,
+                mode: finding.mode.name().to_owned(),
+                why: finding.why,
+            }
+        }
         Request::Status { which } => {
             Reply::Migrations(node.migrations().status(which.as_deref()).await?)
         }

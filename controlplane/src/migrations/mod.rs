@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use dwcp_api::dataplane::{Reply, Request};
-use dwcp_api::{ApiError, ErrorCode, MigrationId, MigrationStatus, TransferSettings};
+use dwcp_api::{
+    ApiError, ErrorCode, MigrationId, MigrationStatus, PathSample, TransferSettings, Tune,
+};
 
 use crate::config;
 use crate::dataplane::{Client, Link, Peer};
 use crate::folder::random_u128;
 use crate::ledger::Ledger;
+use crate::mode::{self, Detector, Finding, Mode};
 use crate::vms::unexpected;
 
 /// The migrations of this node.
@@ -50,6 +53,8 @@ impl Migrations {
         let random = random_u128();
         let id = random.map_err(|error| ApiError::new(ErrorCode::System, error.to_string()))?;
         let id = MigrationId(id);
+        let follows = settings.follow_path && !dry_run;
+        let mode = Mode::named(&settings.mode).filter(|_| follows);
         let request = Request::StartMigration {
             id,
             vm,
@@ -60,7 +65,29 @@ impl Migrations {
         };
         match self.client.call(request).await? {
             Reply::Error(error) => Err(error),
-            _ => Ok(id),
+            _ => {
+                if let Some(mode) = mode {
+                    tokio::spawn(mode::follow(self.client.clone(), id, mode));
+                }
+                Ok(id)
+            }
+        }
+    }
+
+    /// Looks at the path to a node, and says what kind of path it is.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`] for an unknown peer, the data plane's.
+    pub async fn probe(
+        &self,
+        to: &str,
+        peers: &[(String, String)],
+    ) -> Result<(PathSample, Finding), ApiError> {
+        let (_, destination) = resolve_peer(to, peers)?;
+        match self.client.call(Request::ProbePath { destination }).await? {
+            Reply::Path(sample) => Ok((sample, Detector::first(&sample))),
+            Reply::Error(error) => Err(error),
+            other => Err(unexpected(&other)),
         }
     }
 
@@ -101,10 +128,8 @@ impl Migrations {
     /// As [`Self::cancel`].
     pub async fn tune(&self, which: &str, bandwidth_limit_mbit: u32) -> Result<(), ApiError> {
         let id = self.id_of(which).await?;
-        let request = Request::TuneMigration {
-            id,
-            bandwidth_limit_mbit,
-        };
+        let tune = Tune::BandwidthLimitMbit(bandwidth_limit_mbit);
+        let request = Request::TuneMigration { id, tune };
         self.client.call(request).await?;
         Ok(())
     }

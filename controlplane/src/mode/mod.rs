@@ -5,12 +5,14 @@
 //! for a while, and not soon after it was entered; a path that goes back and forth is left alone for longer each
 //! time. The caller has the clock: a detector is a function of what it was shown.
 
+mod follow;
 mod window;
 
 use std::fmt;
 use std::time::Duration;
 
 use dwcp_api::PathSample;
+pub use follow::follow;
 use window::{Facts, Window};
 
 /// Kind of a path; the names are those of the built-in profiles.
@@ -25,6 +27,13 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// The mode of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let all = [Self::Datacenter, Self::Hybrid, Self::Internet];
+        all.into_iter().find(|mode| mode.name() == name)
+    }
+
     /// Name of its profile.
     #[must_use]
     pub const fn name(self) -> &'static str {

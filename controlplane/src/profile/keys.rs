@@ -112,6 +112,12 @@ pub(super) const KEYS: &[Key] = &[
          limited.",
     ),
     key(
+        "transfer.follow_path",
+        Kind::Boolean,
+        "Watch round trip, loss and rate of the path while the guest is moved, and take the congestion \
+         control of the mode that it is found to be of. `--profile auto` sets it.",
+    ),
+    key(
         "transfer.pin",
         Kind::Boolean,
         "Pin each worker to a core near the guest's memory. Better rates on a node with cores to \

@@ -75,6 +75,7 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
         peer_silence_ms: ms("timeouts.peer_silence")?,
         congestion_control: (congestion_control != HOST).then(|| congestion_control.to_owned()),
         bandwidth_limit_mbit: u32::try_from(integer("transfer.bandwidth_limit_mbit")?).ok()?,
+        follow_path: boolean("transfer.follow_path")?,
         busy_poll_us: u16::try_from(integer("transfer.busy_poll_us")?).ok()?,
         pin_workers: boolean("transfer.pin")?,
     })
@@ -160,6 +161,7 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
             "transfer.bandwidth_limit_mbit",
             integer(settings.bandwidth_limit_mbit),
         ),
+        ("transfer.follow_path", Value::Boolean(settings.follow_path)),
         (
             "transfer.busy_poll_us",
             integer(settings.busy_poll_us.into()),

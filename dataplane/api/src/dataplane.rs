@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ApiError, Attachment, MigrationId, MigrationStatus, NodeIdentity, StoreEntry, StoreRequest,
-    TransferSettings, VmInfo,
+    ApiError, Attachment, MigrationId, MigrationStatus, NodeIdentity, PathSample, StoreEntry,
+    StoreRequest, TransferSettings, Tune, VmInfo,
 };
 
 /// A request, answered in order by one [`Reply`] each.
@@ -52,8 +52,8 @@ pub enum Request {
     TuneMigration {
         /// Which.
         id: MigrationId,
-        /// As [`TransferSettings::bandwidth_limit_mbit`].
-        bandwidth_limit_mbit: u32,
+        /// What.
+        tune: Tune,
     },
     /// One migration.
     Status {
@@ -62,6 +62,11 @@ pub enum Request {
     },
     /// All migrations since the daemon started, newest last.
     ListMigrations,
+    /// Look at the path to another node: a connection is opened, and closed.
+    ProbePath {
+        /// `host:port` of the other node's data plane.
+        destination: String,
+    },
     /// What this node has: one line each.
     Doctor,
     /// The node's store.
@@ -91,6 +96,8 @@ pub enum Reply {
     Migration(Box<MigrationStatus>),
     /// All migrations.
     Migrations(Vec<MigrationStatus>),
+    /// A path, seen once.
+    Path(PathSample),
     /// What this node has.
     Doctor(Vec<Finding>),
     /// Entries of the store.

@@ -21,7 +21,7 @@ mod text;
 mod transfer;
 
 pub use name::{NAME_RULE, is_name, parse_node_name};
-pub use path::PathSample;
+pub use path::{PathMode, PathSample, Tune};
 pub use report::{
     DowntimePartsMs, Limit, MigrationReport, MigrationStatus, PageCounts, PhaseName, Progress,
     Role, RoundReport, RunResult, TlsReport,

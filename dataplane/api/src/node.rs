@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ApiError, Attachment, MigrationId, MigrationStatus, NodeIdentity, StoreEntry, StoreRequest,
-    TransferSettings, VmInfo, dataplane::Finding,
+    ApiError, Attachment, MigrationId, MigrationStatus, NodeIdentity, PathSample, StoreEntry,
+    StoreRequest, TransferSettings, VmInfo, dataplane::Finding,
 };
 
 /// A request, answered by one [`Reply`].
@@ -52,6 +52,11 @@ pub enum Request {
         /// Bits that are sent in a second at most, in millions; 0 is no limit.
         bandwidth_limit_mbit: u32,
     },
+    /// Look at the path to another node, and say what kind of path it is.
+    Probe {
+        /// Peer's name, or `host:port` of its data plane.
+        to: String,
+    },
     /// One migration by id or VM name (the newest), or all.
     Status {
         /// `None` for all.
@@ -84,6 +89,15 @@ pub enum Reply {
     },
     /// Migrations.
     Migrations(Vec<MigrationStatus>),
+    /// A path, and the mode that it is of.
+    Path {
+        /// What was seen.
+        sample: PathSample,
+        /// `datacenter`, `hybrid`, `internet`.
+        mode: String,
+        /// By what, for a person.
+        why: String,
+    },
     /// Findings of the data plane and of the control plane.
     Doctor(Vec<Finding>),
     /// Entries of the store.

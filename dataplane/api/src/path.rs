@@ -18,3 +18,24 @@ pub struct PathSample {
     /// Bytes of them that were sent again.
     pub retransmitted_bytes: u64,
 }
+
+/// A mode that a path is found to be of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathMode {
+    /// `datacenter`, `hybrid`, `internet`.
+    pub mode: String,
+    /// By what, for a person.
+    pub why: String,
+    /// What its profile has the streams use.
+    pub congestion_control: Option<String>,
+}
+
+/// What changes in a migration while it runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tune {
+    /// As [`crate::TransferSettings::bandwidth_limit_mbit`].
+    BandwidthLimitMbit(u32),
+    /// The path is of another mode than it was.
+    PathMode(PathMode),
+}

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::MigrationId;
+use crate::{MigrationId, PathSample};
 
 /// Which end of a migration this node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,6 +174,8 @@ pub struct MigrationStatus {
     pub phase: PhaseName,
     /// Numbers.
     pub progress: Progress,
+    /// Source: the path to the destination, once there are streams over it.
+    pub path: Option<PathSample>,
     /// Finished rounds.
     pub rounds: Vec<RoundReport>,
     /// The end, when it has come.

@@ -50,6 +50,8 @@ pub struct TransferSettings {
     /// Bits that the source sends in a second, over all streams, at most, in millions; 0 is no limit. Not
     /// while the guest is paused.
     pub bandwidth_limit_mbit: u32,
+    /// Watch the path while the guest is moved, and change with its mode.
+    pub follow_path: bool,
     /// Pin workers to cores.
     pub pin_workers: bool,
     /// How long a worker looks for completions before it sleeps for them, at most; 0 sleeps at once.

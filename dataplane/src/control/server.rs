@@ -8,7 +8,7 @@ use dwcp_api::dataplane::{Reply, Request};
 use dwcp_api::{ApiError, ErrorCode, Listener, SocketError, receive, send};
 
 use crate::doctor;
-use crate::migration::{Node, PeerNode};
+use crate::migration::{self, Node, PeerNode};
 
 /// Serves clients for ever. `listen` is the address told to them.
 pub fn serve(socket: &Listener, node: &Arc<Node>, listen: &str) {
@@ -81,13 +81,11 @@ fn answer(node: &Arc<Node>, request: Request) -> Result<Reply, ApiError> {
             node.cancel(id)?;
             Reply::Done
         }
-        Request::TuneMigration {
-            id,
-            bandwidth_limit_mbit,
-        } => {
-            node.tune(id, bandwidth_limit_mbit)?;
+        Request::TuneMigration { id, tune } => {
+            node.tune(id, tune)?;
             Reply::Done
         }
+        Request::ProbePath { destination } => Reply::Path(migration::probe_path(&destination)?),
         Request::Status { id } => Reply::Migration(Box::new(node.status(id)?)),
         Request::ListMigrations => Reply::Migrations(
             node.migrations()

@@ -1,6 +1,6 @@
 //! One node's data plane: its VMs, its journal, its migrations.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use dwcp_api::counters::{Counters, CountersPage};
 use dwcp_api::{
     ApiError, ErrorCode, MigrationId, MigrationReport, MigrationStatus, Role, TransferSettings,
+    Tune,
 };
 use dwcp_journal::{Journal, Record, RecordKind, wall_ms};
 use dwcp_pki::CertificateFacts;
@@ -101,8 +102,8 @@ pub struct MigrationHandle {
     /// VM name.
     pub vm: String,
     cancelled: AtomicBool,
-    /// A limit on bandwidth that was asked for, in Mbit/s, until the driver takes it.
-    limit: Mutex<Option<u32>>,
+    /// What is to change, until the driver takes it.
+    tunes: Mutex<VecDeque<Tune>>,
     slot: usize,
     status: Mutex<MigrationStatus>,
 }
@@ -124,9 +125,9 @@ impl MigrationHandle {
         self.cancelled.swap(false, Ordering::AcqRel)
     }
 
-    /// A limit on bandwidth that was asked for since the last time.
-    pub(super) fn take_limit(&self) -> Option<u32> {
-        lock(&self.limit).take()
+    /// What is to change, in the order in which it was asked for.
+    pub(super) fn take_tune(&self) -> Option<Tune> {
+        lock(&self.tunes).pop_front()
     }
 
     pub(super) fn publish(&self, status: MigrationStatus) {
@@ -236,7 +237,7 @@ impl Node {
             id,
             vm: status.vm.clone(),
             cancelled: AtomicBool::new(false),
-            limit: Mutex::new(None),
+            tunes: Mutex::default(),
             slot: self.next_slot.fetch_add(1, Ordering::Relaxed),
             status: Mutex::new(status),
         });
@@ -295,22 +296,25 @@ impl Node {
         Ok(())
     }
 
-    /// Changes how fast a migration sends, in Mbit/s; 0 is no limit.
+    /// Changes how a VM is moved away.
     ///
     /// # Errors
     /// As [`Self::cancel`], and [`ErrorCode::BadRequest`] where it does not leave this node.
-    pub fn tune(&self, id: MigrationId, bandwidth_limit_mbit: u32) -> Result<(), ApiError> {
+    pub fn tune(&self, id: MigrationId, tune: Tune) -> Result<(), ApiError> {
         let status = self.status(id)?;
         if status.role == Role::Destination {
             let text = format!("VM {} comes to this node", status.vm);
             return Err(ApiError::new(ErrorCode::BadRequest, text)
-                .with_hint("how fast it is moved is said at its source"));
+                .with_hint("how it is moved is said at its source"));
         }
         if let Some(refusal) = vms::too_late(&status) {
             return Err(refusal);
         }
         if let Some(handle) = self.migration(id) {
-            *lock(&handle.limit) = Some(bandwidth_limit_mbit);
+            let mut tunes = lock(&handle.tunes);
+            // A driver that is busy needs the last of them only.
+            tunes.retain(|other| std::mem::discriminant(other) != std::mem::discriminant(&tune));
+            tunes.push_back(tune);
         }
         Ok(())
     }

@@ -34,7 +34,7 @@ pub(super) struct Recorder {
     vm: String,
     role: Role,
     peer: String,
-    mode: String,
+    pub(super) mode: String,
     started: Instant,
     /// When its turn came; a destination's comes when it hears of it.
     begun: Instant,
@@ -300,6 +300,7 @@ impl Recorder {
                 phase => phase_name(phase, self.role),
             },
             progress: self.progress(session),
+            path: None,
             rounds: self.rounds.clone(),
             report: None,
         }

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dwcp_api::counters::Counters;
-use dwcp_api::{MigrationId, TransferSettings};
+use dwcp_api::{MigrationId, MigrationStatus, TransferSettings};
 use dwcp_proto::{
     Ending, Instant as ProtoInstant, Outcome, Phase, Source, SourceAction, SourceEvent,
 };
@@ -24,6 +24,7 @@ use super::recorder::{BeforeRound, End, Recorder, no_outcome};
 use super::relay::Relay;
 use super::secure::Way;
 use super::source_asks::Asking;
+use super::source_path::PathWatch;
 use super::source_streams::{Dialled, Streams};
 use crate::engine::{
     Mailbox, Question, Reread, Session, SourceCommand, WorkerEvent, WorkerHandle, WorkerRound,
@@ -92,6 +93,7 @@ pub(super) struct SourceDriver {
     pub(super) peer: Option<SocketAddr>,
     pub(super) relay: Option<Relay>,
     pub(super) streams: Streams,
+    pub(super) path: PathWatch,
     pub(super) workers: Vec<WorkerHandle<SourceCommand>>,
     /// How they share a round, on a machine of several nodes.
     pub(super) lanes: Option<Arc<Lanes>>,
@@ -157,9 +159,10 @@ impl SourceDriver {
             if self.handle.take_cancel() {
                 self.feed(SourceEvent::Cancel);
             }
-            if let Some(mbit) = self.handle.take_limit() {
-                self.limit_bandwidth(mbit);
+            while let Some(tune) = self.handle.take_tune() {
+                self.tune(tune);
             }
+            self.watch_path();
             self.publish();
         }
         self.finish();
@@ -198,7 +201,7 @@ impl SourceDriver {
         ProtoInstant(self.recorder.started().elapsed().as_nanos() as u64 + 1)
     }
 
-    fn limit_bandwidth(&mut self, mbit: u32) {
+    pub(super) fn limit_bandwidth(&mut self, mbit: u32) {
         self.session.pace.set(bytes_per_s(mbit));
         self.recorder.remark(match mbit {
             0 => "bandwidth is not limited any more".to_owned(),
@@ -280,8 +283,11 @@ impl SourceDriver {
 
     fn publish(&mut self) {
         let (phase, in_doubt) = (self.machine.phase(), self.machine.is_in_doubt());
-        self.handle
-            .publish(self.recorder.status(phase, in_doubt, Some(&self.session)));
+        let status = self.recorder.status(phase, in_doubt, Some(&self.session));
+        self.handle.publish(MigrationStatus {
+            path: self.path.sample,
+            ..status
+        });
         let counters = Counters {
             round: u64::from(self.recorder.round),
             pages_in_round: self.recorder.pages_in_round,

@@ -1,7 +1,7 @@
 //! Data streams and the device connection at the source: all are opened at once, each on a thread of its
 //! own, and a data stream that breaks is taken up again by another connection.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -51,9 +51,19 @@ pub(super) struct Streams {
     tries: u32,
 }
 
+impl Streams {
+    /// The data streams' sockets that are there.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = &TcpStream> {
+        let all = self.data.iter();
+        all.filter_map(|stream| stream.socket.as_ref().filter(|_| stream.broken.is_none()))
+    }
+}
+
 #[derive(Debug, Default)]
 struct DataStream {
     generation: u16,
+    /// Another descriptor of its socket, to ask and to set.
+    socket: Option<TcpStream>,
     broken: Option<Break>,
 }
 
@@ -194,6 +204,7 @@ impl SourceDriver {
             return self.take_device(connection);
         }
         let (index, stream) = (hello.index, connection.into_data_stream()?);
+        self.streams.data[usize::from(index)].socket = Some(stream.socket.try_clone()?);
         let worker = &self.workers[usize::from(index) % self.workers.len()];
         worker.command(SourceCommand::AddStream { index, stream });
         Ok(())

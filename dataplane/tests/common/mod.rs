@@ -82,6 +82,7 @@ pub(crate) fn settings() -> TransferSettings {
         pin_workers: false,
         busy_poll_us: 0,
         bandwidth_limit_mbit: 0,
+        follow_path: false,
     }
 }
 

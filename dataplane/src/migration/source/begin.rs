@@ -14,6 +14,7 @@ use crate::engine::{Mailbox, Session};
 use crate::migration::node::{JournalScope, Node, check_running};
 use crate::migration::recorder::{Recorder, Subject};
 use crate::migration::secure::Way;
+use crate::migration::source_path::PathWatch;
 use crate::migration::source_streams::Streams;
 use crate::migration::vms::api_error;
 use crate::ram::RamLayout;
@@ -120,6 +121,7 @@ fn prepare(
         peer: None,
         relay: None,
         streams: Streams::default(),
+        path: PathWatch::default(),
         workers: vec![],
         lanes: None,
         tracker: chosen.tracker,

@@ -15,6 +15,7 @@ mod journal;
 mod migrate;
 mod node;
 mod pki;
+mod probe;
 mod run_qemu;
 mod show;
 mod status;
@@ -84,6 +85,8 @@ enum Command {
     Status(status::Args),
     /// Give a VM that is being moved back to this node.
     Cancel(cancel::Args),
+    /// Say what kind of path leads to another node.
+    Probe(probe::Args),
     /// Change how a VM is moved, while it is.
     Tune(tune::Args),
     /// Pages that this node keeps for VMs that come: of VMs that left, of disk images.
@@ -120,6 +123,7 @@ fn run(command: &Command, context: &mut Context) -> Result<(), Failure> {
         Command::Migrate(args) => migrate::run(args, context),
         Command::Status(args) => status::run(args, context),
         Command::Cancel(args) => cancel::run(args, context),
+        Command::Probe(args) => probe::run(args, context),
         Command::Tune(args) => tune::run(args, context),
         Command::Store(args) => store::run(args, context),
         Command::Journal(args) => journal::run(args, context),

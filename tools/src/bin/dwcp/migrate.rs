@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::{show, watch};
+use crate::{probe, show, watch};
 
 const HELP: &str = "Waits for the end unless --no-wait; ending this command does not end the \
 migration (dwcp cancel does). With --json the end is the report `dwcp.migration/1`, that of a dry \
@@ -17,10 +17,14 @@ run too: its result is `dry-run` when both nodes agree, or `aborted`.
 
 Examples:
   dwcp migrate web --to b --watch
+  dwcp migrate web --to b --profile auto
   dwcp migrate web --to 192.0.2.2:7440 --profile internet --set switchover.downtime_limit=2s
   dwcp migrate web --to b --profile internet --retry-s 3600
   dwcp migrate web --to b --dry-run
   dwcp migrate web --to b --json | jq .downtime_ms";
+
+/// The profile that is chosen by the path.
+const AUTO: &str = "auto";
 
 /// `dwcp migrate`.
 #[derive(clap::Args, Debug)]
@@ -31,7 +35,8 @@ pub(crate) struct Args {
     /// Peer's name, or host:port of its data plane.
     #[arg(long, value_name = "NODE")]
     to: String,
-    /// Profile: datacenter, hybrid, internet or a file [default: the node's default profile].
+    /// Profile: datacenter, hybrid, internet, a file, or auto: that of the path to the node, with a codec
+    /// and a congestion control that follow the path [default: the node's default profile].
     #[arg(long, value_name = "NAME|FILE")]
     profile: Option<String>,
     /// Change a key of the profile: KEY=VALUE (dwcp config explain); may be given again.
@@ -157,7 +162,8 @@ fn finding(report: &MigrationReport, to: &str) -> String {
 }
 
 fn settings(args: &Args, context: &mut Context) -> Result<TransferSettings, Failure> {
-    let base = match &args.profile {
+    let base = match args.profile.as_deref() {
+        Some(AUTO) => by_path(args, context)?,
         Some(profile) => profile::load(profile)?,
         None => match context.node.ask(&Request::Node)? {
             Reply::Node(node) => node.default_settings,
@@ -165,5 +171,14 @@ fn settings(args: &Args, context: &mut Context) -> Result<TransferSettings, Fail
         },
     };
     let changes = args.changes.iter().map(String::as_str);
+    Ok(profile::with_changes(&base, changes)?)
+}
+
+/// The built-in profile of the path's mode, and all that follows a path.
+fn by_path(args: &Args, context: &mut Context) -> Result<TransferSettings, Failure> {
+    let probe::Probed { mode, why, .. } = probe::probe(&args.to, context)?;
+    eprintln!("{}: the path to {} is {mode}: {why}", args.vm, args.to);
+    let base = profile::load(&mode)?;
+    let changes = ["pages.codec=auto", "transfer.follow_path=true"];
     Ok(profile::with_changes(&base, changes)?)
 }

@@ -1,0 +1,133 @@
+//! What a source sees of the path to the destination, and what it changes when the path is of another mode.
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use dwcp_api::{ApiError, ErrorCode, PathMode, PathSample, Tune};
+
+use super::dial;
+use super::source::SourceDriver;
+use crate::transport::TcpInfo;
+
+/// Between two samples.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// Connecting takes so long at most.
+const PROBE_TIME: Duration = Duration::from_secs(10);
+
+/// The last sample, and when it was taken.
+#[derive(Debug, Default)]
+pub(super) struct PathWatch {
+    pub(super) sample: Option<PathSample>,
+    taken: Option<Instant>,
+}
+
+/// What several connections over one path show of it; `None` without one.
+pub(super) fn sample<'a>(sockets: impl Iterator<Item = &'a TcpStream>) -> Option<PathSample> {
+    let infos = sockets.filter_map(|socket| TcpInfo::of(socket).ok());
+    let add = |sum: Option<PathSample>, info: TcpInfo| {
+        let (rtt_us, rtt_var_us) = (info.rtt.as_micros() as u64, info.rtt_var.as_micros() as u64);
+        let one = PathSample {
+            rtt_us,
+            rtt_var_us,
+            delivery_bytes_per_s: info.delivery_rate,
+            is_app_limited: info.is_app_limited,
+            sent_bytes: info.bytes_sent,
+            retransmitted_bytes: info.bytes_retransmitted,
+        };
+        let Some(sum) = sum else { return Some(one) };
+        let nearer = if one.rtt_us < sum.rtt_us { one } else { sum };
+        Some(PathSample {
+            rtt_us: nearer.rtt_us,
+            rtt_var_us: nearer.rtt_var_us,
+            delivery_bytes_per_s: sum
+                .delivery_bytes_per_s
+                .saturating_add(one.delivery_bytes_per_s),
+            is_app_limited: sum.is_app_limited && one.is_app_limited,
+            sent_bytes: sum.sent_bytes + one.sent_bytes,
+            retransmitted_bytes: sum.retransmitted_bytes + one.retransmitted_bytes,
+        })
+    };
+    infos.fold(None, add)
+}
+
+/// Looks at the path to a node once: a connection is opened, and closed again.
+///
+/// # Errors
+/// [`ErrorCode::System`] when nobody answers there.
+pub fn probe_path(destination: &str) -> Result<PathSample, ApiError> {
+    let refused = |reason: String| {
+        ApiError::new(ErrorCode::System, reason)
+            .with_hint("is its data plane running, and is the way there open?")
+    };
+    let socket =
+        dial::connect(destination, PROBE_TIME).map_err(|error| refused(error.to_string()))?;
+    sample([socket].iter())
+        .ok_or_else(|| refused(format!("{destination}: the kernel tells nothing of TCP")))
+}
+
+impl SourceDriver {
+    /// Looks at the path, now and then.
+    pub(super) fn watch_path(&mut self) {
+        let is_due = self.path.taken.is_none_or(|at| at.elapsed() >= INTERVAL);
+        if !is_due {
+            return;
+        }
+        self.path = PathWatch {
+            sample: sample(self.streams.sockets()),
+            taken: Some(Instant::now()),
+        };
+    }
+
+    /// Does what was asked for meanwhile.
+    pub(super) fn tune(&mut self, tune: Tune) {
+        match tune {
+            Tune::BandwidthLimitMbit(mbit) => self.limit_bandwidth(mbit),
+            Tune::PathMode(mode) => self.set_mode(mode),
+        }
+    }
+
+    /// A connection keeps what it has carried: only how it sends changes.
+    fn set_mode(&mut self, path: PathMode) {
+        let mut text = format!("mode {} -> {}: {}", self.recorder.mode, path.mode, path.why);
+        if let Some(name) = path.congestion_control
+            && self.request.settings.congestion_control.as_ref() != Some(&name)
+        {
+            let set = |socket: &TcpStream| {
+                socket2::SockRef::from(socket).set_tcp_congestion(name.as_bytes())
+            };
+            match self.streams.sockets().try_for_each(set) {
+                Ok(()) => text.push_str(&format!("; streams under {name}")),
+                Err(error) => text.push_str(&format!("; {name} cannot be set: {error}")),
+            }
+            self.request.settings.congestion_control = Some(name);
+        }
+        tracing::info!(vm = self.request.vm, "{text}");
+        self.recorder.mode = path.mode;
+        self.recorder.remark(text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn connections_are_seen_as_one_path() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let open = |bytes: usize| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(&vec![1; bytes]).unwrap();
+            stream
+        };
+        let streams = [open(1000), open(3000)];
+        let all = sample(streams.iter()).unwrap();
+        assert_eq!((all.sent_bytes, all.retransmitted_bytes), (4000, 0));
+        assert!(all.rtt_us > 0);
+        assert_eq!(sample(std::iter::empty()), None);
+    }
+}
