@@ -15,7 +15,8 @@ use std::time::Duration;
 use common::Random;
 use dwcp_api::{Codec, IoPath, SendChoice};
 use dwcp_dataplane::path::{
-    Applied, Decoder, Encoder, Incoming, Outgoing, PageTable, Received, Receiver, RoundWork,
+    Applied, Decoder, Encoder, InFlight, Incoming, Outgoing, PageTable, Received, Receiver,
+    RoundWork,
 };
 use dwcp_dataplane::ram::{Digests, RamLayout};
 use dwcp_dataplane::transport::{
@@ -132,6 +133,7 @@ struct Pair<'a> {
     decoder: Decoder,
     buffer: BufferId,
     applied: Applied,
+    in_flight: InFlight,
     sequence: u64,
     completions: Vec<Completion>,
 }
@@ -151,6 +153,11 @@ impl Pair<'_> {
             };
             self.sequence += 1;
             frames += 1;
+            let (block, entries) = self.outgoing.named();
+            self.in_flight
+                .sent(work.round, block, frame.bytes(), entries);
+            // A window of a few frames.
+            self.in_flight.acknowledged(u64::from(frames > 4));
             let frame = SendFrame {
                 pages: self.outgoing.pages(),
                 ..SendFrame::alone(buffer, frame.head)
@@ -159,6 +166,7 @@ impl Pair<'_> {
             self.receive_one();
         }
         assert!(frames > 10);
+        self.in_flight.acknowledged(4);
     }
 
     fn receive_one(&mut self) {
@@ -258,6 +266,7 @@ fn rounds(io: IoPath, codec: Codec) -> Vec<u64> {
         buffer: destination.transport.buffers().take().unwrap(),
         destination,
         applied: Applied::default(),
+        in_flight: InFlight::default(),
         sequence: 0,
         completions: Vec::with_capacity(64),
     };

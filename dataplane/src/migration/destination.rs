@@ -13,9 +13,10 @@ use dwcp_proto::{
     Destination, DestinationAction, DestinationConfig, DestinationEvent, Ending,
     Instant as ProtoInstant, JournalEntry, Outcome,
 };
-use dwcp_wire::{AbortCode, Control, HEADER_BYTES, Offer, StreamHello, StreamRole};
+use dwcp_wire::{AbortCode, Control, HEADER_BYTES, Offer, StreamHello};
 
 use super::destination_found::{Finding, Looked};
+use super::destination_streams::{LostConnection, StreamJoin};
 use super::meter::Meter;
 use super::node::{JournalScope, MigrationHandle, Node};
 use super::peer::{self, ControlWriter};
@@ -30,20 +31,8 @@ use crate::vmm::Vm;
 
 const TICK: Duration = Duration::from_millis(50);
 
-/// Time for the source's own words once one of its streams has ended.
-const LAST_WORDS: Duration = Duration::from_millis(100);
-
 /// Silence limit until an offer says another.
 const FIRST_SILENCE: Duration = Duration::from_secs(10);
-
-/// A further connection of the source that knows the token.
-#[derive(Debug)]
-pub(super) struct StreamJoin {
-    pub(super) role: StreamRole,
-    pub(super) index: u16,
-    pub(super) generation: u16,
-    pub(super) connection: Connection,
-}
 
 /// What reaches the driver.
 #[derive(Debug)]
@@ -72,16 +61,6 @@ impl From<WorkerEvent> for DestinationInput {
     fn from(event: WorkerEvent) -> Self {
         Self::Worker(event)
     }
-}
-
-/// A connection that ended.
-#[derive(Debug)]
-pub(super) struct LostConnection {
-    /// Of a data stream, which the source may replace.
-    pub(super) stream: Option<u16>,
-    pub(super) reason: String,
-    /// Then the source is lost, if nothing else is heard.
-    pub(super) until: Instant,
 }
 
 /// The driver and all it holds. Fields drop in order: connections before memory.
@@ -250,10 +229,8 @@ impl DestinationDriver {
             if self.handle.take_cancel() {
                 self.feed(DestinationEvent::Cancel);
             }
-            let now = Instant::now();
-            if let Some(at) = self.lost.iter().position(|lost| lost.until <= now) {
-                let lost = self.lost.swap_remove(at);
-                self.feed(DestinationEvent::PeerLost(lost.reason));
+            if let Some(reason) = self.lost_for_good() {
+                self.feed(DestinationEvent::PeerLost(reason));
             }
             self.publish();
         }
@@ -387,18 +364,6 @@ impl DestinationDriver {
             }
             WorkerEvent::RoundSent(_) | WorkerEvent::StreamResumed { .. } => {}
         }
-    }
-
-    /// A source that gives up says why on the control connection, which may be read later than the
-    /// end of another; and one that does not connects again where a data stream broke.
-    fn connection_lost(&mut self, stream: Option<u16>, reason: String) {
-        let silence = Duration::from_millis(self.offer.peer_silence_ms.into());
-        let time = stream.map_or(LAST_WORDS, |_| silence);
-        self.lost.push(LostConnection {
-            stream,
-            reason,
-            until: Instant::now() + time,
-        });
     }
 
     fn publish(&mut self) {

@@ -9,7 +9,8 @@ use dwcp_api::{MigrationId, Role, TransferSettings};
 use dwcp_journal::Unfinished;
 use dwcp_wire::{Control, FrameKind, Offer, RefuseCode, StreamHello};
 
-use super::destination::{self, DestinationInput, StreamJoin};
+use super::destination::{self, DestinationInput};
+use super::destination_streams::StreamJoin;
 use super::meter::Meter;
 use super::node::{Node, NodeError};
 use super::peer::{self, ControlWriter, PeerError};

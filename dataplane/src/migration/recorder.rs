@@ -4,28 +4,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use dwcp_api::{
-    DowntimePartsMs, Limit, MigrationId, MigrationReport, MigrationStatus, PageCounts, PhaseName,
-    Progress, Role, RoundReport, RunResult, TlsReport,
+    Limit, MigrationId, MigrationReport, MigrationStatus, PageCounts, PhaseName, Progress, Role,
+    RoundReport, RunResult, TlsReport,
 };
 use dwcp_proto::{Ending, Outcome, Phase};
 
 use dwcp_simd::{PAGE_BYTES, RamRoot};
 
 use super::meter::Meter;
+use super::pause::{PauseMoments, ms};
 use crate::engine::Session;
 use crate::tls::Connection;
-
-/// Moments of the pause, in order, each on this node's monotonic clock.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct PauseMoments {
-    pub(super) decided: Option<Instant>,
-    pub(super) paused: Option<Instant>,
-    pub(super) pages_sent: Option<Instant>,
-    pub(super) proven: Option<Instant>,
-    pub(super) device: Option<Instant>,
-    pub(super) committed: Option<Instant>,
-    pub(super) resumed: Option<Instant>,
-}
 
 /// Collects the numbers of one end of a migration.
 #[derive(Debug)]
@@ -330,7 +319,7 @@ impl Recorder {
             RunResult::DryRun => "both nodes agree, nothing was moved".to_owned(),
             _ => end.outcome.reason.clone(),
         };
-        let (downtime_ms, downtime_parts_ms) = self.downtime();
+        let (downtime_ms, downtime_parts_ms) = self.pause.downtime();
         MigrationReport {
             schema: "dwcp.migration/1".into(),
             id: self.id,
@@ -373,33 +362,6 @@ impl Recorder {
             notes: self.notes.clone(),
         }
     }
-
-    /// From the guest's stop to its resume, as this node saw them, part by part.
-    fn downtime(&self) -> (f64, DowntimePartsMs) {
-        let at = self.pause;
-        let (Some(decided), Some(paused)) = (at.decided, at.paused) else {
-            return (0.0, DowntimePartsMs::default());
-        };
-        let mut last = paused;
-        let mut part = |moment: Option<Instant>| {
-            let until = moment.unwrap_or(last).max(last);
-            ms(std::mem::replace(&mut last, until), until)
-        };
-        let parts = DowntimePartsMs {
-            pause: ms(decided, paused),
-            last_dirty_pages: part(at.pages_sent),
-            verify: part(at.proven),
-            device_state: part(at.device),
-            handover: part(at.committed),
-            resume: part(at.resumed),
-        };
-        let total = parts.last_dirty_pages
-            + parts.verify
-            + parts.device_state
-            + parts.handover
-            + parts.resume;
-        (total, parts)
-    }
 }
 
 /// How a migration's connections are protected, by its control connection.
@@ -429,10 +391,6 @@ pub(super) fn no_outcome() -> Outcome {
         result: Ending::Failed,
         reason: "driver ended without an outcome".into(),
     }
-}
-
-fn ms(from: Instant, until: Instant) -> f64 {
-    until.saturating_duration_since(from).as_secs_f64() * 1000.0
 }
 
 const fn phase_name(phase: Phase, role: Role) -> PhaseName {

@@ -12,7 +12,7 @@ use dwcp_wire::{PageClass, PageEntry, PageRange};
 use super::outgoing::OutgoingCounts;
 
 /// The frames of one stream that are sent and not acknowledged, oldest first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct InFlight {
     frames: VecDeque<Frame>,
     runs: VecDeque<Run>,
@@ -53,6 +53,20 @@ pub struct LostEarlier {
     pub lost: u32,
     /// Under way.
     pub round: u32,
+}
+
+/// Room from the beginning on: what 16 MiB of raw frames name, unless their pages lie far apart. More is
+/// made when it is needed, and kept.
+const FRAMES_USUAL: usize = 64;
+const RUNS_USUAL: usize = 4096;
+
+impl Default for InFlight {
+    fn default() -> Self {
+        Self {
+            frames: VecDeque::with_capacity(FRAMES_USUAL),
+            runs: VecDeque::with_capacity(RUNS_USUAL),
+        }
+    }
 }
 
 impl InFlight {

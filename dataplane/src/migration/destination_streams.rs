@@ -1,0 +1,187 @@
+//! Data streams and the device connection at the destination: who joins, and what becomes of one that ends.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dwcp_proto::DestinationEvent;
+use dwcp_wire::{AbortCode, StreamRole};
+
+use super::destination::{DestinationDriver, DestinationInput};
+use super::placement::place;
+use super::relay::Relay;
+use crate::engine::{DestinationCommand, WorkerSettings, spawn_destination_worker};
+use crate::tls::Connection;
+
+/// Time for the source's own words once one of its streams has ended.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// A further connection of the source that knows the token.
+#[derive(Debug)]
+pub(super) struct StreamJoin {
+    pub(super) role: StreamRole,
+    pub(super) index: u16,
+    pub(super) generation: u16,
+    pub(super) connection: Connection,
+}
+
+/// A connection that ended.
+#[derive(Debug)]
+pub(super) struct LostConnection {
+    /// Of a data stream, which the source may replace.
+    stream: Option<u16>,
+    reason: String,
+    /// Then the source is lost, if nothing else is heard.
+    until: Instant,
+}
+
+impl DestinationDriver {
+    pub(super) fn expect_streams(&mut self, token: u128, streams: u16) {
+        self.recorder.accepted = true;
+        self.expected = Some((token, streams));
+        self.generations = vec![0; streams.into()];
+        self.node.expect_joins(token, self.mailbox.clone());
+    }
+
+    /// Takes a stream that joins; with the last one the workers begin. A later one takes the place of one
+    /// that broke.
+    pub(super) fn join(&mut self, join: StreamJoin) {
+        let Some((_, streams)) = self.expected else {
+            return;
+        };
+        let is_data = join.role == StreamRole::Data;
+        let known = self.generations.get(usize::from(join.index)).copied();
+        let replaces = is_data && known.is_some_and(|known| join.generation > known);
+        // It was overtaken by one that the source made after it.
+        let is_stale = is_data && known.is_some_and(|known| join.generation < known);
+        let again = !replaces && !is_stale && self.has_joined(&join);
+        if again || (is_data && join.index >= streams) {
+            let reason = format!(
+                "{:?} stream {} joins twice or unasked",
+                join.role, join.index
+            );
+            return self.failed(AbortCode::Protocol, reason);
+        }
+        // A token alone does not let anybody in who could not have made the offer.
+        let connection = &join.connection;
+        if connection.is_sealed() != self.journal.tls || !connection.names(&self.offer.source_node)
+        {
+            let reason = format!(
+                "{:?} stream {} comes from elsewhere than the offer",
+                join.role, join.index
+            );
+            return self.failed(AbortCode::Protocol, reason);
+        }
+        if is_stale {
+            tracing::debug!(stream = join.index, "a connection that was given up");
+            return;
+        }
+        self.recorder.count_resumed(connection.is_resumed());
+        if is_data {
+            self.generations[usize::from(join.index)] = join.generation;
+            self.lost.retain(|lost| lost.stream != Some(join.index));
+        }
+        if !self.workers.is_empty() {
+            self.recorder.streams_replaced += 1;
+            if let Err(error) = self.give_to_worker(join) {
+                self.failed(AbortCode::Other, error.to_string());
+            }
+            return;
+        }
+        self.joined
+            .retain(|old| (old.role, old.index) != (join.role, join.index));
+        self.joined.push(join);
+        if self.joined.len() < usize::from(streams) + 1 {
+            return;
+        }
+        match self.start_workers(streams) {
+            Ok(()) => self.pending.push_back(DestinationEvent::StreamsJoined),
+            Err(error) => self.failed(AbortCode::Other, error.to_string()),
+        }
+    }
+
+    /// Whether a connection of this kind is there already.
+    fn has_joined(&self, join: &StreamJoin) -> bool {
+        let of_its_kind = |old: &StreamJoin| (old.role, old.index) == (join.role, join.index);
+        !self.workers.is_empty() || self.joined.iter().any(of_its_kind)
+    }
+
+    fn give_to_worker(&mut self, join: StreamJoin) -> std::io::Result<()> {
+        let index = join.index;
+        let worker = &self.workers[usize::from(index) % self.workers.len()];
+        let stream = join.connection.into_data_stream()?;
+        worker.command(DestinationCommand::AddStream { index, stream });
+        Ok(())
+    }
+
+    fn start_workers(&mut self, streams: u16) -> std::io::Result<()> {
+        let Some(session) = self.session.clone() else {
+            return Ok(());
+        };
+        let joined = self.joined.first();
+        let local = joined.and_then(|join| join.connection.local_ip());
+        let placement = place(&self.settings, streams, &session.layout, local);
+        if let Some(why) = placement.why {
+            self.recorder.remark(why);
+        }
+        let count = placement.workers.len();
+        for (index, place) in placement.workers.into_iter().enumerate() {
+            let worker = WorkerSettings {
+                index,
+                io: self.settings.io,
+                send: self.settings.send,
+                cpu: place.cpu,
+                node: place.node,
+                stock: self.node.stock.clone(),
+                sealed: self.journal.tls,
+                streams: usize::from(streams).div_ceil(count),
+                streams_in_all: streams.into(),
+                stream_window_bytes: 0,
+                ack_bytes: self.offer.ack_bytes,
+                busy_poll: Duration::from_micros(self.settings.busy_poll_us.into()),
+            };
+            let mailbox = self.mailbox.clone();
+            self.workers.push(spawn_destination_worker(
+                &worker,
+                Arc::clone(&session),
+                mailbox,
+            )?);
+        }
+        self.recorder.streams = streams;
+        for join in std::mem::take(&mut self.joined) {
+            if join.role == StreamRole::Data {
+                self.give_to_worker(join)?;
+                continue;
+            }
+            let mailbox = self.mailbox.clone();
+            let on_break = move |reason: String| {
+                let _ = mailbox.push(DestinationInput::DeviceLost(reason));
+            };
+            self.relay = Some(Relay::start(
+                join.connection,
+                Arc::new(on_break),
+                &self.recorder.meter,
+            )?);
+        }
+        self.round_began = Instant::now();
+        Ok(())
+    }
+
+    /// A source that gives up says why on the control connection, which may be read later than the
+    /// end of another; and one that does not connects again where a data stream broke.
+    pub(super) fn connection_lost(&mut self, stream: Option<u16>, reason: String) {
+        let silence = Duration::from_millis(self.offer.peer_silence_ms.into());
+        let time = stream.map_or(LAST_WORDS, |_| silence);
+        self.lost.push(LostConnection {
+            stream,
+            reason,
+            until: Instant::now() + time,
+        });
+    }
+
+    /// Why the source is lost: a connection that ended was not replaced, and nothing else was heard.
+    pub(super) fn lost_for_good(&mut self) -> Option<String> {
+        let now = Instant::now();
+        let at = self.lost.iter().position(|lost| lost.until <= now)?;
+        Some(self.lost.swap_remove(at).reason)
+    }
+}
