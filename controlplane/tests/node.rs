@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use dwcp_api::counters::Counters;
 use dwcp_api::node::{Reply, Request};
-use dwcp_api::{Attachment, ErrorCode, MigrationId, Role, dataplane};
+use dwcp_api::{Attachment, ErrorCode, MigrationId, Role, Tune, dataplane};
 use dwcp_controlplane::node::Node;
 use dwcp_journal::{Journal, Record, RecordKind};
 use fake::FakePlane;
@@ -49,12 +49,8 @@ fn a_vm_is_attached_moved_and_forgotten() {
     };
     assert_eq!(node.ask(&tune), Reply::Done);
     assert!(plane.seen(|request| {
-        let bandwidth_limit_mbit = 200;
-        *request
-            == dataplane::Request::TuneMigration {
-                id,
-                bandwidth_limit_mbit,
-            }
+        let tune = Tune::BandwidthLimitMbit(200);
+        *request == dataplane::Request::TuneMigration { id, tune }
     }));
     assert_eq!(node.ask(&detach("web")), Reply::Done);
     assert_eq!(node.ask(&Request::ListVms), Reply::Vms(Vec::new()));

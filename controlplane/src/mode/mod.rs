@@ -66,18 +66,19 @@ const INTERNET_LOSS: f64 = 1e-3;
 /// Deviation of the round-trip time, as a part of it; of a path that is no datacenter's by its length.
 const INTERNET_JITTER: f64 = 0.3;
 
-/// A limit must be passed by this factor for a mode to be left: 1.3 lies between the way there and back.
+/// A limit must be passed by this factor for a mode to be left: 1.3 lies between the way there and back; by
+/// its square soon after another change.
 const LEAVE: f64 = 1.14;
 
 /// For so long, without a break.
 const PERSISTS: Duration = Duration::from_millis(600);
 
-/// A mode is kept for so long at least; for twice as long after a change back, and so on.
+/// A mode is kept for so long at least; for four times as long after a change soon after another, and so on.
 const DWELL: Duration = Duration::from_secs(5);
 const DWELL_MAX: Duration = Duration::from_secs(600);
 
 /// A change within this time of the one before is one too many.
-const FLAP: Duration = Duration::from_secs(120);
+const FLAP: Duration = Duration::from_secs(600);
 
 /// A mode, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,7 +117,7 @@ impl Detector {
     #[must_use]
     pub fn first(sample: &PathSample) -> Finding {
         let facts = Facts::of(sample);
-        let (mode, why) = judge(&facts, None);
+        let (mode, why) = judge(&facts, None, 1.0);
         Finding { mode, why }
     }
 
@@ -130,7 +131,10 @@ impl Detector {
     /// changes.
     pub fn observe(&mut self, now: Duration, sample: &PathSample) -> Option<Finding> {
         let facts = self.window.add(now, sample)?;
-        let (mode, why) = judge(&facts, Some(self.mode));
+        let stayed = now.saturating_sub(self.entered);
+        let is_new = stayed < FLAP && !self.entered.is_zero();
+        let leave = if is_new { LEAVE * LEAVE } else { LEAVE };
+        let (mode, why) = judge(&facts, Some(self.mode), leave);
         if mode == self.mode {
             self.outside = None;
             return None;
@@ -140,14 +144,13 @@ impl Detector {
             _ => now,
         };
         self.outside = Some((mode, since));
-        let stayed = now.saturating_sub(self.entered);
         // The first guess was made by one look, and is no mode that was entered.
         let is_settled = self.entered.is_zero() || stayed >= self.dwell;
         if now.saturating_sub(since) < PERSISTS || !is_settled {
             return None;
         }
-        self.dwell = match stayed < FLAP && !self.entered.is_zero() {
-            true => (self.dwell * 2).min(DWELL_MAX),
+        self.dwell = match is_new {
+            true => (self.dwell * 4).min(DWELL_MAX),
             false => DWELL,
         };
         (self.mode, self.entered, self.outside) = (mode, now, None);
@@ -155,11 +158,12 @@ impl Detector {
     }
 }
 
-/// The mode of a path with these facts, for one that has been of mode `now`.
-fn judge(facts: &Facts, now: Option<Mode>) -> (Mode, String) {
+/// The mode of a path with these facts, for one that has been of mode `now` and leaves it where a limit is
+/// passed by the factor `leave`.
+fn judge(facts: &Facts, now: Option<Mode>, leave: f64) -> (Mode, String) {
     let limit = |limit: f64, rougher: Mode| match now {
-        Some(now) if now >= rougher => limit / LEAVE,
-        Some(_) => limit * LEAVE,
+        Some(now) if now >= rougher => limit / leave,
+        Some(_) => limit * leave,
         None => limit,
     };
     let rtt_ms = facts.rtt.as_secs_f64() * 1000.0;
@@ -180,10 +184,16 @@ fn judge(facts: &Facts, now: Option<Mode>) -> (Mode, String) {
     if is_long {
         return (Mode::Hybrid, format!("round trip {rtt_ms:.1} ms"));
     }
+    // A limit from below.
+    let rate_limit = match now {
+        Some(Mode::Datacenter) => 1.0 / leave,
+        Some(_) => leave,
+        None => 1.0,
+    };
     // Short: what is not fast, or loses, is no datacenter's all the same.
     if let Some(rate) = facts
         .rate
-        .filter(|rate| *rate < DATACENTER_RATE * limit_of_rate(now))
+        .filter(|rate| *rate < DATACENTER_RATE * rate_limit)
     {
         return (Mode::Hybrid, format!("{:.0} Mbit/s", rate * 8.0 / 1e6));
     }
@@ -194,15 +204,6 @@ fn judge(facts: &Facts, now: Option<Mode>) -> (Mode, String) {
         return (Mode::Hybrid, format!("{:.3}% sent again", loss * 100.0));
     }
     (Mode::Datacenter, format!("round trip {rtt_ms:.2} ms"))
-}
-
-/// The rate is a limit from below.
-const fn limit_of_rate(now: Option<Mode>) -> f64 {
-    match now {
-        Some(Mode::Datacenter) => 1.0 / LEAVE,
-        Some(_) => LEAVE,
-        None => 1.0,
-    }
 }
 
 #[cfg(test)]

@@ -180,7 +180,11 @@ fn cloud_round_trips(file: &Path) -> Vec<(f64, f64)> {
     let text = String::from_utf8(output.stdout).unwrap();
     let row = |line: &str| {
         let fields: Vec<_> = line.split(',').collect();
-        Some((fields.get(3)?.parse().ok()?, fields.get(5)?.parse().ok()?))
+        // Some have no deviation.
+        Some((
+            fields.get(3)?.parse().ok()?,
+            fields.get(5)?.parse().unwrap_or(0.0),
+        ))
     };
     text.lines().filter_map(row).collect()
 }

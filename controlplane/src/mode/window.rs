@@ -6,13 +6,16 @@ use std::time::Duration;
 use dwcp_api::PathSample;
 
 /// What the round trip is judged by.
-const SHORT: Duration = Duration::from_secs(1);
+const SHORT: Duration = Duration::from_millis(1400);
 
-/// What loss is judged by: few bytes are lost at a time.
+/// What loss is judged by: few bytes are lost at a time. A rate that was seen holds as long.
 const LONG: Duration = Duration::from_secs(10);
 
 /// Samples before anything is said.
 const SAMPLES_MIN: usize = 3;
+
+/// Samples with more to send that the rate is judged by.
+const BUSY_MAX: usize = 5;
 
 /// Less than so many bytes say nothing of loss: at a part in a thousand, about ten segments.
 const SENT_MIN: u64 = 14 << 20;
@@ -23,7 +26,7 @@ const LOST_MIN: u64 = 10 * 1448;
 /// What a window shows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Facts {
-    /// Middle one of the last second.
+    /// Middle one of the last moments.
     pub(super) rtt: Duration,
     /// Its deviation, as a part of it.
     pub(super) jitter: f64,
@@ -82,14 +85,23 @@ impl Window {
         }
         let rtt_us = middle(late.iter().map(|sample| sample.rtt_us));
         let var_us = middle(late.iter().map(|sample| sample.rtt_var_us));
-        let busy = late.iter().filter(|sample| !sample.is_app_limited);
-        let rates: Vec<_> = busy.map(|sample| sample.delivery_bytes_per_s).collect();
         Some(Facts {
             rtt: Duration::from_micros(rtt_us),
             jitter: var_us as f64 / rtt_us.max(1) as f64,
             loss: self.loss(),
-            rate: (rates.len() >= SAMPLES_MIN).then(|| middle(rates.into_iter()) as f64),
+            rate: self.rate(),
         })
+    }
+
+    /// Of the last moments in which there was more to send.
+    fn rate(&self) -> Option<f64> {
+        let all = self.samples.iter().rev().map(|(_, sample)| sample);
+        let busy = all.filter(|sample| !sample.is_app_limited);
+        let rates: Vec<_> = busy
+            .take(BUSY_MAX)
+            .map(|sample| sample.delivery_bytes_per_s)
+            .collect();
+        (rates.len() >= SAMPLES_MIN).then(|| middle(rates.into_iter()) as f64)
     }
 
     fn loss(&self) -> Option<f64> {

@@ -44,8 +44,7 @@ fn the_defaults_are_those_decided() {
     let internet = load("internet").unwrap();
     assert_eq!(
         internet.codec,
-        Codec::Window {
-            level: 1,
+        Codec::Auto {
             window_bytes: 64 << 20,
         }
     );

@@ -151,6 +151,7 @@ pub fn status(id: MigrationId, vm: &str, report: Option<MigrationReport>) -> Mig
             eta_ms: Some((1000, 3000)),
             limit: Limit::Link,
         },
+        path: None,
         rounds: Vec::new(),
         report,
     }
