@@ -51,7 +51,8 @@ impl Adapting {
             let room = 2 * UNSENT_BYTES_MAX as u64 * self.streams as u64;
             let chooser = self.chooser.get_or_insert_with(|| {
                 let is_short = TcpInfo::of(socket).is_ok_and(|info| info.rtt < SHORT_RTT);
-                EffortChooser::new(room, is_short)
+                let share = self.streams as f64 / streams_in_all.max(1) as f64;
+                EffortChooser::new(room, is_short, share)
             });
             let effort = chooser.effort();
             encoder.set_effort(effort);
@@ -82,12 +83,17 @@ impl Adapting {
     /// `line` has built a frame of so many bytes. What encoders are to do from now on, if that changes.
     pub(super) fn built(&mut self, wire_bytes: u64, line: &mut Outgoing<'_>) -> Option<Effort> {
         let chooser = self.chooser.as_mut()?;
+        let effort_before = chooser.effort();
         let frame = BuiltFrame {
             page_bytes: line.pages_with_data() * PAGE_BYTES as u64,
             wire_bytes,
             encoding: line.encoding(),
         };
-        let effort = chooser.built(Instant::now(), &frame)?;
+        let effort = chooser.built(Instant::now(), &frame);
+        if let Some(seen) = chooser.take_seen() {
+            tracing::debug!(?seen, %effort_before, "codec");
+        }
+        let effort = effort?;
         line.set_by_reference(self.may_refer && effort == Effort::Raw);
         tracing::debug!(?effort, "pages are encoded so from now on");
         Some(effort)

