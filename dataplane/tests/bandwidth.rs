@@ -1,11 +1,15 @@
-//! A limit on bandwidth: kept, changed while a guest is moved, and not in the way of the pause.
+//! What changes while a guest is moved: a limit on bandwidth, which is not in the way of the pause, and the
+//! mode of the path.
 
 mod common;
 
 use std::time::Instant;
 
 use common::{TwoNodes, busy, settings, until, wait};
-use dwcp_api::{ErrorCode, MigrationId, MigrationReport, RunResult, TransferSettings};
+use dwcp_api::{
+    ErrorCode, MigrationId, MigrationReport, PathMode, RunResult, TransferSettings, Tune,
+};
+use dwcp_dataplane::migration::probe_path;
 use dwcp_testbed::synthetic::SyntheticOptions;
 
 const ID: MigrationId = MigrationId(7);
@@ -13,6 +17,8 @@ const ID: MigrationId = MigrationId(7);
 /// 200 Mbit/s, in bytes.
 const LIMIT_MBIT: u32 = 200;
 const BYTES_PER_S: f64 = LIMIT_MBIT as f64 * 1e6 / 8.0;
+
+const NO_LIMIT: Tune = Tune::BandwidthLimitMbit(0);
 
 fn limited() -> TransferSettings {
     TransferSettings {
@@ -72,9 +78,9 @@ fn a_limit_changes_while_the_guest_is_moved() {
     let node = &nodes.a.node;
     let sent = || node.migration(ID).unwrap().status().progress.wire_bytes;
     until("nothing is sent", || sent() > 1 << 20);
-    let refused = nodes.b.node.tune(ID, 0).unwrap_err();
+    let refused = nodes.b.node.tune(ID, NO_LIMIT).unwrap_err();
     assert_eq!(refused.code, ErrorCode::BadRequest);
-    node.tune(ID, 0).unwrap();
+    node.tune(ID, NO_LIMIT).unwrap();
     let freed = Instant::now();
     let report = wait(node, ID);
     assert!(freed.elapsed().as_secs() < 15, "{:?}", freed.elapsed());
@@ -85,5 +91,53 @@ fn a_limit_changes_while_the_guest_is_moved() {
         "{:?}",
         report.notes
     );
-    assert_eq!(node.tune(ID, 1).unwrap_err().code, ErrorCode::TooLate);
+    assert_eq!(
+        node.tune(ID, NO_LIMIT).unwrap_err().code,
+        ErrorCode::TooLate
+    );
+}
+
+#[test]
+fn the_path_is_watched_and_its_mode_changes_while_the_guest_is_moved() {
+    let nodes = begin(TransferSettings {
+        bandwidth_limit_mbit: 12,
+        congestion_control: Some("cubic".into()),
+        ..settings()
+    });
+    let node = &nodes.a.node;
+    let path = || node.migration(ID).unwrap().status().path;
+    until("no path is seen", || {
+        path().is_some_and(|path| path.sent_bytes > 1 << 19)
+    });
+    let seen = path().unwrap();
+    assert!(seen.rtt_us > 0 && seen.rtt_us < 1_000_000, "{seen:?}");
+    // reno is in every kernel.
+    let mode = PathMode {
+        mode: "internet".into(),
+        why: "round trip 120 ms".into(),
+        congestion_control: Some("reno".into()),
+    };
+    node.tune(ID, Tune::PathMode(mode)).unwrap();
+    node.tune(ID, NO_LIMIT).unwrap();
+    let report = wait(node, ID);
+    check_moved(&report, &nodes);
+    assert_eq!(report.mode, "internet");
+    let note = "mode test -> internet: round trip 120 ms; streams under reno";
+    assert!(
+        report.notes.iter().any(|text| text == note),
+        "{:?}",
+        report.notes
+    );
+}
+
+#[test]
+fn a_path_is_looked_at_by_a_connection() {
+    let nodes = TwoNodes::start(&settings(), calm);
+    let seen = probe_path(&nodes.b.address).unwrap();
+    assert!(seen.rtt_us > 0 && seen.rtt_us < 1_000_000, "{seen:?}");
+    let error = probe_path("127.0.0.1:1").unwrap_err();
+    assert!(
+        error.message.starts_with("cannot connect to 127.0.0.1:1"),
+        "{error:?}"
+    );
 }

@@ -40,6 +40,26 @@ fn check_moved(report: &MigrationReport, nodes: &TwoNodes, place: &str) {
     assert_eq!(nodes.new.bad_pages(), 0, "{place}");
 }
 
+#[test]
+fn a_stream_that_breaks_before_all_are_there_is_replaced() {
+    // Its hello does not arrive; it arrives, and that is all.
+    for bytes in [1, 88] {
+        let settings = TransferSettings {
+            streams: 4,
+            ..settings()
+        };
+        let first = proxy::data(0);
+        let plan = Plan {
+            connections: first..first + 1,
+            way: Way::ToDestination,
+            harm: Harm::Cut { bytes },
+        };
+        let (report, nodes, proxy) = moves(&settings, &plan);
+        check_moved(&report, &nodes, &format!("{bytes} bytes"));
+        assert!(proxy.has_harmed());
+    }
+}
+
 /// Cuts data streams after seeded numbers of bytes.
 fn cut(tls: TlsChoice, io: IoPath, seeds: std::ops::Range<u64>) -> u32 {
     let mut replaced = 0;

@@ -160,12 +160,13 @@ impl Client {
     }
 }
 
-/// Requests that wait for VMMs, in words.
+/// Requests that wait for VMMs, or for another node, in words.
 const fn asks_vmms(request: &Request) -> Option<&'static str> {
     match request {
         Request::AttachVm { .. } => Some("attaching the VM"),
         Request::ListVms => Some("listing the VMs"),
         Request::StartMigration { .. } => Some("starting the migration"),
+        Request::ProbePath { .. } => Some("looking at the path"),
         _ => None,
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use dwcp_api::dataplane::{Reply, Request};
-use dwcp_api::{MigrationId, MigrationStatus, PathMode, Tune};
+use dwcp_api::{ErrorCode, MigrationId, MigrationStatus, PathMode, Tune};
 
 use super::{Detector, Finding, Mode};
 use crate::dataplane::Client;
@@ -12,17 +12,26 @@ use crate::profile;
 /// Between two looks: as often as the data plane looks at its sockets.
 const INTERVAL: Duration = Duration::from_millis(200);
 
+/// A data plane that did not answer so often in a row is gone.
+const AWAY_MAX: u32 = 300;
+
 /// Looks at the path of a migration until it has ended, or nobody knows it any more. `mode` is what it began
 /// as.
 pub async fn follow(client: Client, id: MigrationId, mode: Mode) {
     let began = Instant::now();
-    let mut detector = Detector::new(mode);
+    let (mut detector, mut away) = (Detector::new(mode), 0);
     loop {
         tokio::time::sleep(INTERVAL).await;
-        // Without a data plane there is nothing to follow; with another one the migration is over.
-        let Ok(Reply::Migration(status)) = client.call(Request::Status { id }).await else {
-            return;
+        let status = match client.call(Request::Status { id }).await {
+            Ok(Reply::Migration(status)) => status,
+            // A data plane that is busy, or comes back: another one does not know the migration.
+            Err(error) if error.code == ErrorCode::PlaneDown && away < AWAY_MAX => {
+                away += 1;
+                continue;
+            }
+            _ => return,
         };
+        away = 0;
         if status.report.is_some() {
             return;
         }

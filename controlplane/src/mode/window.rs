@@ -104,12 +104,23 @@ impl Window {
         (rates.len() >= SAMPLES_MIN).then(|| middle(rates.into_iter()) as f64)
     }
 
+    /// But for the worst moment: a burst, as at the end of slow start, is none that a path makes all the time.
     fn loss(&self) -> Option<f64> {
         let ((_, first), (_, last)) = (self.samples.front()?, self.samples.back()?);
         let sent = last.sent_bytes.saturating_sub(first.sent_bytes);
+        let counts = || {
+            self.samples
+                .iter()
+                .map(|(_, sample)| sample.retransmitted_bytes)
+        };
+        let steps = counts().skip(1).zip(counts());
+        let worst = steps
+            .map(|(now, before)| now.saturating_sub(before))
+            .max()?;
         let lost = last
             .retransmitted_bytes
             .saturating_sub(first.retransmitted_bytes);
+        let lost = lost.saturating_sub(worst);
         let is_enough = sent >= SENT_MIN || lost >= LOST_MIN;
         (is_enough && sent > 0).then(|| lost as f64 / sent as f64)
     }

@@ -12,6 +12,9 @@ use crate::transport::{TcpInfo, UNSENT_BYTES_MAX};
 /// A path with a shorter round trip is within a site, where links are fast.
 const SHORT_RTT: Duration = Duration::from_millis(2);
 
+/// Shorter is none that was measured.
+const NO_RTT: Duration = Duration::from_nanos(1);
+
 /// The efforts of one worker's streams.
 #[derive(Debug)]
 pub(super) struct Adapting {
@@ -50,7 +53,8 @@ impl Adapting {
             // What the kernel takes beyond what has been sent, and as much on its way.
             let room = 2 * UNSENT_BYTES_MAX as u64 * self.streams as u64;
             let chooser = self.chooser.get_or_insert_with(|| {
-                let is_short = TcpInfo::of(socket).is_ok_and(|info| info.rtt < SHORT_RTT);
+                let is_short =
+                    TcpInfo::of(socket).is_ok_and(|info| (NO_RTT..SHORT_RTT).contains(&info.rtt));
                 let share = self.streams as f64 / streams_in_all.max(1) as f64;
                 EffortChooser::new(room, is_short, share)
             });

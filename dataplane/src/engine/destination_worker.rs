@@ -22,6 +22,8 @@ pub enum DestinationCommand {
     AddStream {
         /// Index.
         index: u16,
+        /// Of the connection, as its hello said.
+        generation: u16,
         /// Connected, its hello said.
         stream: DataStream,
     },
@@ -103,6 +105,8 @@ struct DestinationWorker<'a> {
 
 struct ReceiveStream {
     index: u16,
+    /// Of its connection.
+    generation: u16,
     receiver: Receiver,
     buffer: BufferId,
     /// Of the frame that is coming.
@@ -156,16 +160,21 @@ impl DestinationWorker<'_> {
             }
             while let Some(command) = inbox.pop() {
                 match command {
-                    DestinationCommand::AddStream { index, stream } => self.add(index, stream)?,
+                    DestinationCommand::AddStream {
+                        index,
+                        generation,
+                        stream,
+                    } => self.add(index, generation, stream)?,
                     DestinationCommand::Stop => return Ok(()),
                 }
             }
         }
     }
 
-    fn add(&mut self, index: u16, stream: DataStream) -> Result<(), String> {
+    fn add(&mut self, index: u16, generation: u16, stream: DataStream) -> Result<(), String> {
         let old = self.streams.iter().position(|old| old.index == index);
         if let Some(slot) = old {
+            self.streams[slot].generation = generation;
             if self.streams[slot].is_broken {
                 return self.resume(slot, stream);
             }
@@ -186,6 +195,7 @@ impl DestinationWorker<'_> {
         let (buffer, ack_buffer) = (take()?, take()?);
         self.streams.push(ReceiveStream {
             index,
+            generation,
             receiver: Receiver::new(index),
             buffer,
             table: PageTable::new(),
@@ -199,6 +209,10 @@ impl DestinationWorker<'_> {
             is_broken: false,
             next: None,
         });
+        if generation > 0 {
+            // The source waits to hear where the stream goes on: at its beginning.
+            self.acknowledge(slot, 0);
+        }
         self.ask(slot);
         Ok(())
     }
@@ -225,6 +239,7 @@ impl DestinationWorker<'_> {
             return self.resume(slot, next);
         }
         let lost = WorkerEvent::StreamLost {
+            generation: stream.generation,
             stream: stream.index,
             reason: error.to_string(),
             bytes: stream.bytes,

@@ -86,9 +86,19 @@ impl SendStream {
         let bytes = bytes.first_chunk::<HEADER_BYTES>();
         let bytes = bytes.ok_or("short acknowledgement")?;
         let header = FrameHeader::from_bytes(bytes).map_err(|error| error.to_string())?;
+        let before = self.credit.acked_bytes();
         let acknowledged = self.credit.acknowledge(&header);
         let frames = acknowledged.map_err(|error| error.to_string())?;
-        self.in_flight.acknowledged(frames);
+        // Frames and bytes are of the same: otherwise one of them would never end.
+        let (named, acked) = (
+            self.in_flight.acknowledged(frames),
+            self.credit.acked_bytes() - before,
+        );
+        if named != acked {
+            return Err(format!(
+                "acknowledges {frames} frames of {named} bytes as {acked} bytes"
+            ));
+        }
         Ok(())
     }
 
@@ -106,5 +116,39 @@ impl SendStream {
             self.marks_again += u32::from(was_told);
         }
         Ok(lost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dwcp_api::Codec;
+    use dwcp_wire::FrameKind;
+
+    use super::*;
+    use crate::transport::{BufferStock, Buffers};
+
+    fn ack(sequence: u64, position: u64) -> [u8; HEADER_BYTES] {
+        let header = FrameHeader {
+            position,
+            ..FrameHeader::empty(FrameKind::Ack, 0, sequence)
+        };
+        header.to_bytes()
+    }
+
+    #[test]
+    fn bytes_are_acknowledged_with_their_frames() {
+        let mut buffers = Buffers::new(1, None, BufferStock::default()).unwrap();
+        let (encoder, credit) = (Encoder::new(Codec::Raw, 1), StreamCredit::new(1 << 20));
+        let mut stream = SendStream::new(0, encoder, credit, buffers.take().unwrap());
+        for bytes in [1000, 500] {
+            assert!(stream.credit.next_sequence() > 0);
+            stream.credit.sent(bytes);
+            stream.in_flight.sent(0, 0, bytes, &[]);
+        }
+        assert!(stream.acknowledged(&ack(0, 0)).is_ok());
+        assert!(stream.acknowledged(&ack(1, 1000)).is_ok());
+        // Whoever takes bytes back without their frames has this end remember them for ever.
+        let refused = stream.acknowledged(&ack(1, 1500)).unwrap_err();
+        assert_eq!(refused, "acknowledges 0 frames of 0 bytes as 500 bytes");
     }
 }

@@ -213,6 +213,7 @@ impl SourceWorker<'_> {
             self.transport.buffers().give(buffer);
         }
         let lost = WorkerEvent::StreamLost {
+            generation: 0,
             stream: stream.index,
             reason: error.to_string(),
             bytes: stream.credit.acked_bytes(),

@@ -57,6 +57,8 @@ pub enum WorkerEvent {
     StreamLost {
         /// Stream index.
         stream: u16,
+        /// Destination: which of its connections, as its hello said.
+        generation: u16,
         /// Why.
         reason: String,
         /// Bytes of it that are applied, as far as this end knows.

@@ -347,13 +347,14 @@ impl DestinationDriver {
             WorkerEvent::StreamRound(part) => self.round_part(part),
             WorkerEvent::StreamLost {
                 stream,
+                generation,
                 reason,
                 bytes,
             } => {
                 self.recorder.stream_broke(format!(
                     "stream {stream} broke after {bytes} bytes: {reason}"
                 ));
-                self.connection_lost(Some(stream), format!("stream {stream}: {reason}"));
+                self.stream_lost(stream, generation, format!("stream {stream}: {reason}"));
             }
             WorkerEvent::PeerBroke { stream, reason } => {
                 let reason = format!("stream {stream}: {reason}");

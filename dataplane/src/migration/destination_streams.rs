@@ -106,10 +106,16 @@ impl DestinationDriver {
     }
 
     fn give_to_worker(&mut self, join: StreamJoin) -> std::io::Result<()> {
-        let index = join.index;
+        let StreamJoin {
+            index, generation, ..
+        } = join;
         let worker = &self.workers[usize::from(index) % self.workers.len()];
         let stream = join.connection.into_data_stream()?;
-        worker.command(DestinationCommand::AddStream { index, stream });
+        worker.command(DestinationCommand::AddStream {
+            index,
+            generation,
+            stream,
+        });
         Ok(())
     }
 
@@ -164,6 +170,16 @@ impl DestinationDriver {
         }
         self.round_began = Instant::now();
         Ok(())
+    }
+
+    /// A connection of a data stream ended. One that was replaced meanwhile is nobody's concern.
+    pub(super) fn stream_lost(&mut self, stream: u16, generation: u16, reason: String) {
+        let newest = self.generations.get(usize::from(stream));
+        if newest.is_some_and(|newest| generation < *newest) {
+            tracing::debug!(stream, generation, reason, "it was replaced");
+            return;
+        }
+        self.connection_lost(Some(stream), reason);
     }
 
     /// A source that gives up says why on the control connection, which may be read later than the

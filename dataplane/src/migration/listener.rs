@@ -99,6 +99,10 @@ fn greet(
     let io = |error: std::io::Error| error.to_string();
     socket.set_nodelay(true).map_err(io)?;
     socket.set_read_timeout(Some(HELLO_TIME)).map_err(io)?;
+    // One that only looked how long the way is, or found that somebody listens.
+    if matches!(socket.peek(&mut [0]), Ok(0)) {
+        return Ok(());
+    }
     let Admitted {
         connection: mut stream,
         refusal,

@@ -307,6 +307,7 @@ impl SourceDriver {
             self.recorder.verified = false;
         }
         let workers = self.workers.iter_mut().map(WorkerHandle::stop).sum::<u64>();
+        self.streams = Streams::default();
         if let Some(control) = &self.control {
             control.shut();
         }

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use dwcp_api::{ApiError, ErrorCode, PathMode, PathSample, Tune};
 
+use socket2::SockRef;
+
 use super::dial;
 use super::source::SourceDriver;
 use crate::transport::TcpInfo;
@@ -43,7 +45,7 @@ pub(super) fn sample<'a>(sockets: impl Iterator<Item = &'a TcpStream>) -> Option
             delivery_bytes_per_s: sum
                 .delivery_bytes_per_s
                 .saturating_add(one.delivery_bytes_per_s),
-            is_app_limited: sum.is_app_limited && one.is_app_limited,
+            is_app_limited: sum.is_app_limited || one.is_app_limited,
             sent_bytes: sum.sent_bytes + one.sent_bytes,
             retransmitted_bytes: sum.retransmitted_bytes + one.retransmitted_bytes,
         })
@@ -63,6 +65,7 @@ pub fn probe_path(destination: &str) -> Result<PathSample, ApiError> {
     let socket =
         dial::connect(destination, PROBE_TIME).map_err(|error| refused(error.to_string()))?;
     sample([socket].iter())
+        .filter(|sample| sample.rtt_us > 0)
         .ok_or_else(|| refused(format!("{destination}: the kernel tells nothing of TCP")))
 }
 
@@ -93,14 +96,20 @@ impl SourceDriver {
         if let Some(name) = path.congestion_control
             && self.request.settings.congestion_control.as_ref() != Some(&name)
         {
-            let set = |socket: &TcpStream| {
-                socket2::SockRef::from(socket).set_tcp_congestion(name.as_bytes())
-            };
-            match self.streams.sockets().try_for_each(set) {
-                Ok(()) => text.push_str(&format!("; streams under {name}")),
-                Err(error) => text.push_str(&format!("; {name} cannot be set: {error}")),
+            let set = |socket| SockRef::from(socket).set_tcp_congestion(name.as_bytes());
+            // One that breaks just now is nobody's loss.
+            let outcomes: Vec<_> = self.streams.sockets().map(set).collect();
+            match outcomes
+                .iter()
+                .find(|outcome| outcome.is_ok())
+                .or(outcomes.first())
+            {
+                Some(Err(error)) => text.push_str(&format!("; {name} cannot be set: {error}")),
+                _ => {
+                    text.push_str(&format!("; streams under {name}"));
+                    self.request.settings.congestion_control = Some(name);
+                }
             }
-            self.request.settings.congestion_control = Some(name);
         }
         tracing::info!(vm = self.request.vm, "{text}");
         self.recorder.mode = path.mode;

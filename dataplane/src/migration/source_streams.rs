@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use dwcp_api::Codec;
 use dwcp_proto::{Phase, SourceEvent};
 use dwcp_wire::{AbortCode, StreamHello, StreamRole};
+use socket2::SockRef;
 
 use super::dial;
 use super::peer::{self, ControlWriter, PeerError};
@@ -18,9 +19,8 @@ use super::source::{SourceDriver, SourceInput};
 use crate::engine::{SourceCommand, WorkerSettings, spawn_source_worker};
 use crate::tls::Connection;
 
-/// Connections that take the place of others, in one migration: a peer does not make a source connect for
-/// ever.
-const REPLACEMENTS_MAX: u32 = 256;
+/// Tries to replace a stream, in one migration: a peer does not make a source connect for ever.
+const TRIES_MAX: u32 = 2048;
 
 /// Between two tries to replace a stream, at most; a quarter of it before the second.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -55,13 +55,15 @@ impl Streams {
     /// The data streams' sockets that are there.
     pub(super) fn sockets(&self) -> impl Iterator<Item = &TcpStream> {
         let all = self.data.iter();
-        all.filter_map(|stream| stream.socket.as_ref().filter(|_| stream.broken.is_none()))
+        all.filter_map(|stream| stream.socket.as_ref())
     }
 }
 
 #[derive(Debug, Default)]
 struct DataStream {
     generation: u16,
+    /// It has had a connection.
+    was_there: bool,
     /// Another descriptor of its socket, to ask and to set.
     socket: Option<TcpStream>,
     broken: Option<Break>,
@@ -185,7 +187,8 @@ impl SourceDriver {
         let Dialled { hello, outcome } = dialled;
         let taken = outcome.and_then(|joined| self.take_connection(hello, joined));
         match (taken, hello.role) {
-            (Ok(()), _) => self.connection_is_there(),
+            (Ok(()), _) if self.was_missing(hello) => self.connection_is_there(),
+            (Ok(()), _) => {}
             (Err(error), StreamRole::Data) if self.is_broken(hello.index) => {
                 tracing::info!(stream = hello.index, %error, "not replaced yet");
                 self.replace(hello.index);
@@ -205,6 +208,10 @@ impl SourceDriver {
         }
         let (index, stream) = (hello.index, connection.into_data_stream()?);
         self.streams.data[usize::from(index)].socket = Some(stream.socket.try_clone()?);
+        // It may have changed since the dialling began.
+        if let Some(name) = &self.request.settings.congestion_control {
+            let _ = SockRef::from(&stream.socket).set_tcp_congestion(name.as_bytes());
+        }
         let worker = &self.workers[usize::from(index) % self.workers.len()];
         worker.command(SourceCommand::AddStream { index, stream });
         Ok(())
@@ -223,10 +230,18 @@ impl SourceDriver {
         Ok(())
     }
 
-    fn connection_is_there(&mut self) {
-        if self.streams.missing == 0 {
-            return;
+    /// Whether this is the first connection of its stream: one in the place of another is not counted again.
+    fn was_missing(&mut self, hello: StreamHello) -> bool {
+        match hello.role {
+            StreamRole::Device => true,
+            StreamRole::Data => {
+                let stream = &mut self.streams.data[usize::from(hello.index)];
+                !std::mem::replace(&mut stream.was_there, true)
+            }
         }
+    }
+
+    fn connection_is_there(&mut self) {
         self.streams.missing -= 1;
         if self.streams.missing == 0 {
             self.pending.push_back(SourceEvent::StreamsOpen);
@@ -244,7 +259,10 @@ impl SourceDriver {
             return;
         }
         tracing::warn!(vm = self.request.vm, stream = index, reason, "stream broke");
-        let broken = &mut self.streams.data[usize::from(index)].broken;
+        let stream = &mut self.streams.data[usize::from(index)];
+        // The last descriptor of a connection that is over.
+        stream.socket = None;
+        let broken = &mut stream.broken;
         broken.get_or_insert_with(|| Break {
             since: Instant::now(),
             reason,
@@ -259,10 +277,9 @@ impl SourceDriver {
         let Some(broken) = &mut stream.broken else {
             return;
         };
-        if self.streams.tries >= REPLACEMENTS_MAX {
+        if self.streams.tries >= TRIES_MAX {
             let reason = format!(
-                "stream {index} broke ({}): {REPLACEMENTS_MAX} connections were made in the place of \
-                 others, and no more are",
+                "stream {index} broke ({}): {TRIES_MAX} times a stream was to be replaced, and no more is",
                 broken.reason
             );
             return self.peer_lost(reason);

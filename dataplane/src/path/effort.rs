@@ -87,7 +87,7 @@ const REST_FIRST: u32 = 8;
 const REST_MAX: u32 = 512;
 
 /// What a path between sites is taken to carry.
-const LONG_PATH_BYTES_PER_S: f64 = 125e6;
+pub const LONG_PATH_BYTES_PER_S: f64 = 125e6;
 
 /// How long ago the link must have been seen for a guess that it is twice as fast now.
 const LINK_DOUBLES: Duration = Duration::from_secs(5);

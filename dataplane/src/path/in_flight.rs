@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use dwcp_wire::{PageClass, PageEntry, PageRange};
+use dwcp_wire::{HEADER_BYTES, PageClass, PageEntry, PageRange};
 
 use super::outgoing::OutgoingCounts;
 
@@ -88,17 +88,20 @@ impl InFlight {
 
     /// The mark of a round leaves.
     pub fn marked(&mut self, round: u32) {
-        self.sent(round, 0, 0, &[]);
+        self.sent(round, 0, HEADER_BYTES as u64, &[]);
     }
 
-    /// The oldest `frames` are applied.
-    pub fn acknowledged(&mut self, frames: u64) {
+    /// The oldest `frames` are applied. Returns their bytes.
+    pub fn acknowledged(&mut self, frames: u64) -> u64 {
+        let mut bytes = 0;
         for _ in 0..frames {
             let Some(frame) = self.frames.pop_front() else {
-                return;
+                break;
             };
+            bytes += u64::from(frame.bytes);
             self.runs.drain(..usize::from(frame.runs));
         }
+        bytes
     }
 
     /// Gives up all that is not acknowledged, in `round`.
@@ -151,7 +154,7 @@ mod tests {
         let runs = [entry(7, 1, PageClass::Raw), entry(9, 4, PageClass::Zero)];
         in_flight.sent(3, 1, 50, &runs);
         in_flight.marked(3);
-        in_flight.acknowledged(1);
+        assert_eq!(in_flight.acknowledged(1), 100);
         let lost = in_flight.take_lost(3).unwrap();
         let run = |page, count| PageRange {
             ram_block: 1,

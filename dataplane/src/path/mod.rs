@@ -55,7 +55,7 @@ mod testing;
 pub use apply::{Applied, Incoming};
 pub use classify::{PageKind, classify};
 pub use decode::{DecodeError, Decoder, PageSink, PageTable};
-pub use effort::{BuiltFrame, Effort, EffortChooser, Interval};
+pub use effort::{BuiltFrame, Effort, EffortChooser, Interval, LONG_PATH_BYTES_PER_S};
 pub use encode::Encoder;
 pub use frame::{DATA_OFFSET, FRAME_BUFFER_BYTES, FrameBuilder, ReadyFrame};
 pub use in_flight::{InFlight, Lost, LostEarlier};

@@ -57,6 +57,7 @@ impl Model {
         if EFFORTS[at] == Effort::Raw {
             return;
         }
+        let cost_s = cost_s.max(1e-12);
         let shrinks = -sent.max(1e-6).ln().clamp(-SHRINKS_MAX, -1e-3);
         let prospect = &mut self.prospects[at];
         if is_first {
