@@ -102,7 +102,7 @@ impl SourceDriver {
             match outcomes
                 .iter()
                 .find(|outcome| outcome.is_ok())
-                .or(outcomes.first())
+                .or_else(|| outcomes.first())
             {
                 Some(Err(error)) => text.push_str(&format!("; {name} cannot be set: {error}")),
                 _ => {
