@@ -151,6 +151,8 @@ pub struct EffortChooser {
     room_bytes: u64,
     /// The link for this worker, bytes per second, and when it was seen.
     link: Option<(f64, Instant)>,
+    /// What it is taken for before.
+    guess: f64,
     began: Option<Instant>,
     now: Interval,
     frames: u32,
@@ -208,12 +210,16 @@ impl EffortChooser {
     /// [`LONG_PATH_BYTES_PER_S`] until it is seen to carry more.
     #[must_use]
     pub fn new(room_bytes: u64, is_short_path: bool, share: f64) -> Self {
-        let guess = (!is_short_path).then_some(LONG_PATH_BYTES_PER_S * share);
+        let (at, guess) = match is_short_path {
+            true => (0, f64::INFINITY),
+            false => (FIRST, LONG_PATH_BYTES_PER_S * share),
+        };
         Self {
-            at: if is_short_path { 0 } else { FIRST },
+            at,
             model: Model::new(),
             room_bytes,
-            link: guess.map(|rate| (rate, Instant::now())),
+            link: None,
+            guess,
             began: None,
             now: Interval::default(),
             frames: 0,
@@ -322,10 +328,14 @@ impl EffortChooser {
             return false;
         };
         let beyond_room = bytes.saturating_sub(self.room_bytes) as f64;
+        let seconds = now.duration_since(since).as_secs_f64();
         let Some((link, _)) = self.link else {
+            // The sockets fill first, whatever the link is.
+            if beyond_room > 0.0 && self.guess.is_finite() {
+                self.link = Some((self.guess.max(beyond_room / seconds), now));
+            }
             return beyond_room > 0.0;
         };
-        let seconds = now.duration_since(since).as_secs_f64();
         if beyond_room > link * seconds * GROWS {
             // It takes more than it took: how much more is seen step by step.
             let rate = self.link_rate(now).max(beyond_room / seconds);
@@ -337,7 +347,7 @@ impl EffortChooser {
 
     /// What the link may take by now.
     fn link_rate(&self, now: Instant) -> f64 {
-        self.link.map_or(f64::INFINITY, |(rate, seen)| {
+        self.link.map_or(self.guess, |(rate, seen)| {
             let doubled = now.duration_since(seen).as_secs_f64() / LINK_DOUBLES.as_secs_f64();
             rate * doubled.exp2()
         })
@@ -354,9 +364,9 @@ impl EffortChooser {
                 best = at;
             }
         }
-        // What was foretold was wrong before: a step at a time.
+        // What was foretold was wrong before: two steps at a time, since one may gain too little to count.
         if self.harder.has_failed() {
-            best = best.min(self.at + 1);
+            best = best.min(self.at + 2);
         }
         let is_worth_it = seconds(best) * (1.0 + GAIN_MIN) < seconds(self.at);
         if !is_worth_it || (best > self.at && !self.harder.is_over()) {
