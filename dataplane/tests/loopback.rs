@@ -8,10 +8,19 @@ use common::{TwoNodes, busy, settings, wait};
 use dwcp_api::{
     Codec, IoPath, MigrationId, MigrationReport, RunResult, TrackerChoice, TransferSettings, Verify,
 };
+use dwcp_testbed::Kind;
+use dwcp_testbed::synthetic::SyntheticOptions;
 
 /// Moves a guest and lets it check all of its memory at the destination.
 fn moves(settings: &TransferSettings) -> MigrationReport {
-    let TwoNodes { a, b, old, new, .. } = &TwoNodes::start(settings, busy);
+    moves_guest(settings, busy)
+}
+
+fn moves_guest(
+    settings: &TransferSettings,
+    guest: fn(bool) -> SyntheticOptions,
+) -> MigrationReport {
+    let TwoNodes { a, b, old, new, .. } = &TwoNodes::start(settings, guest);
     std::thread::sleep(Duration::from_millis(100));
     let id = MigrationId(7);
     a.node
@@ -84,4 +93,46 @@ fn compressed_and_read_again_in_full() {
     });
     assert!(report.pages.compressed > 0);
     assert!(report.wire_bytes < report.ram_bytes / 2, "{report:?}");
+}
+
+const WINDOW: Codec = Codec::Window {
+    level: 1,
+    window_bytes: 1 << 20,
+};
+
+#[test]
+fn all_kinds_of_pages_are_in_the_report() {
+    let sparse = |incoming| SyntheticOptions {
+        kind: Kind::Sparse,
+        ..busy(incoming)
+    };
+    let settings = TransferSettings {
+        codec: WINDOW,
+        remember_bytes: 128 << 20,
+        ..settings()
+    };
+    let report = moves_guest(&settings, sparse);
+    let rounds = report.round_reports.iter();
+    let deltas: u64 = rounds.map(|round| round.classes.delta).sum();
+    assert!(deltas > 0, "{:?}", report.round_reports);
+    assert_eq!(report.pages.delta, deltas);
+    let explained = |note: &String| note.contains("were sent as they are");
+    assert!(!report.notes.iter().any(explained), "{:?}", report.notes);
+}
+
+#[test]
+fn memory_that_does_not_shrink_is_explained() {
+    let random = |incoming| SyntheticOptions {
+        kind: Kind::Random,
+        ..busy(incoming)
+    };
+    let settings = TransferSettings {
+        codec: WINDOW,
+        ..settings()
+    };
+    let report = moves_guest(&settings, random);
+    let note = "of the pages with data were sent as they are: they look encrypted or compressed, and \
+                no codec makes such pages smaller";
+    let is_explained = report.notes.iter().any(|text| text.ends_with(note));
+    assert!(is_explained, "{:?} {:?}", report.pages, report.notes);
 }

@@ -218,6 +218,31 @@ fn a_stream_that_cannot_be_replaced_ends_the_migration_at_the_source() {
     assert_eq!(nodes.old.bad_pages(), 0);
 }
 
+#[test]
+fn in_the_pause_the_guest_does_not_wait_long_for_a_stream() {
+    let settings = TransferSettings {
+        peer_silence_ms: 30_000,
+        ..settings()
+    };
+    let plan = Plan {
+        connections: proxy::CONTROL..proxy::CONTROL + 1,
+        way: Way::ToDestination,
+        harm: Harm::Before {
+            message: |message| matches!(message, Control::SwitchoverStart),
+            act: |progress| {
+                progress.refuse();
+                progress.close(|number| number == proxy::data(1));
+            },
+        },
+    };
+    let (report, nodes, _proxy) = moves(&settings, &plan);
+    assert_eq!(report.result, RunResult::Aborted, "{}", report.reason);
+    let reason = "could not be replaced in 2000 ms";
+    assert!(report.reason.contains(reason), "{}", report.reason);
+    assert!(nodes.old.is_running() && !nodes.new.is_running());
+    assert_eq!(nodes.old.bad_pages(), 0);
+}
+
 /// A way on which the further connections of a migration are carried when all of them are there.
 fn all_or_none(destination: &str, further: usize) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

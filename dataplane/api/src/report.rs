@@ -82,6 +82,26 @@ impl PageCounts {
     }
 }
 
+impl std::ops::AddAssign for PageCounts {
+    fn add_assign(&mut self, other: Self) {
+        // By name: a kind that is new cannot be left out.
+        let Self {
+            zero,
+            unchanged,
+            known,
+            delta,
+            compressed,
+            raw,
+        } = other;
+        self.zero += zero;
+        self.unchanged += unchanged;
+        self.known += known;
+        self.delta += delta;
+        self.compressed += compressed;
+        self.raw += raw;
+    }
+}
+
 /// The pause, part by part, in order. Milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DowntimePartsMs {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use dwcp_api::{
-    Limit, MigrationId, MigrationReport, MigrationStatus, PageCounts, PhaseName, Progress, Role,
-    RoundReport, RunResult, TlsReport,
+    Codec, Limit, MigrationId, MigrationReport, MigrationStatus, PageCounts, PhaseName, Progress,
+    Role, RoundReport, RunResult, TlsReport,
 };
 use dwcp_proto::{Ending, Outcome, Phase};
 
@@ -15,6 +15,9 @@ use super::meter::Meter;
 use super::pause::{PauseMoments, ms};
 use crate::engine::Session;
 use crate::tls::Connection;
+
+/// Of fewer pages nobody asks why they did not shrink: 16 MiB.
+const EXPLAINED_PAGES_MIN: u64 = 4096;
 
 /// Collects the numbers of one end of a migration.
 #[derive(Debug)]
@@ -201,13 +204,34 @@ impl Recorder {
         self.notes.push(remark);
     }
 
+    /// Says why nothing shrank, where a codec had more than a few pages that it might have made smaller.
+    pub(super) fn explain_size(&mut self, codec: Codec) {
+        let PageCounts {
+            delta,
+            compressed,
+            raw,
+            ..
+        } = self.pages;
+        let all = delta + compressed + raw;
+        let why = match codec {
+            Codec::Raw => return,
+            Codec::Zstd { .. } | Codec::Window { .. } => {
+                "they look encrypted or compressed, and no codec makes such pages smaller"
+            }
+            Codec::Auto { .. } => {
+                "they look encrypted or compressed, or the link was faster than any codec"
+            }
+        };
+        if all >= EXPLAINED_PAGES_MIN && raw * 10 >= all * 9 {
+            let percent = raw * 100 / all;
+            self.remark(format!(
+                "{percent}% of the pages with data were sent as they are: {why}"
+            ));
+        }
+    }
+
     pub(super) fn round_sent(&mut self, report: RoundReport) {
-        let classes = &report.classes;
-        self.pages.zero += classes.zero;
-        self.pages.unchanged += classes.unchanged;
-        self.pages.known += classes.known;
-        self.pages.compressed += classes.compressed;
-        self.pages.raw += classes.raw;
+        self.pages += report.classes;
         self.rounds.push(report);
     }
 

@@ -329,6 +329,7 @@ impl SourceDriver {
                 "NUMA: {away} of {all} pages read from another node"
             ));
         }
+        self.recorder.explain_size(self.request.settings.codec);
         let report = self.recorder.report(&End {
             outcome: &outcome,
             owner,

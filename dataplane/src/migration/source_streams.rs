@@ -22,6 +22,9 @@ use crate::tls::Connection;
 /// Tries to replace a stream, in one migration: a peer does not make a source connect for ever.
 const TRIES_MAX: u32 = 2048;
 
+/// While the guest is paused a broken stream is waited for so long, or twice the pause that is accepted.
+const PAUSE_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Between two tries to replace a stream, at most; a quarter of it before the second.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -313,10 +316,28 @@ impl SourceDriver {
         self.recorder.stream_broke(text);
     }
 
-    /// A stream that stays broken for as long as a peer may be silent is lost.
+    /// How long a stream may stay broken: as long as a peer may be silent, but not where the guest waits for it.
+    fn patience(&self) -> Duration {
+        let settings = &self.request.settings;
+        let silence = Duration::from_millis(settings.peer_silence_ms.into());
+        let downtime = Duration::from_millis(settings.downtime_limit_ms.into());
+        match self.recorder.pause.paused {
+            None => silence,
+            Some(_) => silence.min(PAUSE_PATIENCE.max(2 * downtime)),
+        }
+    }
+
+    /// The guest is paused: a stream that carries nothing is known to be broken sooner.
+    pub(super) fn hasten_streams(&self) {
+        let patience = self.patience();
+        for socket in self.streams.sockets() {
+            dial::bound_silence(socket, patience);
+        }
+    }
+
+    /// A stream that stays broken for too long is lost.
     pub(super) fn check_streams(&mut self) {
-        let silence_ms = self.request.settings.peer_silence_ms;
-        let limit = Duration::from_millis(silence_ms.into());
+        let limit = self.patience();
         let over = self
             .streams
             .data
@@ -328,7 +349,8 @@ impl SourceDriver {
             });
         if let Some((index, reason)) = over {
             self.peer_lost(format!(
-                "stream {index} broke ({reason}) and could not be replaced in {silence_ms} ms"
+                "stream {index} broke ({reason}) and could not be replaced in {} ms",
+                limit.as_millis()
             ));
         }
     }

@@ -129,6 +129,11 @@ impl Progress {
         self.close(|_| true);
     }
 
+    /// Takes no other connection; those that are there stay.
+    pub(crate) fn refuse(&self) {
+        self.severed.store(true, Ordering::Release);
+    }
+
     /// Ends all connections but the control connection.
     pub(crate) fn close_streams(&self) {
         self.close(|number| number != CONTROL);
