@@ -97,7 +97,7 @@ impl Client {
         if let Link::Down(why) = self.link() {
             return Err(self.down(&why));
         }
-        if let Some(what) = asks_vmms(&request) {
+        if let Some(what) = waits_for_others(&request) {
             return self.call_apart(&request, what).await;
         }
         let (reply, answer) = oneshot::channel();
@@ -161,7 +161,7 @@ impl Client {
 }
 
 /// Requests that wait for VMMs, or for another node, in words.
-const fn asks_vmms(request: &Request) -> Option<&'static str> {
+const fn waits_for_others(request: &Request) -> Option<&'static str> {
     match request {
         Request::AttachVm { .. } => Some("attaching the VM"),
         Request::ListVms => Some("listing the VMs"),

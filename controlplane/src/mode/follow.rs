@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use dwcp_api::dataplane::{Reply, Request};
-use dwcp_api::{ErrorCode, MigrationId, MigrationStatus, PathMode, Tune};
+use dwcp_api::{ErrorCode, MigrationId, PathMode, Tune};
 
 use super::{Detector, Finding, Mode};
 use crate::dataplane::Client;
@@ -35,7 +35,8 @@ pub async fn follow(client: Client, id: MigrationId, mode: Mode) {
         if status.report.is_some() {
             return;
         }
-        let Some(finding) = look(&mut detector, began.elapsed(), &status) else {
+        let Some(path) = status.path else { continue };
+        let Some(finding) = detector.observe(began.elapsed(), &path) else {
             continue;
         };
         tracing::info!(%id, mode = %finding.mode, why = finding.why, "the path's mode changes");
@@ -44,10 +45,6 @@ pub async fn follow(client: Client, id: MigrationId, mode: Mode) {
             tracing::info!(%id, %error, "the mode is not changed");
         }
     }
-}
-
-fn look(detector: &mut Detector, now: Duration, status: &MigrationStatus) -> Option<Finding> {
-    detector.observe(now, status.path.as_ref()?)
 }
 
 /// What a mode's own profile has the streams use.

@@ -50,9 +50,9 @@ impl Adapting {
     ) -> Encoder {
         let mut encoder = Encoder::new(self.codec, streams_in_all);
         if let Codec::Auto { .. } = self.codec {
-            // What the kernel takes beyond what has been sent, and as much on its way.
-            let room = 2 * UNSENT_BYTES_MAX as u64 * self.streams as u64;
             let chooser = self.chooser.get_or_insert_with(|| {
+                // What the kernel takes beyond what has been sent, and as much on its way.
+                let room = 2 * u64::from(UNSENT_BYTES_MAX) * self.streams as u64;
                 let is_short =
                     TcpInfo::of(socket).is_ok_and(|info| (NO_RTT..SHORT_RTT).contains(&info.rtt));
                 let share = self.streams as f64 / streams_in_all.max(1) as f64;
@@ -60,9 +60,14 @@ impl Adapting {
             });
             let effort = chooser.effort();
             encoder.set_effort(effort);
-            line.set_by_reference(self.may_refer && effort == Effort::Raw);
+            self.refer(effort, line);
         }
         encoder
+    }
+
+    /// Pages that are not encoded leave from where they lie, if they may.
+    fn refer(&self, effort: Effort, line: &mut Outgoing<'_>) {
+        line.set_by_reference(self.may_refer && effort == Effort::Raw);
     }
 
     /// Nothing is sent until the next round.
@@ -98,7 +103,7 @@ impl Adapting {
             tracing::debug!(?seen, %effort_before, "codec");
         }
         let effort = effort?;
-        line.set_by_reference(self.may_refer && effort == Effort::Raw);
+        self.refer(effort, line);
         tracing::debug!(?effort, "pages are encoded so from now on");
         Some(effort)
     }

@@ -7,9 +7,9 @@ use dwcp_proto::DestinationEvent;
 use dwcp_wire::{AbortCode, StreamRole};
 
 use super::destination::{DestinationDriver, DestinationInput};
-use super::placement::place;
+use super::placement::{WorkersOf, place};
 use super::relay::Relay;
-use crate::engine::{DestinationCommand, WorkerSettings, spawn_destination_worker};
+use crate::engine::{DestinationCommand, spawn_destination_worker};
 use crate::tls::Connection;
 
 /// Time for the source's own words once one of its streams has ended.
@@ -126,31 +126,22 @@ impl DestinationDriver {
         let joined = self.joined.first();
         let local = joined.and_then(|join| join.connection.local_ip());
         let placement = place(&self.settings, streams, &session.layout, local);
+        let workers = placement.worker_settings(
+            &self.settings,
+            &WorkersOf {
+                stock: &self.node.stock,
+                sealed: self.journal.tls,
+                streams,
+                ack_bytes: self.offer.ack_bytes,
+            },
+        );
         if let Some(why) = placement.why {
             self.recorder.remark(why);
         }
-        let count = placement.workers.len();
-        for (index, place) in placement.workers.into_iter().enumerate() {
-            let worker = WorkerSettings {
-                index,
-                io: self.settings.io,
-                send: self.settings.send,
-                cpu: place.cpu,
-                node: place.node,
-                stock: self.node.stock.clone(),
-                sealed: self.journal.tls,
-                streams: usize::from(streams).div_ceil(count),
-                streams_in_all: streams.into(),
-                stream_window_bytes: 0,
-                ack_bytes: self.offer.ack_bytes,
-                busy_poll: Duration::from_micros(self.settings.busy_poll_us.into()),
-            };
-            let mailbox = self.mailbox.clone();
-            self.workers.push(spawn_destination_worker(
-                &worker,
-                Arc::clone(&session),
-                mailbox,
-            )?);
+        for worker in &workers {
+            let (session, mailbox) = (Arc::clone(&session), self.mailbox.clone());
+            self.workers
+                .push(spawn_destination_worker(worker, session, mailbox)?);
         }
         self.recorder.streams = streams;
         for join in std::mem::take(&mut self.joined) {

@@ -2,13 +2,16 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use dwcp_api::TransferSettings;
 use dwcp_numa::{PlannedWorker, Topology, TopologyError, WorkerWish};
 
 use super::network_card::node_of_address;
+use crate::engine::WorkerSettings;
 use crate::path::Lanes;
 use crate::ram::{RamLayout, RamNodes};
+use crate::transport::Stock;
 
 /// This machine. It is read once: to look at all of its devices takes longer than to move a small
 /// guest (on a virtual machine, ten milliseconds and more).
@@ -105,7 +108,40 @@ fn place_on(
     }
 }
 
+/// What the workers of one end have in common, beside [`TransferSettings`].
+pub(super) struct WorkersOf<'a> {
+    pub(super) stock: &'a Stock,
+    pub(super) sealed: bool,
+    pub(super) streams: u16,
+    /// Bytes between acknowledgements of a stream; at the destination.
+    pub(super) ack_bytes: u64,
+}
+
 impl Placement {
+    /// How each worker is to run: the streams are shared out evenly.
+    pub(super) fn worker_settings(
+        &self,
+        settings: &TransferSettings,
+        of: &WorkersOf<'_>,
+    ) -> Vec<WorkerSettings> {
+        let count = self.workers.len();
+        let worker = |(index, place): (usize, &WorkerPlace)| WorkerSettings {
+            index,
+            io: settings.io,
+            send: settings.send,
+            cpu: place.cpu,
+            node: place.node,
+            stock: of.stock.clone(),
+            sealed: of.sealed,
+            streams: usize::from(of.streams).div_ceil(count),
+            streams_in_all: of.streams.into(),
+            stream_window_bytes: settings.window_bytes / u64::from(of.streams),
+            ack_bytes: of.ack_bytes,
+            busy_poll: Duration::from_micros(settings.busy_poll_us.into()),
+        };
+        self.workers.iter().enumerate().map(worker).collect()
+    }
+
     /// Workers that run where the kernel puts them.
     fn anywhere(count: usize, because: &str) -> Self {
         Self {

@@ -156,6 +156,7 @@ impl SourceDriver {
                 let now = Instant::now();
                 let paused = now.checked_sub(Duration::from_micros(since.min(10_000_000)));
                 self.recorder.pause.paused = Some(paused.unwrap_or(now));
+                self.session.pace.lift();
                 self.hasten_streams();
                 self.pending.push_back(SourceEvent::Paused);
             }

@@ -20,9 +20,6 @@ impl SourceDriver {
     pub(super) fn start_round(&mut self, round: u32, again: &[PageRange], everything: bool) {
         let began = Instant::now();
         let paused = self.recorder.pause.paused.is_some();
-        if paused {
-            self.session.pace.lift();
-        }
         let all = round == 0 || everything || (paused && !self.tracker.is_exact());
         let dirty = match self.dirty_pages(round, all) {
             Ok(dirty) => dirty,

@@ -13,10 +13,10 @@ use socket2::SockRef;
 
 use super::dial;
 use super::peer::{self, ControlWriter, PeerError};
-use super::placement::place;
+use super::placement::{WorkersOf, place};
 use super::relay::Relay;
 use super::source::{SourceDriver, SourceInput};
-use crate::engine::{SourceCommand, WorkerSettings, spawn_source_worker};
+use crate::engine::{SourceCommand, spawn_source_worker};
 use crate::tls::Connection;
 
 /// Tries to replace a stream, in one migration: a peer does not make a source connect for ever.
@@ -98,29 +98,23 @@ impl SourceDriver {
     }
 
     fn start_workers(&mut self, streams: u16) -> std::io::Result<()> {
-        let settings = self.request.settings.clone();
+        let settings = &self.request.settings;
         let local = self.control.as_ref().and_then(ControlWriter::local_address);
-        let placement = place(&settings, streams, &self.session.layout, local);
+        let placement = place(settings, streams, &self.session.layout, local);
+        let workers = placement.worker_settings(
+            settings,
+            &WorkersOf {
+                stock: &self.node.stock,
+                sealed: self.way.is_tls(),
+                streams,
+                ack_bytes: 0,
+            },
+        );
         self.lanes = placement.lanes;
         if let Some(why) = placement.why {
             self.recorder.remark(why);
         }
-        let count = placement.workers.len();
-        for (index, place) in placement.workers.into_iter().enumerate() {
-            let worker = WorkerSettings {
-                index,
-                io: settings.io,
-                send: settings.send,
-                cpu: place.cpu,
-                node: place.node,
-                stock: self.node.stock.clone(),
-                sealed: self.way.is_tls(),
-                streams: usize::from(streams).div_ceil(count),
-                streams_in_all: streams.into(),
-                stream_window_bytes: settings.window_bytes / u64::from(streams),
-                ack_bytes: 0,
-                busy_poll: Duration::from_micros(settings.busy_poll_us.into()),
-            };
+        for worker in workers {
             let (session, mailbox) = (Arc::clone(&self.session), self.mailbox.clone());
             self.workers
                 .push(spawn_source_worker(worker, session, mailbox)?);

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum as _;
 use dwcp_api::{MigrationReport, RunResult};
 use dwcp_controlplane::profile;
 use dwcp_testbed::Kind;
@@ -70,15 +71,6 @@ enum Harm {
     /// One data stream ends, at one of the nodes.
     Stream,
 }
-
-const HARMS: [Harm; 6] = [
-    Harm::Cut1S,
-    Harm::Cut5S,
-    Harm::Cut30S,
-    Harm::SourceRestart,
-    Harm::DestinationRestart,
-    Harm::Stream,
-];
 
 #[derive(Clone, Debug, Serialize)]
 struct Point {
@@ -164,7 +156,8 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
 
 /// One migration; disturbed within the time that it usually takes, if that is known.
 fn one(args: &Args, spec: &RunSpec, seed: u64, usual_ms: Option<f64>) -> Result<Point, Failure> {
-    let of_seed = HARMS[(seed % HARMS.len() as u64) as usize];
+    let harms = Harm::value_variants();
+    let of_seed = harms[(seed % harms.len() as u64) as usize];
     let harm = args.kind.unwrap_or(of_seed);
     // Points of one harm are spread over the migration, each at a place of its own.
     let share = (seed as f64 * 0.618).fract();
@@ -313,7 +306,7 @@ fn table(record: &Record) -> String {
         mib(record.usual_bytes)
     );
     out.push_str("                        points   good  median s  sent twice MiB, median, most  of carried\n");
-    for harm in HARMS {
+    for &harm in Harm::value_variants() {
         let of_it: Vec<_> = record.points.iter().filter(|p| p.harm == harm).collect();
         if of_it.is_empty() {
             continue;
