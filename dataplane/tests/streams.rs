@@ -3,6 +3,7 @@
 mod common;
 
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::time::Duration;
 
 use common::pki::{peer, with_certificate};
 use common::proxy::{self, Harm, Plan, Progress, Proxy, Way};
@@ -16,6 +17,12 @@ const ID: MigrationId = MigrationId(7);
 
 /// Moves a busy guest by way of a proxy with this plan.
 fn moves(settings: &TransferSettings, plan: &Plan) -> (MigrationReport, TwoNodes, Proxy) {
+    let (nodes, proxy) = begins(settings, plan);
+    (wait(&nodes.a.node, ID), nodes, proxy)
+}
+
+/// Begins to.
+fn begins(settings: &TransferSettings, plan: &Plan) -> (TwoNodes, Proxy) {
     log::keep();
     let is_tls = settings.tls == TlsChoice::On;
     let nodes = TwoNodes::start_with(settings, busy, |folder, options| match is_tls {
@@ -29,7 +36,7 @@ fn moves(settings: &TransferSettings, plan: &Plan) -> (MigrationReport, TwoNodes
         .node
         .start_migration(ID, "vm", destination, settings.clone(), false);
     start.unwrap();
-    (wait(&nodes.a.node, ID), nodes, proxy)
+    (nodes, proxy)
 }
 
 fn check_moved(report: &MigrationReport, nodes: &TwoNodes, place: &str) {
@@ -241,6 +248,39 @@ fn in_the_pause_the_guest_does_not_wait_long_for_a_stream() {
     assert!(report.reason.contains(reason), "{}", report.reason);
     assert!(nodes.old.is_running() && !nodes.new.is_running());
     assert_eq!(nodes.old.bad_pages(), 0);
+}
+
+/// The end of the device connection overtakes the destination's last message.
+#[test]
+fn the_source_reports_what_a_destination_that_gives_up_says() {
+    let settings = TransferSettings {
+        bandwidth_limit_mbit: 50,
+        ..settings()
+    };
+    let plan = Plan {
+        connections: proxy::CONTROL..proxy::CONTROL + 1,
+        way: Way::ToSource,
+        harm: Harm::Before {
+            message: |message| matches!(message, Control::Abort { .. }),
+            act: |progress| {
+                progress.close(|number| number == proxy::DEVICE);
+                std::thread::sleep(Duration::from_millis(40));
+            },
+        },
+    };
+    let (nodes, _proxy) = begins(&settings, &plan);
+    let is_under_way = || {
+        let status = nodes.b.node.status(ID);
+        status.is_ok_and(|status| status.progress.wire_bytes > 1 << 20)
+    };
+    while !is_under_way() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    nodes.b.node.cancel(ID).unwrap();
+    let report = wait(&nodes.a.node, ID);
+    assert_eq!(report.result, RunResult::Aborted, "{}", report.reason);
+    assert!(report.reason.contains("cancel"), "{}", report.reason);
+    assert!(nodes.old.is_running() && !nodes.new.is_running());
 }
 
 /// A way on which the further connections of a migration are carried when all of them are there.

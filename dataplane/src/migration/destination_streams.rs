@@ -7,13 +7,11 @@ use dwcp_proto::DestinationEvent;
 use dwcp_wire::{AbortCode, StreamRole};
 
 use super::destination::{DestinationDriver, DestinationInput};
+use super::peer::LAST_WORDS;
 use super::placement::{WorkersOf, place};
 use super::relay::Relay;
 use crate::engine::{DestinationCommand, spawn_destination_worker};
 use crate::tls::Connection;
-
-/// Time for the source's own words once one of its streams has ended.
-const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// A further connection of the source that knows the token.
 #[derive(Debug)]
@@ -174,10 +172,11 @@ impl DestinationDriver {
     }
 
     /// A source that gives up says why on the control connection, which may be read later than the
-    /// end of another; and one that does not connects again where a data stream broke.
+    /// end of another; and one that does not connects again where a data stream broke. It may see the break
+    /// as much later as a peer may be silent, and is the one to give up and say why.
     pub(super) fn connection_lost(&mut self, stream: Option<u16>, reason: String) {
         let silence = Duration::from_millis(self.offer.peer_silence_ms.into());
-        let time = stream.map_or(LAST_WORDS, |_| silence);
+        let time = LAST_WORDS + stream.map_or(Duration::ZERO, |_| 2 * silence);
         self.lost.push(LostConnection {
             stream,
             reason,

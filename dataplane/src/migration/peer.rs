@@ -16,6 +16,9 @@ use dwcp_wire::{
 use super::meter::Meter;
 use crate::tls::{Connection, TlsError};
 
+/// Time for the other node's own words, on the control connection, once another connection has ended.
+pub(super) const LAST_WORDS: Duration = Duration::from_millis(100);
+
 /// Why talking to the other node failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

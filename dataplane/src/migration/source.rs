@@ -143,7 +143,7 @@ impl SourceDriver {
                 Some(SourceInput::Event(event)) => self.feed(event),
                 Some(SourceInput::Worker(event)) => self.worker_event(event),
                 Some(SourceInput::Dialled(dialled)) => self.dialled(dialled),
-                Some(SourceInput::DeviceLost(reason)) => self.peer_lost(reason),
+                Some(SourceInput::DeviceLost(reason)) => self.device_lost(reason),
                 Some(SourceInput::Reread(read)) => self.sample_was_read(read),
                 Some(SourceInput::Question(question)) => self.question(question),
                 Some(SourceInput::AllAsked(asked)) => self.all_asked(asked),

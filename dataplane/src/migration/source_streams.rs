@@ -12,7 +12,7 @@ use dwcp_wire::{AbortCode, StreamHello, StreamRole};
 use socket2::SockRef;
 
 use super::dial;
-use super::peer::{self, ControlWriter, PeerError};
+use super::peer::{self, ControlWriter, LAST_WORDS, PeerError};
 use super::placement::{WorkersOf, place};
 use super::relay::Relay;
 use super::source::{SourceDriver, SourceInput};
@@ -52,6 +52,8 @@ pub(super) struct Streams {
     missing: usize,
     /// Tries to replace a stream.
     tries: u32,
+    /// Why and when the device connection ended.
+    device_lost: Option<(Instant, String)>,
 }
 
 impl Streams {
@@ -89,7 +91,7 @@ impl SourceDriver {
             token,
             data: (0..streams).map(|_| DataStream::default()).collect(),
             missing: usize::from(streams) + 1,
-            tries: 0,
+            ..Streams::default()
         };
         for index in 0..streams {
             self.dial(StreamRole::Data, index, Duration::ZERO);
@@ -329,8 +331,19 @@ impl SourceDriver {
         }
     }
 
-    /// A stream that stays broken for too long is lost.
+    /// The device connection ended. A destination that gives up says why on the control connection, which may
+    /// be read later than the end of another.
+    pub(super) fn device_lost(&mut self, reason: String) {
+        let lost = &mut self.streams.device_lost;
+        lost.get_or_insert_with(|| (Instant::now(), reason));
+    }
+
+    /// A stream that stays broken for too long is lost, and so is the device connection.
     pub(super) fn check_streams(&mut self) {
+        let device = &mut self.streams.device_lost;
+        if let Some((_, reason)) = device.take_if(|(since, _)| since.elapsed() > LAST_WORDS) {
+            return self.peer_lost(reason);
+        }
         let limit = self.patience();
         let over = self
             .streams
