@@ -9,7 +9,6 @@ use clap::Parser;
 use dwcp_api::{Codec, IoPath, SendChoice, TlsChoice, TrackerChoice, TransferSettings, Verify};
 use dwcp_dataplane::migration::{Listener, Node, NodeOptions, recover};
 use dwcp_dataplane::tls::TlsFiles;
-use dwcp_wire::limits::STREAMS_MAX;
 
 /// Moves the memory of running VMs between nodes. Started beside `dwcp-controlplane`, which gives
 /// the orders over STATE/dataplane.sock.
@@ -134,7 +133,8 @@ fn run(options: Options) -> anyhow::Result<()> {
 fn incoming_settings(options: &Options) -> TransferSettings {
     TransferSettings {
         mode: "incoming".into(),
-        streams: STREAMS_MAX as u16,
+        streams: dwcp_api::STREAMS_MAX,
+        measure_streams: false,
         workers: options.workers,
         at_once: 0,
         tls: TlsChoice::Auto,

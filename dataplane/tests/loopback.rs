@@ -65,6 +65,19 @@ fn many_streams_of_one_worker() {
     assert_eq!(report.streams, 16);
 }
 
+/// Without a path that limits it, no more streams carry pages than at first, and every worker has one.
+#[test]
+fn streams_by_measurement() {
+    let report = moves(&TransferSettings {
+        streams: 32,
+        measure_streams: true,
+        codec: WINDOW,
+        ..settings()
+    });
+    assert_eq!(report.streams, 32);
+    assert!((1..=8).contains(&report.streams_in_use), "{report:?}");
+}
+
 #[test]
 fn by_fingerprints() {
     let report = moves(&TransferSettings {

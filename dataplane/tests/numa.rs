@@ -209,6 +209,7 @@ fn look_at_workers(topology: &Topology, found: &mut Findings) {
             streams: 2,
             sealed: false,
             streams_in_all: 2,
+            window_bytes: 1 << 20,
             stream_window_bytes: 1 << 20,
             ack_bytes: 1 << 16,
             busy_poll: Duration::ZERO,

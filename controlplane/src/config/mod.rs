@@ -12,7 +12,7 @@ pub use error::{ConfigError, ConfigErrors, Source};
 pub use node::{NodeConfig, STATE_FOLDER, keys};
 pub use quantity::{Dimension, QuantityError, QuantityFault};
 pub use read::{Unreadable, read};
-pub use schema::{Key, Kind, Reload, Value, Values};
+pub use schema::{AUTO, Key, Kind, Reload, Value, Values};
 
 pub use parse::is_address;
 pub(crate) use parse::parse;

@@ -7,7 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, ConfigErrors, Source};
 use super::quantity::{Dimension, QuantityError, QuantityFault};
-use super::schema::{Key, Kind, Value, Values};
+use super::schema::{AUTO, Key, Kind, Value, Values};
 use super::suggest::nearest;
 
 /// The values that `source` gives to `keys`.
@@ -116,7 +116,10 @@ impl Parser<'_> {
     fn value(&mut self, key: &Key, value: &Spanned<DeValue<'_>>) {
         let at = value.span();
         let checked = match (key.kind, value.get_ref()) {
-            (Kind::Integer { min, max }, DeValue::Integer(integer)) => {
+            (
+                Kind::Integer { min, max } | Kind::IntegerOrAuto { min, max },
+                DeValue::Integer(integer),
+            ) => {
                 let number = i64::from_str_radix(integer.as_str(), integer.radix()).ok();
                 self.integer(key, at, number, min..=max)
             }
@@ -132,6 +135,9 @@ impl Parser<'_> {
                 None
             }
             (Kind::Choice(words), DeValue::String(text)) => self.choice(key, at, text, words),
+            (Kind::IntegerOrAuto { .. }, DeValue::String(text)) => {
+                self.choice(key, at, text, &[AUTO])
+            }
             (Kind::Boolean, DeValue::Boolean(value)) => Some(Value::Boolean(*value)),
             (Kind::Name, DeValue::String(text)) => self
                 .name(at, text)

@@ -18,11 +18,21 @@ pub struct Key {
     pub doc: &'static str,
 }
 
+/// Leaves a number to the program.
+pub const AUTO: &str = "auto";
+
 /// What a key takes.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     /// A whole number in a range, both ends allowed.
     Integer {
+        /// Least.
+        min: i64,
+        /// Most.
+        max: i64,
+    },
+    /// A whole number in a range, both ends allowed, or the word [`AUTO`].
+    IntegerOrAuto {
         /// Least.
         min: i64,
         /// Most.
@@ -75,11 +85,11 @@ impl Reload {
 /// A checked value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// Of [`Kind::Integer`].
+    /// Of [`Kind::Integer`] and [`Kind::IntegerOrAuto`].
     Integer(i64),
     /// Of [`Kind::Quantity`], in bytes or milliseconds.
     Quantity(u64),
-    /// Of [`Kind::Choice`], [`Kind::Name`] and [`Kind::Text`].
+    /// Of [`Kind::Choice`], [`Kind::Name`], [`Kind::Text`] and [`Kind::IntegerOrAuto`].
     Text(String),
     /// Of [`Kind::Boolean`].
     Boolean(bool),
@@ -96,6 +106,7 @@ impl Kind {
     pub const fn type_name(self) -> &'static str {
         match self {
             Self::Integer { .. } => "whole number",
+            Self::IntegerOrAuto { .. } => "whole number or \"auto\"",
             Self::Quantity {
                 dimension: Dimension::Bytes,
                 ..
@@ -126,6 +137,7 @@ impl Kind {
     pub fn range(self) -> String {
         match self {
             Self::Integer { min, max } => format!("{min} to {max}"),
+            Self::IntegerOrAuto { min, max } => format!("{min} to {max}, {AUTO}"),
             Self::Quantity {
                 dimension,
                 min,

@@ -1,5 +1,7 @@
 //! Every key of a profile.
 
+use dwcp_api::STREAMS_MAX;
+
 use crate::config::{Dimension, Key, Kind, Reload};
 
 /// The built-in profiles, which are also the modes.
@@ -49,9 +51,14 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key(
         "transfer.streams",
-        integer(1, 32),
+        Kind::IntegerOrAuto {
+            min: 1,
+            max: STREAMS_MAX as i64,
+        },
         "Data streams between the nodes. One stream fills a short link; several fill a long one, \
-         and let more workers send at once.",
+         and let more workers send at once. auto opens 32 and finds by measurement how many of them \
+         carry pages: more where a path gives each connection only so much or loses packets, fewer \
+         where they crowd each other.",
     ),
     key(
         "transfer.workers",

@@ -1,9 +1,11 @@
 //! Values of keys to settings, and back.
 
-use dwcp_api::{Codec, IoPath, SendChoice, TlsChoice, TrackerChoice, TransferSettings, Verify};
+use dwcp_api::{
+    Codec, IoPath, STREAMS_MAX, SendChoice, TlsChoice, TrackerChoice, TransferSettings, Verify,
+};
 
 use super::keys::HOST;
-use crate::config::{Value, Values};
+use crate::config::{AUTO, Value, Values};
 
 const LEVEL_WHEN_RAW: i64 = 1;
 const WINDOW_BYTES_WHEN_NONE: u64 = 64 << 20;
@@ -29,10 +31,12 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
     };
     let ms = |key: &str| u32::try_from(quantity(key)?).ok();
     let congestion_control = word("transfer.congestion_control")?;
+    let (streams, measure_streams) = streams(values.get("transfer.streams")?)?;
     let level = i32::try_from(integer("pages.zstd_level")?).ok()?;
     Some(TransferSettings {
         mode: word("mode")?.to_owned(),
-        streams: u16::try_from(integer("transfer.streams")?).ok()?,
+        streams,
+        measure_streams,
         workers: u16::try_from(integer("transfer.workers")?).ok()?,
         at_once: u16::try_from(integer("transfer.at_once")?).ok()?,
         tls: match word("transfer.tls")? {
@@ -45,14 +49,7 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
             "poll" => IoPath::Poll,
             _ => IoPath::Auto,
         },
-        send: match word("transfer.send")? {
-            "zero-copy" => SendChoice::ZeroCopy,
-            "vmsplice" => SendChoice::Vmsplice,
-            "sendfile" => SendChoice::Sendfile,
-            "write" => SendChoice::Write,
-            "copy" => SendChoice::Copy,
-            _ => SendChoice::Auto,
-        },
+        send: send(word("transfer.send")?),
         window_bytes: quantity("transfer.window")?,
         codec: codec(word("pages.codec")?, level, quantity("pages.zstd_window")?),
         reuse: boolean("pages.reuse")?,
@@ -79,6 +76,26 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
         busy_poll_us: u16::try_from(integer("transfer.busy_poll_us")?).ok()?,
         pin_workers: boolean("transfer.pin")?,
     })
+}
+
+/// How many are opened, and whether it is measured how many carry pages.
+fn streams(value: &Value) -> Option<(u16, bool)> {
+    match value {
+        Value::Integer(streams) => Some((u16::try_from(*streams).ok()?, false)),
+        Value::Text(word) if word == AUTO => Some((STREAMS_MAX, true)),
+        _ => None,
+    }
+}
+
+fn send(word: &str) -> SendChoice {
+    match word {
+        "zero-copy" => SendChoice::ZeroCopy,
+        "vmsplice" => SendChoice::Vmsplice,
+        "sendfile" => SendChoice::Sendfile,
+        "write" => SendChoice::Write,
+        "copy" => SendChoice::Copy,
+        _ => SendChoice::Auto,
+    }
 }
 
 fn codec(word: &str, level: i32, window_bytes: u64) -> Codec {
@@ -112,14 +129,17 @@ const fn send_word(send: SendChoice) -> &'static str {
     }
 }
 
-/// The values that settings stand for: [`settings`] of them gives the same settings.
-pub(super) fn values(settings: &TransferSettings) -> Values {
-    let word = |text: &str| Value::Text(text.to_owned());
-    let io = match settings.io {
+const fn io_word(io: IoPath) -> &'static str {
+    match io {
         IoPath::Auto => "auto",
         IoPath::Uring => "uring",
         IoPath::Poll => "poll",
-    };
+    }
+}
+
+/// The values that settings stand for: [`settings`] of them gives the same settings.
+pub(super) fn values(settings: &TransferSettings) -> Values {
+    let word = |text: &str| Value::Text(text.to_owned());
     let (codec, level, window_bytes) = match settings.codec {
         Codec::Raw => ("raw", LEVEL_WHEN_RAW, WINDOW_BYTES_WHEN_NONE),
         Codec::Zstd { level } => ("zstd", level.into(), WINDOW_BYTES_WHEN_NONE),
@@ -145,15 +165,19 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
         "switch-over"
     };
     let congestion_control = settings.congestion_control.as_deref().unwrap_or(HOST);
+    let streams = match settings.measure_streams {
+        true => word(AUTO),
+        false => Value::Integer(settings.streams.into()),
+    };
     let quantity = |ms: u32| Value::Quantity(ms.into());
     let integer = |number: u32| Value::Integer(number.into());
     Values::from([
         ("mode", word(&settings.mode)),
-        ("transfer.streams", integer(settings.streams.into())),
+        ("transfer.streams", streams),
         ("transfer.workers", integer(settings.workers.into())),
         ("transfer.at_once", integer(settings.at_once.into())),
         ("transfer.tls", word(tls_word(settings.tls))),
-        ("transfer.io", word(io)),
+        ("transfer.io", word(io_word(settings.io))),
         ("transfer.send", word(send_word(settings.send))),
         ("transfer.window", Value::Quantity(settings.window_bytes)),
         ("transfer.congestion_control", word(congestion_control)),

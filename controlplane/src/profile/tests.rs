@@ -114,6 +114,26 @@ fn every_fault_is_reported_with_what_was_meant() {
 }
 
 #[test]
+fn a_number_of_streams_or_auto() {
+    let base = load("datacenter").unwrap();
+    let auto = with_changes(&base, ["transfer.streams=auto"]).unwrap();
+    assert!(auto.measure_streams);
+    assert_eq!(auto.streams, 32);
+    let again = with_changes(&auto, ["transfer.streams=3"]).unwrap();
+    assert_eq!((again.streams, again.measure_streams), (3, false));
+    let text = "mode = \"hybrid\"\n[transfer]\nstreams = \"atuo\"\n";
+    let fault = &faults(text)[0];
+    assert_eq!((fault.line(), fault.text()), (3, "atuo"));
+    assert!(
+        fault
+            .hint
+            .as_ref()
+            .unwrap()
+            .contains("did you mean \"auto\"?")
+    );
+}
+
+#[test]
 fn changes_need_no_quotes() {
     let base = load("datacenter").unwrap();
     let changes = [

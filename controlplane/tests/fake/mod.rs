@@ -182,6 +182,7 @@ pub fn report(id: MigrationId, vm: &str, result: RunResult) -> MigrationReport {
             ..Default::default()
         },
         streams_replaced: 0,
+        streams_in_use: 2,
         streams: 2,
         transport: "tcp-uring".into(),
         tls: None,

@@ -258,6 +258,9 @@ pub struct MigrationReport {
     pub pages: PageCounts,
     /// Data streams.
     pub streams: u16,
+    /// Source: those of them that carried pages in the end.
+    #[serde(default)]
+    pub streams_in_use: u16,
     /// How often another connection took the place of a data stream that broke.
     #[serde(default)]
     pub streams_replaced: u32,

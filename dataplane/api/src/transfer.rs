@@ -2,13 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Most data streams of a migration.
+pub const STREAMS_MAX: u16 = 32;
+
 /// Resolved settings of one migration; every number has its unit in its name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransferSettings {
     /// Profile or mode name that these came from: `datacenter`, `hybrid`, `internet`.
     pub mode: String,
-    /// Data streams, 1..=32.
+    /// Data streams that are opened, 1..=[`STREAMS_MAX`].
     pub streams: u16,
+    /// How many of them carry pages is found by measurement; otherwise all do.
+    pub measure_streams: bool,
     /// Worker threads at each end; 0 lets the data plane choose from the topology.
     pub workers: u16,
     /// Migrations that leave the node at once at most while this one waits for its turn; 0 lets the

@@ -21,17 +21,18 @@ pub(super) struct Adapting {
     codec: Codec,
     /// Pages may leave from where they lie.
     may_refer: bool,
-    streams: usize,
-    /// Made with the first stream, of a codec that adapts.
+    /// The path's round trip is one within a site.
+    is_short_path: bool,
+    /// Made once streams carry pages, of a codec that adapts.
     chooser: Option<EffortChooser>,
 }
 
 impl Adapting {
-    pub(super) const fn new(codec: Codec, may_refer: bool, streams: usize) -> Self {
+    pub(super) const fn new(codec: Codec, may_refer: bool) -> Self {
         Self {
             codec,
             may_refer,
-            streams,
+            is_short_path: false,
             chooser: None,
         }
     }
@@ -41,26 +42,34 @@ impl Adapting {
         self.may_refer && self.codec == Codec::Raw
     }
 
-    /// The encoder of a stream of this worker, one of `streams_in_all`; sets how pages leave.
-    pub(super) fn encoder(
-        &mut self,
-        socket: &TcpStream,
-        streams_in_all: usize,
-        line: &mut Outgoing<'_>,
-    ) -> Encoder {
+    /// Sees the path by one of its connections.
+    pub(super) fn look_at(&mut self, socket: &TcpStream) {
+        let info = TcpInfo::of(socket);
+        self.is_short_path = info.is_ok_and(|info| (NO_RTT..SHORT_RTT).contains(&info.rtt));
+    }
+
+    /// So many streams of this worker carry pages, of so many in all.
+    pub(super) fn use_streams(&mut self, streams: usize, in_all: usize, line: &mut Outgoing<'_>) {
+        if !matches!(self.codec, Codec::Auto { .. }) {
+            return;
+        }
+        // What the kernel takes beyond what has been sent, and as much on its way.
+        let room = 2 * u64::from(UNSENT_BYTES_MAX) * streams as u64;
+        if let Some(chooser) = &mut self.chooser {
+            return chooser.set_room(room);
+        }
+        let share = streams as f64 / in_all.max(1) as f64;
+        let chooser = EffortChooser::new(room, self.is_short_path, share);
+        let effort = chooser.effort();
+        self.chooser = Some(chooser);
+        self.refer(effort, line);
+    }
+
+    /// An encoder of this worker, for one of `streams_in_all`.
+    pub(super) fn encoder(&self, streams_in_all: usize) -> Encoder {
         let mut encoder = Encoder::new(self.codec, streams_in_all);
-        if let Codec::Auto { .. } = self.codec {
-            let chooser = self.chooser.get_or_insert_with(|| {
-                // What the kernel takes beyond what has been sent, and as much on its way.
-                let room = 2 * u64::from(UNSENT_BYTES_MAX) * self.streams as u64;
-                let is_short =
-                    TcpInfo::of(socket).is_ok_and(|info| (NO_RTT..SHORT_RTT).contains(&info.rtt));
-                let share = self.streams as f64 / streams_in_all.max(1) as f64;
-                EffortChooser::new(room, is_short, share)
-            });
-            let effort = chooser.effort();
-            encoder.set_effort(effort);
-            self.refer(effort, line);
+        if let Some(chooser) = &self.chooser {
+            encoder.set_effort(chooser.effort());
         }
         encoder
     }

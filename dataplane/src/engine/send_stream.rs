@@ -24,7 +24,8 @@ pub(super) enum State {
 pub(super) struct SendStream {
     pub(super) index: u16,
     pub(super) state: State,
-    pub(super) encoder: Encoder,
+    /// Of one that carries pages, or has.
+    pub(super) encoder: Option<Encoder>,
     pub(super) credit: StreamCredit,
     pub(super) in_flight: InFlight,
     pub(super) queued: VecDeque<BufferId>,
@@ -37,16 +38,11 @@ pub(super) struct SendStream {
 }
 
 impl SendStream {
-    pub(super) fn new(
-        index: u16,
-        encoder: Encoder,
-        credit: StreamCredit,
-        ack_buffer: BufferId,
-    ) -> Self {
+    pub(super) fn new(index: u16, credit: StreamCredit, ack_buffer: BufferId) -> Self {
         Self {
             index,
             state: State::Open,
-            encoder,
+            encoder: None,
             credit,
             in_flight: InFlight::default(),
             queued: VecDeque::new(),
@@ -62,7 +58,13 @@ impl SendStream {
         self.is_marked = false;
         self.marks_again = 0;
         if resends {
-            self.encoder.restart();
+            self.restart_encoder();
+        }
+    }
+
+    fn restart_encoder(&mut self) {
+        if let Some(encoder) = &mut self.encoder {
+            encoder.restart();
         }
     }
 
@@ -110,7 +112,7 @@ impl SendStream {
         self.credit.rewind();
         self.state = State::Open;
         // The destination's window ends where the connection broke.
-        self.encoder.restart();
+        self.restart_encoder();
         if lost.mark {
             self.is_marked = false;
             self.marks_again += u32::from(was_told);
@@ -121,7 +123,6 @@ impl SendStream {
 
 #[cfg(test)]
 mod tests {
-    use dwcp_api::Codec;
     use dwcp_wire::FrameKind;
 
     use super::*;
@@ -138,8 +139,8 @@ mod tests {
     #[test]
     fn bytes_are_acknowledged_with_their_frames() {
         let mut buffers = Buffers::new(1, None, BufferStock::default()).unwrap();
-        let (encoder, credit) = (Encoder::new(Codec::Raw, 1), StreamCredit::new(1 << 20));
-        let mut stream = SendStream::new(0, encoder, credit, buffers.take().unwrap());
+        let credit = StreamCredit::new(1 << 20);
+        let mut stream = SendStream::new(0, credit, buffers.take().unwrap());
         for bytes in [1000, 500] {
             assert!(stream.credit.next_sequence() > 0);
             stream.credit.sent(bytes);

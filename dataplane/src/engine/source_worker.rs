@@ -31,6 +31,8 @@ pub enum SourceCommand {
         /// Connected, its hello said.
         stream: DataStream,
     },
+    /// The first streams of the migration, so many, carry pages. Every worker has one of them.
+    Use(u16),
     /// Take part in a round.
     Round(Arc<RoundWork>),
     /// End.
@@ -92,7 +94,7 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
             );
             // A cipher reads a page once: it must not change under it.
             let may_refer = settings.send != SendChoice::Copy && !settings.sealed;
-            let adapting = Adapting::new(session.codec, may_refer, settings.streams);
+            let adapting = Adapting::new(session.codec, may_refer);
             let (layout, digests) = (&session.layout, &session.digests);
             let line = Outgoing::new(layout, digests, &session.key, adapting.refers_at_first())
                 .near(settings.node)
@@ -107,6 +109,7 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
                 drained: false,
                 told: false,
                 in_flight_bytes: 0,
+                in_use: 0,
                 adapting,
             };
             worker.run(inbox, events)
@@ -127,6 +130,8 @@ struct SourceWorker<'a> {
     /// The round was said to be sent.
     told: bool,
     in_flight_bytes: u64,
+    /// Streams with a lower index carry pages; the others have marks only.
+    in_use: u16,
     adapting: Adapting,
 }
 
@@ -167,6 +172,7 @@ impl SourceWorker<'_> {
             while let Some(command) = inbox.pop() {
                 match command {
                     SourceCommand::AddStream { index, stream } => self.add(index, stream)?,
+                    SourceCommand::Use(streams) => self.use_streams(streams),
                     SourceCommand::Round(work) => self.begin(work),
                     SourceCommand::Stop => return Ok(()),
                 }
@@ -177,19 +183,16 @@ impl SourceWorker<'_> {
 
     fn add(&mut self, index: u16, stream: DataStream) -> Result<(), String> {
         let broken = self.streams.iter().position(|old| old.index == index);
-        let (streams, line) = (self.settings.streams_in_all, &mut self.line);
-        let encoder = match broken {
-            None => Some(self.adapting.encoder(&stream.socket, streams, line)),
-            Some(_) => None,
-        };
+        if broken.is_none() {
+            self.adapting.look_at(&stream.socket);
+        }
         let added = self.transport.add_stream(stream, broken);
         let slot = added.map_err(|error| format!("stream {index}: {error}"))?;
-        if let Some(encoder) = encoder {
+        if broken.is_none() {
             let buffer = self.transport.buffers().take();
             let credit = StreamCredit::new(self.settings.stream_window_bytes);
             let buffer = buffer.ok_or("no buffer for a stream")?;
-            self.streams
-                .push(SendStream::new(index, encoder, credit, buffer));
+            self.streams.push(SendStream::new(index, credit, buffer));
         } else {
             self.streams[slot].state = State::Resuming;
             self.streams[slot].ack_filled = 0;
@@ -198,6 +201,18 @@ impl SourceWorker<'_> {
         self.transport
             .receive(slot, ReceiveInto::buffer(buffer, 0..HEADER_BYTES));
         Ok(())
+    }
+
+    /// A stream has an encoder, and its memory, once it carries pages.
+    fn use_streams(&mut self, streams: u16) {
+        self.in_use = streams;
+        let in_use = self.streams.iter_mut().filter(|s| s.index < streams);
+        let (mine, line) = (in_use.count(), &mut self.line);
+        self.adapting.use_streams(mine, streams.into(), line);
+        for stream in self.streams.iter_mut().filter(|s| s.index < streams) {
+            let encoder = || self.adapting.encoder(self.settings.streams_in_all);
+            stream.encoder.get_or_insert_with(encoder);
+        }
     }
 
     /// A stream's connection is over. What was under way on it stays known until there is another.
@@ -240,13 +255,11 @@ impl SourceWorker<'_> {
         if self.drained {
             return self.send_one_mark();
         }
-        if self.session.pace.wait().is_some() {
+        let Some(slot) = self.stream_with_room() else {
             return false;
-        }
-        let streams = self.streams.iter_mut().enumerate();
-        let ready = streams.filter(|(_, stream)| stream.takes_pages());
-        let Some((slot, stream)) = ready.min_by_key(|(_, stream)| stream.credit.in_flight_bytes())
-        else {
+        };
+        let stream = &mut self.streams[slot];
+        let Some(encoder) = &mut stream.encoder else {
             return false;
         };
         let Some(buffer) = self.transport.buffers().take() else {
@@ -255,7 +268,7 @@ impl SourceWorker<'_> {
         let bytes = self.transport.buffers().bytes_mut(buffer);
         let sequence = stream.credit.next_sequence();
         let visited = self.line.counts.visited;
-        let (encoder, index) = (&mut stream.encoder, stream.index);
+        let index = stream.index;
         let frame = self.line.next_frame(work, bytes, encoder, index, sequence);
         let pages = self.line.counts.visited - visited;
         let Some(frame) = frame else {
@@ -286,11 +299,25 @@ impl SourceWorker<'_> {
         true
     }
 
+    /// The stream that carries pages, takes a frame now, and has the least under way.
+    fn stream_with_room(&self) -> Option<Slot> {
+        if self.in_flight_bytes >= self.settings.window_bytes || self.session.pace.wait().is_some()
+        {
+            return None;
+        }
+        let streams = self.streams.iter().enumerate();
+        let ready = streams.filter(|(_, s)| s.index < self.in_use && s.takes_pages());
+        let (slot, _) = ready.min_by_key(|(_, stream)| stream.credit.in_flight_bytes())?;
+        Some(slot)
+    }
+
     /// A frame of so many bytes was built.
     fn adapt(&mut self, wire_bytes: u64) {
         if let Some(effort) = self.adapting.built(wire_bytes, &mut self.line) {
             for stream in &mut self.streams {
-                stream.encoder.set_effort(effort);
+                if let Some(encoder) = &mut stream.encoder {
+                    encoder.set_effort(effort);
+                }
             }
         }
     }

@@ -31,7 +31,9 @@ pub struct WorkerSettings {
     pub streams: usize,
     /// Streams of the migration.
     pub streams_in_all: usize,
-    /// Window of each of them.
+    /// What its streams may have under way together.
+    pub window_bytes: u64,
+    /// What each of them may.
     pub stream_window_bytes: u64,
     /// Bytes between acknowledgements of a stream.
     pub ack_bytes: u64,

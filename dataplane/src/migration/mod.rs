@@ -45,6 +45,7 @@ mod source_asks;
 mod source_path;
 mod source_rounds;
 mod source_streams;
+mod stream_count;
 mod vms;
 
 pub use listener::Listener;

@@ -29,12 +29,16 @@ pub(super) struct WorkerPlace {
     pub(super) node: Option<usize>,
 }
 
+/// One that finds the number of its streams by measurement has so many workers, unless others were asked
+/// for: every one of them needs a stream that carries pages.
+const WORKERS_WHEN_MEASURED: u16 = 4;
+
 /// Workers of one migration over so many streams: as many as were asked for, or one per stream.
 pub(super) fn worker_count(settings: &TransferSettings, streams: u16) -> usize {
-    let asked = if settings.workers == 0 {
-        streams
-    } else {
-        settings.workers
+    let asked = match settings.workers {
+        0 if settings.measure_streams => WORKERS_WHEN_MEASURED,
+        0 => streams,
+        workers => workers,
     };
     usize::from(asked.min(streams)).max(1)
 }
@@ -125,6 +129,7 @@ impl Placement {
         of: &WorkersOf<'_>,
     ) -> Vec<WorkerSettings> {
         let count = self.workers.len();
+        let window_bytes = settings.window_bytes / count.max(1) as u64;
         let worker = |(index, place): (usize, &WorkerPlace)| WorkerSettings {
             index,
             io: settings.io,
@@ -135,7 +140,12 @@ impl Placement {
             sealed: of.sealed,
             streams: usize::from(of.streams).div_ceil(count),
             streams_in_all: of.streams.into(),
-            stream_window_bytes: settings.window_bytes / u64::from(of.streams),
+            window_bytes,
+            // Few of them may have to carry all, where that is measured.
+            stream_window_bytes: match settings.measure_streams {
+                true => window_bytes,
+                false => settings.window_bytes / u64::from(of.streams),
+            },
             ack_bytes: of.ack_bytes,
             busy_poll: Duration::from_micros(settings.busy_poll_us.into()),
         };

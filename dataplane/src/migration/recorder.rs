@@ -44,6 +44,8 @@ pub(super) struct Recorder {
     pub(super) streams: u16,
     /// Streams that broke and were replaced.
     pub(super) streams_replaced: u32,
+    /// Source: streams that carry pages.
+    pub(super) streams_in_use: u16,
     breaks_told: u32,
     pub(super) ram_bytes: u64,
     pub(super) verified: bool,
@@ -149,6 +151,7 @@ impl Recorder {
             tracker: String::new(),
             streams: 0,
             streams_replaced: 0,
+            streams_in_use: 0,
             breaks_told: 0,
             ram_bytes: 0,
             verified: false,
@@ -365,6 +368,7 @@ impl Recorder {
             pages: self.pages,
             streams: self.streams,
             streams_replaced: self.streams_replaced,
+            streams_in_use: self.streams_in_use,
             transport: self.transport.clone(),
             tls: self.tls.clone(),
             send_method: self.send_method.to_owned(),

@@ -26,6 +26,7 @@ use super::secure::Way;
 use super::source_asks::Asking;
 use super::source_path::PathWatch;
 use super::source_streams::{Dialled, Streams};
+use super::stream_count::StreamCount;
 use crate::engine::{
     Mailbox, Question, Reread, Session, SourceCommand, WorkerEvent, WorkerHandle, WorkerRound,
 };
@@ -328,6 +329,9 @@ impl SourceDriver {
             self.recorder.remark(format!(
                 "NUMA: {away} of {all} pages read from another node"
             ));
+        }
+        if let Some(text) = self.path.count.as_ref().and_then(StreamCount::explain) {
+            self.recorder.remark(text);
         }
         self.recorder.explain_size(self.request.settings.codec);
         let report = self.recorder.report(&End {

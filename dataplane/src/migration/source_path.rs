@@ -9,6 +9,8 @@ use socket2::SockRef;
 
 use super::dial;
 use super::source::SourceDriver;
+use super::stream_count::StreamCount;
+use crate::engine::SourceCommand;
 use crate::transport::TcpInfo;
 
 /// Between two samples.
@@ -17,11 +19,49 @@ const INTERVAL: Duration = Duration::from_millis(200);
 /// Connecting takes so long at most.
 const PROBE_TIME: Duration = Duration::from_secs(10);
 
+/// Before a path is known, and of one within a site.
+const SHORT_RTT: Duration = Duration::from_millis(2);
+
 /// The last sample, and when it was taken.
 #[derive(Debug, Default)]
 pub(super) struct PathWatch {
     pub(super) sample: Option<PathSample>,
     taken: Option<Instant>,
+    /// Where the number of streams is found by measurement.
+    pub(super) count: Option<StreamCount>,
+}
+
+/// What the connections of a migration have carried so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Carried {
+    pub(super) acked_bytes: u64,
+    pub(super) sent_bytes: u64,
+    pub(super) resent_bytes: u64,
+    /// The shortest of theirs.
+    pub(super) rtt: Duration,
+    /// At most of those in use the kernel had more to send than the path took.
+    pub(super) is_limited: bool,
+}
+
+/// The same of these connections, of which the first `in_use` carry pages.
+fn carried<'a>(sockets: impl Iterator<Item = &'a TcpStream>, in_use: u16) -> Carried {
+    let (mut all, mut limited) = (Carried::default(), 0);
+    for (index, info) in sockets
+        .filter_map(|socket| TcpInfo::of(socket).ok())
+        .enumerate()
+    {
+        all.acked_bytes += info.bytes_acked;
+        all.sent_bytes += info.bytes_sent;
+        all.resent_bytes += info.bytes_retransmitted;
+        all.rtt = if index == 0 {
+            info.rtt
+        } else {
+            all.rtt.min(info.rtt)
+        };
+        limited += u32::from(index < usize::from(in_use) && info.unsent_bytes > 0);
+    }
+    all.is_limited = 2 * limited > u32::from(in_use);
+    all
 }
 
 /// What several connections over one path show of it; `None` without one.
@@ -76,10 +116,41 @@ impl SourceDriver {
         if !is_due {
             return;
         }
-        self.path = PathWatch {
-            sample: sample(self.streams.sockets()),
-            taken: Some(Instant::now()),
+        self.path.sample = sample(self.streams.sockets());
+        self.path.taken = Some(Instant::now());
+        self.count_streams();
+    }
+
+    /// Has as many streams carry pages as the path wants, if that is measured; not while the guest is paused.
+    fn count_streams(&mut self) {
+        let is_paused = self.recorder.pause.paused.is_some();
+        let Some(count) = self.path.count.as_mut().filter(|_| !is_paused) else {
+            return;
         };
+        let carried = carried(self.streams.sockets(), count.now());
+        if let Some(streams) = count.read(Instant::now(), carried) {
+            tracing::info!(vm = self.request.vm, streams, "streams that carry pages");
+            self.use_streams(streams);
+        }
+    }
+
+    fn use_streams(&mut self, streams: u16) {
+        self.recorder.streams_in_use = streams;
+        for worker in &self.workers {
+            worker.command(SourceCommand::Use(streams));
+        }
+    }
+
+    /// All streams are there: as many of them carry pages as were asked for, or as is a good beginning.
+    pub(super) fn begin_with_streams(&mut self) {
+        let opened = self.recorder.streams;
+        if !self.request.settings.measure_streams {
+            return self.use_streams(opened);
+        }
+        let rtt = carried(self.streams.sockets(), 0).rtt;
+        let count = StreamCount::new(self.workers.len() as u16, opened, rtt < SHORT_RTT);
+        self.use_streams(count.now());
+        self.path.count = Some(count);
     }
 
     /// Does what was asked for meanwhile.

@@ -243,6 +243,7 @@ impl SourceDriver {
     fn connection_is_there(&mut self) {
         self.streams.missing -= 1;
         if self.streams.missing == 0 {
+            self.begin_with_streams();
             self.pending.push_back(SourceEvent::StreamsOpen);
         }
     }

@@ -251,6 +251,11 @@ impl EffortChooser {
         self.began = None;
     }
 
+    /// The sockets take so many bytes from now on.
+    pub const fn set_room(&mut self, bytes: u64) {
+        self.room_bytes = bytes;
+    }
+
     /// There was no room for a frame for so long.
     pub fn waited(&mut self, time: Duration) {
         if time >= WAIT_MIN {

@@ -61,6 +61,7 @@ pub(crate) fn settings() -> TransferSettings {
     TransferSettings {
         mode: "test".into(),
         streams: 2,
+        measure_streams: false,
         workers: 0,
         at_once: 0,
         tls: TlsChoice::Auto,

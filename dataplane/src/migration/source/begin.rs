@@ -176,6 +176,8 @@ fn recorder(request: &Request, tracker: &str, ram_bytes: u64) -> Recorder {
     recorder
 }
 
+const _: () = assert!(dwcp_api::STREAMS_MAX as usize == dwcp_wire::limits::STREAMS_MAX);
+
 fn offer(
     node: &Node,
     request: &Request,

@@ -15,6 +15,7 @@ fn request(vm: &str) -> Request {
         settings: TransferSettings {
             mode: "test".into(),
             streams: 1,
+            measure_streams: false,
             workers: 0,
             at_once: 0,
             tls: TlsChoice::Auto,

@@ -4,6 +4,7 @@
 mod codec;
 mod cuts;
 mod faults;
+mod goodput;
 mod idle;
 mod machine;
 mod matrix;
@@ -45,6 +46,8 @@ enum Which {
     Wan(wan::Args),
     /// Move the same guest with TLS off and on, in turn, over a link of 900 Mbit/s.
     Tls(tls::Args),
+    /// Move a guest that does not compress over links of 100 to 900 Mbit/s: what part of the rate is used.
+    Goodput(goodput::Args),
     /// Leave a node alone, and see what its daemons cost.
     Idle(idle::Args),
     /// Show a record as a table and a page with plots, or compare two.
@@ -65,6 +68,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         Which::Matrix(args) => matrix::run(args, context),
         Which::Wan(args) => wan::run(args, context),
         Which::Tls(args) => tls::run(args, context),
+        Which::Goodput(args) => goodput::run(args, context),
         Which::Idle(args) => idle::run(args, context),
         Which::Report(args) => report::run(args, context),
         Which::Cuts(args) => cuts::run(args, context),

@@ -52,6 +52,11 @@ impl Road {
         })
     }
 
+    /// What it carries, headers of packets included.
+    pub(crate) fn bytes_per_s(&self) -> Option<u64> {
+        self.way.rate_bit_per_s.map(|rate| rate / 8)
+    }
+
     pub(super) fn is_lossy(&self) -> bool {
         self.way.loss > 0.0
     }
