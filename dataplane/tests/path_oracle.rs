@@ -5,7 +5,7 @@ mod common;
 
 use common::Random;
 use common::line::{End, Leave, Pipe, Sender, Sent, bitmap, lanes, receive_round, send_round};
-use dwcp_api::Codec;
+use dwcp_api::{Codec, Prefer};
 use dwcp_dataplane::path::RoundWork;
 use dwcp_dataplane::ram::RamBitmap;
 use dwcp_simd::{FingerprintKey, PAGE_BYTES, Page};
@@ -27,6 +27,7 @@ const CODECS: [Codec; 9] = [
     WINDOW,
     Codec::Auto {
         window_bytes: 4 << 20,
+        prefer: Prefer::Time,
     },
     Codec::Window {
         level: -5,

@@ -149,6 +149,13 @@ pub(super) const KEYS: &[Key] = &[
          not get smaller.",
     ),
     key(
+        "pages.prefer",
+        Kind::Choice(&["time", "bytes"]),
+        "What pages.codec auto is chosen for where fewer bytes would take longer, as the CPU is slower than \
+         the link. time is sooner done; bytes spares a link that others use, or that is paid for: half of the \
+         bytes are worth four times the time. Over a slow link both are the same.",
+    ),
+    key(
         "pages.zstd_level",
         integer(-7, 19),
         "Level of the codecs zstd and window: lower is faster, higher is smaller. Without effect when \

@@ -1,7 +1,8 @@
 //! Values of keys to settings, and back.
 
 use dwcp_api::{
-    Codec, IoPath, STREAMS_MAX, SendChoice, TlsChoice, TrackerChoice, TransferSettings, Verify,
+    Codec, IoPath, Prefer, STREAMS_MAX, SendChoice, TlsChoice, TrackerChoice, TransferSettings,
+    Verify,
 };
 
 use super::keys::HOST;
@@ -10,29 +11,50 @@ use crate::config::{AUTO, Value, Values};
 const LEVEL_WHEN_RAW: i64 = 1;
 const WINDOW_BYTES_WHEN_NONE: u64 = 64 << 20;
 
+/// Values of the kinds that keys take.
+struct Typed<'a>(&'a Values);
+
+impl<'a> Typed<'a> {
+    fn word(&self, key: &str) -> Option<&'a str> {
+        match self.0.get(key) {
+            Some(Value::Text(text)) => Some(text.as_str()),
+            _ => None,
+        }
+    }
+
+    fn integer(&self, key: &str) -> Option<i64> {
+        match self.0.get(key) {
+            Some(Value::Integer(value)) => Some(*value),
+            _ => None,
+        }
+    }
+
+    fn quantity(&self, key: &str) -> Option<u64> {
+        match self.0.get(key) {
+            Some(Value::Quantity(value)) => Some(*value),
+            _ => None,
+        }
+    }
+
+    fn boolean(&self, key: &str) -> Option<bool> {
+        match self.0.get(key) {
+            Some(Value::Boolean(value)) => Some(*value),
+            _ => None,
+        }
+    }
+}
+
 /// The settings that a complete set of values stands for; `None` when one is absent or of the wrong
 /// type, which the parser and the tests of the built-in profiles rule out.
 pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
-    let word = |key: &str| match values.get(key) {
-        Some(Value::Text(text)) => Some(text.as_str()),
-        _ => None,
-    };
-    let integer = |key: &str| match values.get(key) {
-        Some(Value::Integer(value)) => Some(*value),
-        _ => None,
-    };
-    let quantity = |key: &str| match values.get(key) {
-        Some(Value::Quantity(value)) => Some(*value),
-        _ => None,
-    };
-    let boolean = |key: &str| match values.get(key) {
-        Some(Value::Boolean(value)) => Some(*value),
-        _ => None,
-    };
+    let from = Typed(values);
+    let word = |key: &str| from.word(key);
+    let integer = |key: &str| from.integer(key);
+    let quantity = |key: &str| from.quantity(key);
+    let boolean = |key: &str| from.boolean(key);
     let ms = |key: &str| u32::try_from(quantity(key)?).ok();
     let congestion_control = word("transfer.congestion_control")?;
     let (streams, measure_streams) = streams(values.get("transfer.streams")?)?;
-    let level = i32::try_from(integer("pages.zstd_level")?).ok()?;
     Some(TransferSettings {
         mode: word("mode")?.to_owned(),
         streams,
@@ -51,7 +73,7 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
         },
         send: send(word("transfer.send")?),
         window_bytes: quantity("transfer.window")?,
-        codec: codec(word("pages.codec")?, level, quantity("pages.zstd_window")?),
+        codec: codec(&from)?,
         reuse: boolean("pages.reuse")?,
         remember_bytes: quantity("pages.remember")?,
         tracker: match word("tracker.prefer")? {
@@ -98,16 +120,51 @@ fn send(word: &str) -> SendChoice {
     }
 }
 
-fn codec(word: &str, level: i32, window_bytes: u64) -> Codec {
-    match word {
+fn codec(from: &Typed<'_>) -> Option<Codec> {
+    let level = i32::try_from(from.integer("pages.zstd_level")?).ok()?;
+    let window_bytes = from.quantity("pages.zstd_window")?;
+    let prefer = match from.word("pages.prefer")? {
+        "bytes" => Prefer::Bytes,
+        _ => Prefer::Time,
+    };
+    Some(match from.word("pages.codec")? {
         "zstd" => Codec::Zstd { level },
         "window" => Codec::Window {
             level,
             window_bytes,
         },
-        "auto" => Codec::Auto { window_bytes },
+        "auto" => Codec::Auto {
+            window_bytes,
+            prefer,
+        },
         _ => Codec::Raw,
-    }
+    })
+}
+
+/// The values that a codec stands for.
+fn codec_values(codec: Codec) -> [(&'static str, Value); 4] {
+    let (name, level, window_bytes) = match codec {
+        Codec::Raw => ("raw", LEVEL_WHEN_RAW, WINDOW_BYTES_WHEN_NONE),
+        Codec::Zstd { level } => ("zstd", level.into(), WINDOW_BYTES_WHEN_NONE),
+        Codec::Window {
+            level,
+            window_bytes,
+        } => ("window", level.into(), window_bytes),
+        Codec::Auto { window_bytes, .. } => ("auto", LEVEL_WHEN_RAW, window_bytes),
+    };
+    let prefer = match codec {
+        Codec::Auto {
+            prefer: Prefer::Bytes,
+            ..
+        } => "bytes",
+        _ => "time",
+    };
+    [
+        ("pages.codec", Value::Text(name.to_owned())),
+        ("pages.prefer", Value::Text(prefer.to_owned())),
+        ("pages.zstd_level", Value::Integer(level)),
+        ("pages.zstd_window", Value::Quantity(window_bytes)),
+    ]
 }
 
 const fn tls_word(tls: TlsChoice) -> &'static str {
@@ -140,15 +197,6 @@ const fn io_word(io: IoPath) -> &'static str {
 /// The values that settings stand for: [`settings`] of them gives the same settings.
 pub(super) fn values(settings: &TransferSettings) -> Values {
     let word = |text: &str| Value::Text(text.to_owned());
-    let (codec, level, window_bytes) = match settings.codec {
-        Codec::Raw => ("raw", LEVEL_WHEN_RAW, WINDOW_BYTES_WHEN_NONE),
-        Codec::Zstd { level } => ("zstd", level.into(), WINDOW_BYTES_WHEN_NONE),
-        Codec::Window {
-            level,
-            window_bytes,
-        } => ("window", level.into(), window_bytes),
-        Codec::Auto { window_bytes } => ("auto", LEVEL_WHEN_RAW, window_bytes),
-    };
     let tracker = match settings.tracker {
         TrackerChoice::Auto => "auto",
         TrackerChoice::Userfaultfd => "userfaultfd",
@@ -171,7 +219,7 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
     };
     let quantity = |ms: u32| Value::Quantity(ms.into());
     let integer = |number: u32| Value::Integer(number.into());
-    Values::from([
+    let mut values = Values::from([
         ("mode", word(&settings.mode)),
         ("transfer.streams", streams),
         ("transfer.workers", integer(settings.workers.into())),
@@ -191,9 +239,6 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
             integer(settings.busy_poll_us.into()),
         ),
         ("transfer.pin", Value::Boolean(settings.pin_workers)),
-        ("pages.codec", word(codec)),
-        ("pages.zstd_level", Value::Integer(level)),
-        ("pages.zstd_window", Value::Quantity(window_bytes)),
         ("pages.reuse", Value::Boolean(settings.reuse)),
         ("pages.remember", Value::Quantity(settings.remember_bytes)),
         ("tracker.prefer", word(tracker)),
@@ -207,5 +252,7 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
         ("verify.sample_pages", integer(settings.sample_pages)),
         ("timeouts.connect", quantity(settings.connect_timeout_ms)),
         ("timeouts.peer_silence", quantity(settings.peer_silence_ms)),
-    ])
+    ]);
+    values.extend(codec_values(settings.codec));
+    values
 }

@@ -1,4 +1,4 @@
-use dwcp_api::{Codec, Verify};
+use dwcp_api::{Codec, Prefer, Verify};
 use miette::{GraphicalReportHandler, GraphicalTheme};
 use proptest::prelude::*;
 
@@ -46,6 +46,7 @@ fn the_defaults_are_those_decided() {
         internet.codec,
         Codec::Auto {
             window_bytes: 64 << 20,
+            prefer: Prefer::Bytes,
         }
     );
     assert_eq!((internet.streams, internet.window_bytes), (4, 128 << 20));

@@ -132,7 +132,20 @@ pub enum Codec {
     Auto {
         /// How far back it looks, over all streams together.
         window_bytes: u64,
+        /// What it is chosen for.
+        prefer: Prefer,
     },
+}
+
+/// What counts where fewer bytes would take longer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Prefer {
+    /// Being done soon.
+    #[default]
+    Time,
+    /// Few bytes: half of them are worth four times the time.
+    Bytes,
 }
 
 /// Dirty tracker.

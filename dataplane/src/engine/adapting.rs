@@ -50,16 +50,16 @@ impl Adapting {
 
     /// So many streams of this worker carry pages, of so many in all.
     pub(super) fn use_streams(&mut self, streams: usize, in_all: usize, line: &mut Outgoing<'_>) {
-        if !matches!(self.codec, Codec::Auto { .. }) {
+        let Codec::Auto { prefer, .. } = self.codec else {
             return;
-        }
+        };
         // What the kernel takes beyond what has been sent, and as much on its way.
         let room = 2 * u64::from(UNSENT_BYTES_MAX) * streams as u64;
         if let Some(chooser) = &mut self.chooser {
             return chooser.set_room(room);
         }
         let share = streams as f64 / in_all.max(1) as f64;
-        let chooser = EffortChooser::new(room, self.is_short_path, share);
+        let chooser = EffortChooser::new(room, self.is_short_path, share, prefer);
         let effort = chooser.effort();
         self.chooser = Some(chooser);
         self.refer(effort, line);

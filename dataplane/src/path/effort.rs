@@ -15,6 +15,7 @@ mod model;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use dwcp_api::Prefer;
 use model::Model;
 use serde::Serialize;
 
@@ -78,6 +79,15 @@ const GROWS: f64 = 1.25;
 /// Part of what the link takes that a worker sends when it is slower.
 const RUNS_DRY: f64 = 0.9;
 
+/// Times the logarithm of the bytes that a byte of pages becomes: what those are worth, beside the logarithm
+/// of the time that it takes.
+const fn bytes_weight(prefer: Prefer) -> f64 {
+    match prefer {
+        Prefer::Time => 0.0,
+        Prefer::Bytes => 2.0,
+    }
+}
+
 /// Another effort must promise this much more.
 const GAIN_MIN: f64 = 0.04;
 
@@ -116,6 +126,11 @@ impl Interval {
         self.wire_bytes / self.seconds
     }
 
+    /// What it was worth: speed, and with a weight what became of the bytes.
+    fn worth(&self, bytes_weight: f64) -> f64 {
+        self.speed() * (self.page_bytes / self.wire_bytes).powf(bytes_weight)
+    }
+
     fn waits(&self) -> bool {
         self.waited_s > self.seconds * WAITS
     }
@@ -136,7 +151,7 @@ pub struct BuiltFrame {
 #[derive(Clone, Copy, Debug)]
 struct Trial {
     from: usize,
-    /// What the one before reached, bytes of pages per second.
+    /// What the one before was worth.
     before: f64,
     /// What was promised.
     promised: f64,
@@ -146,6 +161,7 @@ struct Trial {
 #[derive(Debug)]
 pub struct EffortChooser {
     at: usize,
+    bytes_weight: f64,
     model: Model,
     /// What the sockets take without a link that carries it away.
     room_bytes: u64,
@@ -207,16 +223,18 @@ impl Rest {
 impl EffortChooser {
     /// One that has seen nothing, for `share` of a path, whose sockets take `room_bytes` in all. Over a
     /// short path pages leave as they are until it is seen to be slow; a long one is taken to carry
-    /// [`LONG_PATH_BYTES_PER_S`] until it is seen to carry more.
+    /// [`LONG_PATH_BYTES_PER_S`] until it is seen to carry more. Where bytes count, every path is a long one.
     #[must_use]
-    pub fn new(room_bytes: u64, is_short_path: bool, share: f64) -> Self {
-        let (at, guess) = match is_short_path {
+    pub fn new(room_bytes: u64, is_short_path: bool, share: f64, prefer: Prefer) -> Self {
+        let (at, guess) = match is_short_path && prefer == Prefer::Time {
             true => (0, f64::INFINITY),
             false => (FIRST, LONG_PATH_BYTES_PER_S * share),
         };
+        let bytes_weight = bytes_weight(prefer);
         Self {
             at,
-            model: Model::new(),
+            bytes_weight,
+            model: Model::new(bytes_weight),
             room_bytes,
             link: None,
             guess,
@@ -312,7 +330,8 @@ impl EffortChooser {
             self.easier.begin();
         }
         if let Some(trial) = self.trial.take()
-            && interval.speed() < trial.before + KEPT_MIN * (trial.promised - trial.before)
+            && interval.worth(self.bytes_weight)
+                < trial.before + KEPT_MIN * (trial.promised - trial.before)
         {
             self.at = trial.from;
             self.harder.begin();
@@ -362,10 +381,10 @@ impl EffortChooser {
     fn follow_link(&mut self, interval: &Interval, link_s: f64) {
         let other_s = (interval.seconds - interval.waited_s - interval.encoded_s).max(0.0)
             / interval.page_bytes;
-        let seconds = |at: usize| self.model.seconds(at, other_s, link_s);
+        let price = |at: usize| self.model.price(at, other_s, link_s);
         let mut best = self.at;
         for at in 0..EFFORTS.len() {
-            if seconds(at) < seconds(best) {
+            if price(at) < price(best) {
                 best = at;
             }
         }
@@ -373,15 +392,16 @@ impl EffortChooser {
         if self.harder.has_failed() {
             best = best.min(self.at + 2);
         }
-        let is_worth_it = seconds(best) * (1.0 + GAIN_MIN) < seconds(self.at);
+        let is_worth_it = price(best) * (1.0 + GAIN_MIN) < price(self.at);
         if !is_worth_it || (best > self.at && !self.harder.is_over()) {
             return;
         }
         if best > self.at {
+            let before = interval.worth(self.bytes_weight);
             self.trial = Some(Trial {
                 from: self.at,
-                before: interval.speed(),
-                promised: interval.speed() * seconds(self.at) / seconds(best),
+                before,
+                promised: before * price(self.at) / price(best),
             });
         }
         self.at = best;
@@ -394,8 +414,8 @@ impl EffortChooser {
         };
         let link_s = 1.0 / self.link_rate(now);
         let other_s = (interval.seconds - interval.encoded_s).max(0.0) / interval.page_bytes;
-        let seconds = |at: usize| self.model.seconds(at, other_s, link_s);
-        if seconds(less) * (1.0 + GAIN_MIN) < seconds(self.at) {
+        let price = |at: usize| self.model.price(at, other_s, link_s);
+        if price(less) * (1.0 + GAIN_MIN) < price(self.at) {
             self.at = less;
             self.is_eased = true;
         }

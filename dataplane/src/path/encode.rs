@@ -68,7 +68,7 @@ impl Encoder {
                 window_bytes,
             } => Kind::window(level, window_bytes, streams),
             // The effort says how; its window's memory is the same.
-            Codec::Auto { window_bytes } => Kind::window(1, window_bytes, streams),
+            Codec::Auto { window_bytes, .. } => Kind::window(1, window_bytes, streams),
         };
         Self { kind, rests: false }
     }

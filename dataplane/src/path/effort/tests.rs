@@ -33,7 +33,7 @@ struct Road {
 impl Road {
     fn new(link: f64, is_short: bool) -> Self {
         Self {
-            chooser: EffortChooser::new(ROOM_BYTES, is_short, 1.0),
+            chooser: EffortChooser::new(ROOM_BYTES, is_short, 1.0, Prefer::Time),
             start: Instant::now(),
             now: 0.0,
             sent: 0.0,
@@ -148,6 +148,26 @@ fn a_codec_that_is_not_what_was_foretold_is_found_out() {
     }
 }
 
+/// Half of the bytes are worth four times the time, on every link.
+#[test]
+fn where_bytes_count_they_are_few() {
+    let price = |at: usize, link: f64| TYPICAL[at].1.powi(-2) / speed(&TYPICAL, at, link);
+    for link in LINKS {
+        let mut road = Road::new(link, true);
+        road.chooser = EffortChooser::new(ROOM_BYTES, true, 1.0, Prefer::Bytes);
+        road.go(&TYPICAL, 10.0);
+        let prices = (0..EFFORTS.len()).map(|at| price(at, link));
+        let best = prices.fold(f64::INFINITY, f64::min);
+        let at = road.chooser.at;
+        assert!(
+            best > 0.9 * price(at, link),
+            "{link} B/s: {:?}",
+            road.chooser.effort()
+        );
+        assert!(at >= FIRST, "{link} B/s");
+    }
+}
+
 #[test]
 fn it_follows_a_link_that_changes() {
     let mut road = Road::new(12.5e6, false);
@@ -163,7 +183,7 @@ fn it_follows_a_link_that_changes() {
 
 #[test]
 fn a_pause_is_nobodys_fault() {
-    let mut chooser = EffortChooser::new(ROOM_BYTES, false, 1.0);
+    let mut chooser = EffortChooser::new(ROOM_BYTES, false, 1.0, Prefer::Time);
     let mut now = Instant::now();
     for frame in 0..2000 {
         now += Duration::from_millis(10);

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use dwcp_api::Codec;
+use dwcp_api::{Codec, Prefer};
 use dwcp_dataplane::path::{
     BuiltFrame, Effort, EffortChooser, Encoder, FRAME_BUFFER_BYTES, Interval, Outgoing, RoundWork,
 };
@@ -96,7 +96,13 @@ impl<'a> Line<'a> {
         line.begin(work);
         Self {
             line,
-            encoder: Encoder::new(Codec::Auto { window_bytes }, 1),
+            encoder: Encoder::new(
+                Codec::Auto {
+                    window_bytes,
+                    prefer: Prefer::Time,
+                },
+                1,
+            ),
             work,
             buffer: vec![0; FRAME_BUFFER_BYTES],
             sequence: 0,
@@ -163,7 +169,7 @@ pub(super) fn adapt(
         &work,
         window_bytes,
     );
-    let mut chooser = EffortChooser::new(ROOM_BYTES, is_short, 1.0);
+    let mut chooser = EffortChooser::new(ROOM_BYTES, is_short, 1.0, Prefer::Time);
     line.set(chooser.effort());
     let (mut road, mut sent) = (Road::new(link_bytes_per_s), Sent::default());
     let start = Instant::now();
