@@ -98,6 +98,50 @@ fn round_0_waits_for_the_answers() {
     assert_eq!(source.phase(), Phase::Aborted, "an answer to nothing");
 }
 
+/// A round trip less before the first page. The end of the round waits: the destination may not have all
+/// streams yet.
+#[test]
+fn pages_do_not_wait_until_the_destination_is_ready() {
+    let end_of = |actions: &[SourceAction]| {
+        let ends = |action: &SourceAction| {
+            matches!(
+                action,
+                SourceAction::Send(Control::RoundEnd { round: 0, .. })
+            )
+        };
+        actions.iter().any(ends)
+    };
+    let (mut source, _) = setting_up(false, None);
+    assert_eq!(source.on_event(NOW, SourceEvent::TrackerArmed), []);
+    let actions = source.on_event(NOW, SourceEvent::StreamsOpen);
+    assert!(matches!(
+        actions[..],
+        [SourceAction::StartRound { round: 0, .. }]
+    ));
+    let sent = SourceEvent::RoundSent(measure());
+    assert_eq!(source.on_event(NOW, sent.clone()), []);
+    let actions = source.on_event(NOW, SourceEvent::Peer(Control::Ready));
+    assert!(end_of(&actions), "{actions:?}");
+    // A lost mark is sent again, and its round ends once more.
+    assert!(end_of(&source.on_event(NOW, sent)));
+    let _ = source.on_event(NOW, SourceEvent::Peer(Control::Ready));
+    assert_eq!(source.phase(), Phase::Aborted, "it is ready once");
+}
+
+#[test]
+fn a_report_does_not_come_before_the_destination_is_ready() {
+    let (mut source, _) = setting_up(false, None);
+    for event in [
+        SourceEvent::TrackerArmed,
+        SourceEvent::StreamsOpen,
+        SourceEvent::RoundSent(measure()),
+        SourceEvent::Peer(round_report(0, vec![], false)),
+    ] {
+        let _ = source.on_event(NOW, event);
+    }
+    assert_eq!(source.phase(), Phase::Aborted);
+}
+
 #[test]
 fn nothing_is_asked_of_a_destination_that_has_nothing() {
     let (mut source, actions) = setting_up(true, None);

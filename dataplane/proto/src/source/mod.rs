@@ -60,6 +60,8 @@ struct Precopy {
     began: Instant,
     measure: Option<RoundMeasure>,
     pages_before: u64,
+    /// The destination has all streams. Pages need not wait for that, the end of a round does.
+    ready: bool,
 }
 
 #[derive(Debug)]

@@ -67,7 +67,7 @@ impl Source {
             }
             event => return self.unexpected(&State::Setup(setup), &event),
         }
-        if !(setup.armed && setup.streams && setup.ready && setup.answered) {
+        if !(setup.armed && setup.streams && setup.answered) {
             return (State::Setup(setup), vec![]);
         }
         let precopy = Precopy {
@@ -75,6 +75,7 @@ impl Source {
             began: now,
             measure: None,
             pages_before: 0,
+            ready: setup.ready,
         };
         (State::Precopy(precopy), vec![start_round(0, vec![], false)])
     }
@@ -88,13 +89,13 @@ impl Source {
         match event {
             SourceEvent::RoundSent(measure) => {
                 precopy.measure = Some(measure);
-                let end = Control::RoundEnd {
-                    round: precopy.round,
-                    sent: measure.sent,
-                    paused: false,
-                    root: measure.root,
-                };
-                (State::Precopy(precopy), vec![SourceAction::Send(end)])
+                let end = precopy.ready.then(|| round_end(&precopy, &measure));
+                (State::Precopy(precopy), Vec::from_iter(end))
+            }
+            SourceEvent::Peer(Control::Ready) if !precopy.ready => {
+                precopy.ready = true;
+                let end = precopy.measure.map(|measure| round_end(&precopy, &measure));
+                (State::Precopy(precopy), Vec::from_iter(end))
             }
             SourceEvent::Peer(Control::RoundReport {
                 round,
@@ -102,7 +103,7 @@ impl Source {
                 suspects,
                 root,
                 ..
-            }) if round == precopy.round && precopy.measure.is_some() => {
+            }) if round == precopy.round && precopy.ready && precopy.measure.is_some() => {
                 let measure = precopy.measure.unwrap_or_default();
                 match self.check_report(&measure, applied, &suspects, root) {
                     Ok(()) => self.round_reported(now, precopy, suspects),
@@ -139,6 +140,7 @@ impl Source {
                     began: now,
                     measure: None,
                     pages_before: measure.pages,
+                    ready: true,
                 };
                 (
                     State::Precopy(next),
@@ -207,4 +209,13 @@ impl Source {
             Some(range) => Err(format!("destination reports {range:?}, outside of RAM")),
         }
     }
+}
+
+fn round_end(precopy: &Precopy, measure: &RoundMeasure) -> SourceAction {
+    SourceAction::Send(Control::RoundEnd {
+        round: precopy.round,
+        sent: measure.sent,
+        paused: false,
+        root: measure.root,
+    })
 }
