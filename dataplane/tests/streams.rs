@@ -51,20 +51,40 @@ fn check_moved(report: &MigrationReport, nodes: &TwoNodes, place: &str) {
 fn a_stream_that_breaks_before_all_are_there_is_replaced() {
     // Its hello does not arrive; it arrives, and that is all.
     for bytes in [1, 88] {
-        let settings = TransferSettings {
-            streams: 4,
-            ..settings()
-        };
-        let first = proxy::data(0);
-        let plan = Plan {
-            connections: first..first + 1,
-            way: Way::ToDestination,
-            harm: Harm::Cut { bytes },
-        };
-        let (report, nodes, proxy) = moves(&settings, &plan);
+        let (report, nodes, proxy) = cut_first(TlsChoice::Off, bytes);
         check_moved(&report, &nodes, &format!("{bytes} bytes"));
         assert!(proxy.has_harmed());
     }
+}
+
+#[test]
+fn a_stream_whose_handshake_breaks_is_dialled_again() {
+    // The device connection may have come first, which is not dialled again.
+    let is_moved = (0..4).any(|_| {
+        let (report, nodes, proxy) = cut_first(TlsChoice::On, 100);
+        assert!(proxy.has_harmed());
+        if report.result == RunResult::Completed {
+            check_moved(&report, &nodes, "handshake");
+        }
+        report.result == RunResult::Completed
+    });
+    assert!(is_moved);
+}
+
+/// Cuts the first connection after the control connection, once.
+fn cut_first(tls: TlsChoice, bytes: u64) -> (MigrationReport, TwoNodes, Proxy) {
+    let settings = TransferSettings {
+        streams: 4,
+        tls,
+        ..settings()
+    };
+    let first = proxy::data(0);
+    let plan = Plan {
+        connections: first..first + 1,
+        way: Way::ToDestination,
+        harm: Harm::Cut { bytes },
+    };
+    moves(&settings, &plan)
 }
 
 /// Cuts data streams after seeded numbers of bytes.
@@ -242,12 +262,20 @@ fn in_the_pause_the_guest_does_not_wait_long_for_a_stream() {
             },
         },
     };
-    let (report, nodes, _proxy) = moves(&settings, &plan);
-    assert_eq!(report.result, RunResult::Aborted, "{}", report.reason);
-    let reason = "could not be replaced in 2000 ms";
-    assert!(report.reason.contains(reason), "{}", report.reason);
-    assert!(nodes.old.is_running() && !nodes.new.is_running());
-    assert_eq!(nodes.old.bad_pages(), 0);
+    // The stream may have carried all that it was to carry before it was closed: then nothing waits for it.
+    let waits = (0..8).any(|_| {
+        let (report, nodes, _proxy) = moves(&settings, &plan);
+        if report.result == RunResult::Completed {
+            return false;
+        }
+        assert_eq!(report.result, RunResult::Aborted, "{}", report.reason);
+        let reason = "could not be replaced in 2000 ms";
+        assert!(report.reason.contains(reason), "{}", report.reason);
+        assert!(nodes.old.is_running() && !nodes.new.is_running());
+        assert_eq!(nodes.old.bad_pages(), 0);
+        true
+    });
+    assert!(waits);
 }
 
 /// The end of the device connection overtakes the destination's last message.

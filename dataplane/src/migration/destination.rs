@@ -196,16 +196,21 @@ fn listen_to_peer(
     reader: Mailbox<DestinationInput>,
     meter: &Arc<Meter>,
 ) -> std::io::Result<()> {
-    peer::spawn_reader(stream, meter, move |message| {
-        let event = match message {
-            Ok(message) => DestinationEvent::Peer(message),
-            Err(error) => DestinationEvent::PeerLost(format!("control connection: {error}")),
-        };
-        let event = DestinationInput::Event(event);
-        if reader.push_within(event, FIRST_SILENCE).is_err() {
-            tracing::error!("destination driver hangs");
-        }
-    })
+    peer::spawn_reader(
+        stream,
+        meter,
+        |_, _| true,
+        move |message| {
+            let event = match message {
+                Ok(message) => DestinationEvent::Peer(message),
+                Err(error) => DestinationEvent::PeerLost(format!("control connection: {error}")),
+            };
+            let event = DestinationInput::Event(event);
+            if reader.push_within(event, FIRST_SILENCE).is_err() {
+                tracing::error!("destination driver hangs");
+            }
+        },
+    )
 }
 
 impl DestinationDriver {

@@ -25,7 +25,7 @@ const HELLO_TIME: Duration = Duration::from_secs(10);
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
 /// Connections in their first words at once; more wait in the kernel's queue.
-const GREETING_MAX: usize = 64;
+const GREETING_MAX: usize = 256;
 
 /// Accepts connections of other nodes' data planes.
 #[derive(Debug)]

@@ -153,16 +153,20 @@ pub(super) fn write_frame(
     Ok(())
 }
 
-/// The source's first words. Both sides come to the same version and capabilities.
-pub(super) fn say_hello(
+/// The source's first words.
+pub(super) fn say_hello(stream: &mut Connection, meter: &Meter) -> Result<(), PeerError> {
+    let own = Hello::own().to_bytes();
+    Ok(write_frame(stream, FrameKind::Hello, 0, 1, &own, meter)?)
+}
+
+/// The answer to them. Both sides come to the same version and capabilities.
+pub(super) fn hear_reply(
     stream: &mut Connection,
     meter: &Meter,
 ) -> Result<(u16, Capabilities), PeerError> {
-    let own = Hello::own();
-    write_frame(stream, FrameKind::Hello, 0, 1, &own.to_bytes(), meter)?;
     let (header, payload) = read_frame(stream, meter)?;
     expect_kind(&header, FrameKind::HelloReply)?;
-    Ok(negotiate(own, hello_from(&payload)?)?)
+    Ok(negotiate(Hello::own(), hello_from(&payload)?)?)
 }
 
 /// Whether a peer that can do this much reads what `codec` makes.
@@ -268,16 +272,23 @@ pub(super) fn read_control(stream: &mut Connection, meter: &Meter) -> Result<Con
     Ok(decode_control(&payload)?)
 }
 
-/// Reads control messages on a thread of their own and hands each to `take`, the end included.
+/// Reads control messages on a thread of their own and hands each to `take`, the end included. It hears
+/// `first` before, and ends when that says false.
 pub(super) fn spawn_reader(
     mut stream: Connection,
     meter: &Arc<Meter>,
+    first: impl FnOnce(&mut Connection, &Meter) -> bool + Send + 'static,
     take: impl Fn(Result<Control, PeerError>) + Send + 'static,
 ) -> io::Result<()> {
-    stream.set_read_timeout(None)?;
     let meter = Arc::clone(meter);
     let read = move || {
         let mut helper = meter.helper();
+        if !first(&mut stream, &meter) {
+            return;
+        }
+        if let Err(error) = stream.set_read_timeout(None) {
+            return take(Err(error.into()));
+        }
         loop {
             let message = read_control(&mut stream, &meter);
             let over = message.is_err();
@@ -306,6 +317,7 @@ pub(super) fn query_owner(
     let mut stream = connect()?;
     stream.set_read_timeout(Some(time))?;
     say_hello(&mut stream, meter)?;
+    hear_reply(&mut stream, meter)?;
     let mut writer = ControlWriter::new(stream.try_clone()?, time, meter)?;
     writer.send(&Control::OwnerQuery {
         migration,

@@ -19,7 +19,7 @@ use dwcp_wire::AbortCode;
 use super::admission::{Turn, at_once};
 use super::baseline;
 use super::node::{JournalScope, MigrationHandle, Node, PeerNode};
-use super::peer::ControlWriter;
+use super::peer::{ControlWriter, PeerError};
 use super::recorder::{BeforeRound, End, Recorder, no_outcome};
 use super::relay::Relay;
 use super::secure::Way;
@@ -54,6 +54,8 @@ pub(super) struct Request {
 pub(super) enum SourceInput {
     /// An event for the machine.
     Event(SourceEvent),
+    /// The destination has answered to the first words, or nobody has.
+    Greeted(Result<(), PeerError>),
     /// A worker speaks.
     Worker(WorkerEvent),
     /// A further connection was made, or could not be.
@@ -90,6 +92,8 @@ pub(super) struct SourceDriver {
     /// TLS or plain text.
     pub(super) way: Way,
     pub(super) control: Option<ControlWriter>,
+    /// The destination has answered to the first words.
+    pub(super) is_greeted: bool,
     /// Where the control connection has led; streams go there too.
     pub(super) peer: Option<SocketAddr>,
     pub(super) relay: Option<Relay>,
@@ -142,6 +146,7 @@ impl SourceDriver {
             }
             match self.mailbox.wait(TICK) {
                 Some(SourceInput::Event(event)) => self.feed(event),
+                Some(SourceInput::Greeted(outcome)) => self.greeted(outcome),
                 Some(SourceInput::Worker(event)) => self.worker_event(event),
                 Some(SourceInput::Dialled(dialled)) => self.dialled(dialled),
                 Some(SourceInput::DeviceLost(reason)) => self.device_lost(reason),

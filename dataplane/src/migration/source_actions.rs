@@ -10,12 +10,14 @@ use dwcp_api::Codec;
 use dwcp_proto::{JournalEntry, SourceEvent};
 use dwcp_wire::{AbortCode, Control};
 
+use super::meter::Meter;
 use super::node::lock;
 use super::peer::{self, ControlWriter};
 use super::recorder::tls_report;
 use super::reread::reread;
 use super::source::{SourceDriver, SourceInput};
 use crate::engine::Reread;
+use crate::tls::Connection;
 
 impl SourceDriver {
     /// Moments that only events tell.
@@ -73,19 +75,28 @@ impl SourceDriver {
         let time = Duration::from_millis(self.request.settings.connect_timeout_ms.into());
         match self.try_connect(time) {
             Ok(()) => self.pending.push_back(SourceEvent::Connected),
-            Err(error) => {
-                self.recorder.no_peer = !error.is_loss();
-                let reason = match &error {
-                    peer::PeerError::Lost(error) if error.kind() == ErrorKind::WouldBlock => {
-                        format!("the other side said nothing for {} ms", time.as_millis())
-                    }
-                    error => error.to_string(),
-                };
-                self.pending.push_back(SourceEvent::PeerLost(reason));
-            }
+            Err(error) => self.greeted(Err(error)),
         }
     }
 
+    /// The other side has answered to the first words, or it is no node that this one can talk to.
+    pub(super) fn greeted(&mut self, outcome: Result<(), peer::PeerError>) {
+        let Err(error) = outcome else {
+            self.is_greeted = true;
+            return;
+        };
+        self.recorder.no_peer = !error.is_loss();
+        let reason = match &error {
+            peer::PeerError::Lost(error) if error.kind() == ErrorKind::WouldBlock => {
+                let time_ms = self.request.settings.connect_timeout_ms;
+                format!("the other side said nothing for {time_ms} ms")
+            }
+            error => error.to_string(),
+        };
+        self.pending.push_back(SourceEvent::PeerLost(reason));
+    }
+
+    /// Connects and says hello. The offer does not wait for the answer: that is the same in every version.
     fn try_connect(&mut self, time: Duration) -> Result<(), peer::PeerError> {
         let address = &self.request.destination.address;
         let mut stream = self.way.connect(&self.node, address, time)?;
@@ -93,12 +104,18 @@ impl SourceDriver {
         self.peer = Some(stream.peer_addr()?);
         stream.set_read_timeout(Some(time))?;
         let meter = Arc::clone(&self.recorder.meter);
-        let (_, capabilities) = peer::say_hello(&mut stream, &meter)?;
-        peer::check_codec(capabilities, self.request.settings.codec)?;
+        peer::say_hello(&mut stream, &meter)?;
         let silence = Duration::from_millis(self.request.settings.peer_silence_ms.into());
         self.control = Some(ControlWriter::new(stream.try_clone()?, silence, &meter)?);
+        let (mailbox, codec) = (self.mailbox.clone(), self.request.settings.codec);
+        let hear = move |stream: &mut Connection, meter: &Meter| {
+            let reply = peer::hear_reply(stream, meter);
+            let outcome = reply.and_then(|(_, can)| peer::check_codec(can, codec));
+            let is_fine = outcome.is_ok();
+            mailbox.push(SourceInput::Greeted(outcome)).is_ok() && is_fine
+        };
         let mailbox = self.mailbox.clone();
-        peer::spawn_reader(stream, &meter, move |message| {
+        peer::spawn_reader(stream, &meter, hear, move |message| {
             let event = match message {
                 Ok(message) => SourceEvent::Peer(message),
                 Err(error) => SourceEvent::PeerLost(format!("control connection: {error}")),
@@ -121,6 +138,11 @@ impl SourceDriver {
             return;
         };
         if let Err(error) = control.send(message) {
+            // What became of the first words says more, and is about to be heard.
+            if !self.is_greeted {
+                tracing::debug!(%error, "before the first words were answered");
+                return;
+            }
             let reason = format!("control connection: {error}");
             self.pending.push_back(SourceEvent::PeerLost(reason));
         }

@@ -192,6 +192,10 @@ impl SourceDriver {
                 tracing::info!(stream = hello.index, %error, "not replaced yet");
                 self.replace(hello.index);
             }
+            // It had not got so far as to be lost, or the destination has too many at once.
+            (Err(error), StreamRole::Data) if error.is_loss() => {
+                self.data_stream_lost(hello.index, error.to_string());
+            }
             (Err(error), _) => self.peer_lost(error.to_string()),
         }
     }
@@ -235,7 +239,12 @@ impl SourceDriver {
             StreamRole::Device => true,
             StreamRole::Data => {
                 let stream = &mut self.streams.data[usize::from(hello.index)];
-                !std::mem::replace(&mut stream.was_there, true)
+                let was_missing = !std::mem::replace(&mut stream.was_there, true);
+                if was_missing {
+                    // There is nothing to resume.
+                    stream.broken = None;
+                }
+                was_missing
             }
         }
     }

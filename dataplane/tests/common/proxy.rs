@@ -32,7 +32,8 @@ pub(crate) enum Part {
 pub(crate) enum Harm {
     /// A bit is changed in the first frame from number `frame` on that has such a part. Frames of
     /// all connections aimed at are counted together: which of the data streams takes the pages
-    /// is a matter of chance.
+    /// is a matter of chance. The hello of a data stream is left alone: such a stream is replaced, as one that
+    /// breaks.
     Flip {
         frame: usize,
         part: Part,
@@ -252,6 +253,10 @@ fn flip(
 ) -> io::Result<()> {
     while !progress.harmed.load(Ordering::Acquire) {
         let (header, mut frame) = read_frame(from)?;
+        if begins_data_stream(&header, &frame) {
+            to.write_all(&frame)?;
+            continue;
+        }
         let number = progress.frames.fetch_add(1, Ordering::Relaxed);
         let place = place(&header, part);
         let ripe = number >= first && !place.is_empty();
@@ -261,6 +266,14 @@ fn flip(
         to.write_all(&frame)?;
     }
     io::copy(from, to).map(drop)
+}
+
+fn begins_data_stream(header: &FrameHeader, frame: &[u8]) -> bool {
+    let hello = frame[HEADER_BYTES..].first_chunk();
+    header.kind == FrameKind::StreamHello
+        && hello.is_some_and(|hello| {
+            StreamHello::from_bytes(hello).is_ok_and(|hello| hello.role == StreamRole::Data)
+        })
 }
 
 fn act_before(

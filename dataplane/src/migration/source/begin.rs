@@ -118,6 +118,7 @@ fn prepare(
         recorder,
         way,
         control: None,
+        is_greeted: false,
         peer: None,
         relay: None,
         streams: Streams::default(),
