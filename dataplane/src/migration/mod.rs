@@ -24,6 +24,7 @@ mod destination_rounds;
 mod destination_streams;
 mod dial;
 mod doubt;
+mod early;
 mod itself;
 mod kept;
 mod listener;

@@ -74,7 +74,10 @@ impl SourceDriver {
     pub(super) fn connect(&mut self) {
         let time = Duration::from_millis(self.request.settings.connect_timeout_ms.into());
         match self.try_connect(time) {
-            Ok(()) => self.pending.push_back(SourceEvent::Connected),
+            Ok(()) => {
+                self.pending.push_back(SourceEvent::Connected);
+                self.connect_early();
+            }
             Err(error) => self.greeted(Err(error)),
         }
     }

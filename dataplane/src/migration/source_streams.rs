@@ -12,6 +12,7 @@ use dwcp_wire::{AbortCode, StreamHello, StreamRole};
 use socket2::SockRef;
 
 use super::dial;
+use super::early::{self, EarlySocket, EarlySockets};
 use super::peer::{self, ControlWriter, LAST_WORDS, PeerError};
 use super::placement::{WorkersOf, place};
 use super::relay::Relay;
@@ -50,6 +51,8 @@ pub(super) struct Streams {
     data: Vec<DataStream>,
     /// Connections without which nothing begins, and that are not there yet.
     missing: usize,
+    /// Sockets for them.
+    early: EarlySockets,
     /// Tries to replace a stream.
     tries: u32,
     /// Why and when the device connection ended.
@@ -83,6 +86,28 @@ struct Break {
 }
 
 impl SourceDriver {
+    /// Connects the sockets of all streams while the offer is considered: a round trip less. What TLS needs
+    /// to begin shortly comes with the answer.
+    pub(super) fn connect_early(&mut self) {
+        let Some(to) = self.peer.filter(|_| !self.request.dry_run) else {
+            return;
+        };
+        for _ in 0..=self.request.settings.streams {
+            let connect = self.connecting(to);
+            self.streams.early.connect(connect, &self.recorder.meter);
+        }
+    }
+
+    fn connecting(
+        &self,
+        to: SocketAddr,
+    ) -> impl FnOnce() -> Result<early::Dialled, PeerError> + Send + 'static {
+        let settings = &self.request.settings;
+        let time = Duration::from_millis(settings.connect_timeout_ms.into());
+        let congestion_control = settings.congestion_control.clone();
+        move || dial::connect_stream(to, time, congestion_control.as_deref())
+    }
+
     pub(super) fn open_streams(&mut self, token: u128, streams: u16) {
         if let Err(error) = self.start_workers(streams) {
             return self.fail(AbortCode::Other, error.to_string());
@@ -91,12 +116,14 @@ impl SourceDriver {
             token,
             data: (0..streams).map(|_| DataStream::default()).collect(),
             missing: usize::from(streams) + 1,
+            early: std::mem::take(&mut self.streams.early),
             ..Streams::default()
         };
         for index in 0..streams {
             self.dial(StreamRole::Data, index, Duration::ZERO);
         }
         self.dial(StreamRole::Device, 0, Duration::ZERO);
+        self.streams.early = EarlySockets::default();
     }
 
     fn start_workers(&mut self, streams: u16) -> std::io::Result<()> {
@@ -138,7 +165,8 @@ impl SourceDriver {
             role,
             generation,
         };
-        let join = self.joining(to, hello);
+        let early = self.streams.early.take();
+        let join = self.joining(to, hello, early);
         let (stop, mailbox) = (Arc::clone(&self.vm_stop), self.mailbox.clone());
         let run = move || {
             if !waited(pause, &stop) {
@@ -159,17 +187,19 @@ impl SourceDriver {
         &self,
         to: SocketAddr,
         hello: StreamHello,
+        early: Option<EarlySocket>,
     ) -> impl FnOnce() -> Result<Joined, PeerError> + Send + 'static {
         let settings = &self.request.settings;
         let time = Duration::from_millis(settings.connect_timeout_ms.into());
         let silence = Duration::from_millis(settings.peer_silence_ms.into());
-        let congestion_control = settings.congestion_control.clone();
+        let connect = self.connecting(to);
         let is_encoded = settings.codec != Codec::Raw;
         let (node, way) = (Arc::clone(&self.node), self.way.clone());
         let meter = Arc::clone(&self.recorder.meter);
         move || {
             let _helper = meter.helper();
-            let (socket, note) = dial::connect_stream(to, time, congestion_control.as_deref())?;
+            let early = early.map_or(Ok(None), EarlySocket::dialled)?;
+            let (socket, note) = early.map_or_else(connect, Ok)?;
             if hello.role == StreamRole::Data {
                 dial::bound_silence(&socket, silence);
                 if is_encoded {

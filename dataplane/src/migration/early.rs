@@ -1,0 +1,101 @@
+//! Sockets that are connected while the destination considers the offer, before there is a token to say on
+//! them: a round trip less until the first page.
+
+use std::collections::VecDeque;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
+
+use super::meter::Meter;
+use super::peer::PeerError;
+
+/// A socket, and what could not be set on it.
+pub(super) type Dialled = (TcpStream, Option<String>);
+
+/// The other side waits twice as long for the first words on a connection.
+const AGE_MAX: Duration = Duration::from_secs(5);
+
+/// Sockets on their way.
+#[derive(Debug, Default)]
+pub(super) struct EarlySockets(VecDeque<EarlySocket>);
+
+/// One of them.
+#[derive(Debug)]
+pub(super) struct EarlySocket(Receiver<Result<(Dialled, Instant), PeerError>>);
+
+impl EarlySockets {
+    /// Connects one more, on a thread of its own.
+    pub(super) fn connect(
+        &mut self,
+        connect: impl FnOnce() -> Result<Dialled, PeerError> + Send + 'static,
+        meter: &Arc<Meter>,
+    ) {
+        let meter = Arc::clone(meter);
+        let (give, take) = sync_channel(1);
+        let run = move || {
+            let _helper = meter.helper();
+            // Nobody takes it where fewer streams are granted.
+            let _ = give.send(connect().map(|dialled| (dialled, Instant::now())));
+        };
+        let thread = std::thread::Builder::new().name("dwcp-dial".into());
+        if thread.spawn(run).is_ok() {
+            self.0.push_back(EarlySocket(take));
+        }
+    }
+
+    pub(super) fn take(&mut self) -> Option<EarlySocket> {
+        self.0.pop_front()
+    }
+}
+
+impl EarlySocket {
+    /// Waits for it. `None` when the other side may be about to give it up.
+    pub(super) fn dialled(self) -> Result<Option<Dialled>, PeerError> {
+        let Ok(outcome) = self.0.recv() else {
+            return Ok(None);
+        };
+        let (dialled, at) = outcome?;
+        Ok((at.elapsed() < AGE_MAX).then_some(dialled))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn sockets_are_taken_in_the_order_in_which_they_were_asked_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut early = EarlySockets::default();
+        for number in 0..3 {
+            let connect = move || Ok((TcpStream::connect(address)?, Some(number.to_string())));
+            early.connect(connect, &Arc::default());
+        }
+        for number in 0..3 {
+            let (_, note) = early.take().unwrap().dialled().unwrap().unwrap();
+            assert_eq!(note, Some(number.to_string()));
+        }
+        assert!(early.take().is_none());
+    }
+
+    #[test]
+    fn one_that_waited_long_is_not_used_and_one_that_failed_says_why() {
+        let socket = |age: Duration| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (give, take) = sync_channel(1);
+            let at = Instant::now().checked_sub(age).unwrap();
+            give.send(Ok(((stream, None), at))).unwrap();
+            EarlySocket(take).dialled().unwrap()
+        };
+        assert!(socket(Duration::from_secs(1)).is_some());
+        assert!(socket(AGE_MAX).is_none());
+        let mut early = EarlySockets::default();
+        early.connect(|| Err(PeerError::Closed), &Arc::default());
+        assert!(early.take().unwrap().dialled().is_err());
+    }
+}
