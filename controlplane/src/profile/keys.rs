@@ -152,8 +152,8 @@ pub(super) const KEYS: &[Key] = &[
         "pages.prefer",
         Kind::Choice(&["time", "bytes"]),
         "What pages.codec auto is chosen for where fewer bytes would take longer, as the CPU is slower than \
-         the link. time is sooner done; bytes spares a link that others use, or that is paid for: half of the \
-         bytes are worth four times the time. Over a slow link both are the same.",
+         the link. time is sooner done; bytes spares a link that others use, or that is paid for, and never tries \
+         less hard than level 1. Over a slow link both are the same.",
     ),
     key(
         "pages.zstd_level",

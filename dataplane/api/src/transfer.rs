@@ -144,7 +144,7 @@ pub enum Prefer {
     /// Being done soon.
     #[default]
     Time,
-    /// Few bytes: half of them are worth four times the time.
+    /// Few bytes: pages are never sent with less effort than level 1.
     Bytes,
 }
 

@@ -79,15 +79,6 @@ const GROWS: f64 = 1.25;
 /// Part of what the link takes that a worker sends when it is slower.
 const RUNS_DRY: f64 = 0.9;
 
-/// Times the logarithm of the bytes that a byte of pages becomes: what those are worth, beside the logarithm
-/// of the time that it takes.
-const fn bytes_weight(prefer: Prefer) -> f64 {
-    match prefer {
-        Prefer::Time => 0.0,
-        Prefer::Bytes => 2.0,
-    }
-}
-
 /// Another effort must promise this much more.
 const GAIN_MIN: f64 = 0.04;
 
@@ -126,11 +117,6 @@ impl Interval {
         self.wire_bytes / self.seconds
     }
 
-    /// What it was worth: speed, and with a weight what became of the bytes.
-    fn worth(&self, bytes_weight: f64) -> f64 {
-        self.speed() * (self.page_bytes / self.wire_bytes).powf(bytes_weight)
-    }
-
     fn waits(&self) -> bool {
         self.waited_s > self.seconds * WAITS
     }
@@ -151,7 +137,7 @@ pub struct BuiltFrame {
 #[derive(Clone, Copy, Debug)]
 struct Trial {
     from: usize,
-    /// What the one before was worth.
+    /// What the one before reached, bytes of pages per second.
     before: f64,
     /// What was promised.
     promised: f64,
@@ -161,7 +147,8 @@ struct Trial {
 #[derive(Debug)]
 pub struct EffortChooser {
     at: usize,
-    bytes_weight: f64,
+    /// It never tries less hard.
+    least: usize,
     model: Model,
     /// What the sockets take without a link that carries it away.
     room_bytes: u64,
@@ -223,18 +210,22 @@ impl Rest {
 impl EffortChooser {
     /// One that has seen nothing, for `share` of a path, whose sockets take `room_bytes` in all. Over a
     /// short path pages leave as they are until it is seen to be slow; a long one is taken to carry
-    /// [`LONG_PATH_BYTES_PER_S`] until it is seen to carry more. Where bytes count, every path is a long one.
+    /// [`LONG_PATH_BYTES_PER_S`] until it is seen to carry more. Where bytes
+    /// count, every path is a long one, and nothing less hard than what a long one begins with is tried.
     #[must_use]
     pub fn new(room_bytes: u64, is_short_path: bool, share: f64, prefer: Prefer) -> Self {
+        let least = match prefer {
+            Prefer::Time => 0,
+            Prefer::Bytes => FIRST,
+        };
         let (at, guess) = match is_short_path && prefer == Prefer::Time {
             true => (0, f64::INFINITY),
             false => (FIRST, LONG_PATH_BYTES_PER_S * share),
         };
-        let bytes_weight = bytes_weight(prefer);
         Self {
             at,
-            bytes_weight,
-            model: Model::new(bytes_weight),
+            least,
+            model: Model::new(),
             room_bytes,
             link: None,
             guess,
@@ -330,8 +321,7 @@ impl EffortChooser {
             self.easier.begin();
         }
         if let Some(trial) = self.trial.take()
-            && interval.worth(self.bytes_weight)
-                < trial.before + KEPT_MIN * (trial.promised - trial.before)
+            && interval.speed() < trial.before + KEPT_MIN * (trial.promised - trial.before)
         {
             self.at = trial.from;
             self.harder.begin();
@@ -381,10 +371,10 @@ impl EffortChooser {
     fn follow_link(&mut self, interval: &Interval, link_s: f64) {
         let other_s = (interval.seconds - interval.waited_s - interval.encoded_s).max(0.0)
             / interval.page_bytes;
-        let price = |at: usize| self.model.price(at, other_s, link_s);
+        let seconds = |at: usize| self.model.seconds(at, other_s, link_s);
         let mut best = self.at;
-        for at in 0..EFFORTS.len() {
-            if price(at) < price(best) {
+        for at in self.least..EFFORTS.len() {
+            if seconds(at) < seconds(best) {
                 best = at;
             }
         }
@@ -392,16 +382,15 @@ impl EffortChooser {
         if self.harder.has_failed() {
             best = best.min(self.at + 2);
         }
-        let is_worth_it = price(best) * (1.0 + GAIN_MIN) < price(self.at);
+        let is_worth_it = seconds(best) * (1.0 + GAIN_MIN) < seconds(self.at);
         if !is_worth_it || (best > self.at && !self.harder.is_over()) {
             return;
         }
         if best > self.at {
-            let before = interval.worth(self.bytes_weight);
             self.trial = Some(Trial {
                 from: self.at,
-                before,
-                promised: before * price(self.at) / price(best),
+                before: interval.speed(),
+                promised: interval.speed() * seconds(self.at) / seconds(best),
             });
         }
         self.at = best;
@@ -409,13 +398,13 @@ impl EffortChooser {
 
     /// The worker is the limit: it tries a step less, unless the link is known to be too slow for that.
     fn ease(&mut self, now: Instant, interval: &Interval) {
-        let Some(less) = self.at.checked_sub(1) else {
+        let Some(less) = self.at.checked_sub(1).filter(|less| *less >= self.least) else {
             return;
         };
         let link_s = 1.0 / self.link_rate(now);
         let other_s = (interval.seconds - interval.encoded_s).max(0.0) / interval.page_bytes;
-        let price = |at: usize| self.model.price(at, other_s, link_s);
-        if price(less) * (1.0 + GAIN_MIN) < price(self.at) {
+        let seconds = |at: usize| self.model.seconds(at, other_s, link_s);
+        if seconds(less) * (1.0 + GAIN_MIN) < seconds(self.at) {
             self.at = less;
             self.is_eased = true;
         }

@@ -40,13 +40,11 @@ pub(super) struct Model {
     /// Times the costs, and times what they shrink.
     costs: f64,
     shrinks: f64,
-    bytes_weight: f64,
 }
 
 impl Model {
-    pub(super) const fn new(bytes_weight: f64) -> Self {
+    pub(super) const fn new() -> Self {
         Self {
-            bytes_weight,
             prospects: FIRST,
             costs: 1.0,
             shrinks: 1.0,
@@ -70,13 +68,11 @@ impl Model {
         self.shrinks = shrinks / prospect.shrinks;
     }
 
-    /// Seconds for a byte of pages, where everything else takes `other_s` and the link `link_s`; less, with the
-    /// weight of bytes, where it becomes fewer.
-    pub(super) fn price(&self, at: usize, other_s: f64, link_s: f64) -> f64 {
+    /// Seconds for a byte of pages, where everything else takes `other_s` and the link `link_s`.
+    pub(super) fn seconds(&self, at: usize, other_s: f64, link_s: f64) -> f64 {
         let prospect = &self.prospects[at];
         let busy = other_s + prospect.cost_s * self.costs;
-        let sent = (-prospect.shrinks * self.shrinks).exp();
-        busy.max(sent * link_s) * sent.powf(self.bytes_weight)
+        busy.max((-prospect.shrinks * self.shrinks).exp() * link_s)
     }
 }
 
