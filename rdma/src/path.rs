@@ -39,18 +39,18 @@ pub struct Path {
 pub struct Patience {
     /// 4.096 µs times two to this power is waited for an acknowledgement; 1..=31. An adapter may wait four times as long.
     pub timeout_exponent: u8,
-    /// How often packets are sent again; 0..=7.
+    /// How often packets are sent again; 0..=7. To soft-RoCE 7 means without end: a peer that is gone is never noticed.
     pub retries: u8,
     /// How often a message is sent again for which the peer has no receive posted; 7 is without end.
     pub receiver_not_ready_retries: u8,
 }
 
 impl Default for Patience {
-    /// 67 ms, seven times; without end when the peer has no receive.
+    /// 67 ms, six times; without end when the peer has no receive.
     fn default() -> Self {
         Self {
             timeout_exponent: 14,
-            retries: 7,
+            retries: 6,
             receiver_not_ready_retries: 7,
         }
     }

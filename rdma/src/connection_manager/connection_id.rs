@@ -45,7 +45,7 @@ pub struct ConnectParameters<'a> {
     pub shares_receives: bool,
     /// For the peer.
     pub private_data: &'a [u8],
-    /// How often a packet is sent again; 0..=7.
+    /// How often a packet is sent again; 0..=7, see [`Patience`](crate::Patience).
     pub retries: u8,
     /// How often a message is sent again for which the peer has no receive posted; 7 is without end.
     pub receiver_not_ready_retries: u8,
