@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use dwcp_rdma::{
@@ -615,6 +616,48 @@ fn a_sleeper_is_woken_by_what_completes() {
     assert_eq!(two.other.completions.take_events().unwrap(), 1);
     assert!(two.other.completions.as_fd().try_clone_to_owned().is_ok());
     two.other.good();
+}
+
+#[test]
+#[ignore = "needs an RDMA device"]
+fn two_threads_poll_one_queue_and_nothing_is_lost() {
+    const REQUESTS: u32 = 4096;
+    let mut two = Two::new();
+    let (_, from) = two.one.pages(1, Access::SOURCE);
+    let (_, to) = two.other.pages(1, Access::REMOTE_WRITE);
+    let span = from.span(0..8).unwrap();
+    let request = SendRequest::write(&span, to.remote_address(0).unwrap()).signalled();
+    let seen = Arc::new(AtomicU32::new(0));
+    let pollers: Vec<_> = (0..2)
+        .map(|_| {
+            let (queue, seen) = (two.one.completions.clone(), seen.clone());
+            std::thread::spawn(move || {
+                let begun = Instant::now();
+                let mut all = vec![];
+                while seen.load(Ordering::Acquire) < REQUESTS && begun.elapsed() < LIMIT {
+                    queue.poll(&mut all).unwrap();
+                    for completion in all.drain(..) {
+                        assert!(completion.is_success(), "{completion:?}");
+                        assert_eq!(completion.requests, 1, "in the order of the queue");
+                        seen.fetch_add(1, Ordering::AcqRel);
+                    }
+                }
+            })
+        })
+        .collect();
+    for _ in 0..REQUESTS {
+        while two.here.sends_outstanding() == SENDS_MAX as usize {
+            assert!(!pollers.iter().all(|poller| poller.is_finished()));
+            std::thread::yield_now();
+        }
+        let mut batch = two.here.send_batch();
+        batch.push(&request).unwrap();
+        batch.post().unwrap();
+    }
+    for poller in pollers {
+        poller.join().unwrap();
+    }
+    assert_eq!(seen.load(Ordering::Acquire), REQUESTS);
 }
 
 #[test]
