@@ -10,10 +10,10 @@ use std::time::Duration;
 use nix::libc;
 use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 use rdma_sys::{
-    ___ibv_query_port, ibv_get_device_name, ibv_qp_attr, ibv_qp_state, rdma_accept, rdma_bind_addr,
-    rdma_cm_id, rdma_conn_param, rdma_connect, rdma_create_id, rdma_destroy_id, rdma_disconnect,
-    rdma_establish, rdma_get_src_port, rdma_init_qp_attr, rdma_listen, rdma_port_space,
-    rdma_reject, rdma_resolve_addr, rdma_resolve_route,
+    ___ibv_query_port, ibv_event_type, ibv_get_device_name, ibv_qp_attr, ibv_qp_state, rdma_accept,
+    rdma_bind_addr, rdma_cm_id, rdma_conn_param, rdma_connect, rdma_create_id, rdma_destroy_id,
+    rdma_disconnect, rdma_establish, rdma_get_src_port, rdma_init_qp_attr, rdma_listen,
+    rdma_notify, rdma_port_space, rdma_reject, rdma_resolve_addr, rdma_resolve_route,
 };
 
 use super::{ConnectionKey, EventChannel, done};
@@ -224,6 +224,25 @@ impl ConnectionId {
         // SAFETY: the id is alive.
         let code = unsafe { rdma_establish(self.id.as_ptr()) };
         done(code, "establish a connection")
+    }
+
+    /// Says that something came from the peer before [`Established`](super::ConnectionEventKind::Established) did: the message
+    /// that brings it was lost, or is late. The event follows now; when it has come already, nothing does.
+    ///
+    /// # Errors
+    /// [`RdmaError::ConnectionManager`] when the connection is not one that was accepted.
+    pub fn peer_has_sent(&self) -> Result<(), RdmaError> {
+        let event = ibv_event_type::IBV_EVENT_COMM_EST;
+        // SAFETY: the id is alive.
+        let code = unsafe { rdma_notify(self.id.as_ptr(), event) };
+        match done(code, "establish a connection by what has come") {
+            Err(RdmaError::ConnectionManager { source, .. })
+                if source.raw_os_error() == Some(libc::EISCONN) =>
+            {
+                Ok(())
+            }
+            outcome => outcome,
+        }
     }
 
     /// Ends the connection: both sides get [`Disconnected`](super::ConnectionEventKind::Disconnected). The queue pair is its

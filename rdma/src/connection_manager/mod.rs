@@ -15,6 +15,9 @@
 //!   establish         =========================>   Established
 //! ```
 //!
+//! What the active side sends may overtake its `establish`, which may also get lost: then the passive side's first completion
+//! tells, and [`ConnectionId::peer_has_sent`] makes up for it.
+//!
 //! Receives are posted before `connect` and `accept`: a peer may send as soon as it can.
 
 mod connection_id;

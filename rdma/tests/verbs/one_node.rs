@@ -185,11 +185,8 @@ fn pairs_share_receives() {
     one.good();
     assert_eq!(other.good().bytes, 10);
     // Without shared receives of its own domain there is no pair.
-    let stranger = Node::on(one.domain.context());
-    let mixed = Node {
-        shared: Some(shared),
-        ..stranger
-    };
+    let mut mixed = Node::on(one.domain.context());
+    mixed.shared = Some(shared);
     let options = dwcp_rdma::QueuePairOptions {
         send_completions: &mixed.completions,
         receive_completions: &mixed.completions,
@@ -378,6 +375,7 @@ fn a_pair_that_is_made_to_fail_gives_everything_back_flushed() {
         assert_eq!(completion.status, CompletionStatus::Flushed);
         assert_eq!((completion.operation, completion.bytes), (None, 0));
     }
+    two.one.assert_quiet();
     assert_eq!(Arc::strong_count(&region), 1, "nothing holds it any more");
 }
 
@@ -423,6 +421,7 @@ fn refused_at(place: impl Fn(&Arc<MemoryRegion>) -> RemoteAddress, access: Acces
     assert_eq!(failed[0].status, CompletionStatus::RemoteAccess, "{index}");
     assert_eq!(failed[1].status, CompletionStatus::Flushed, "{index}");
     assert_eq!((failed[0].id, failed[1].id), (1, 2));
+    two.one.assert_quiet();
     assert_eq!(page_at(&target, 0), vec![0; PAGE], "{index}");
     assert_eq!(two.here.query_state().unwrap(), QueuePairState::Error);
 }
@@ -759,6 +758,39 @@ fn the_manager_connects_and_carries_private_data_both_ways() {
     served.disconnect().unwrap();
     expect_event!(&active, ConnectionEventKind::Disconnected);
     drop((here, there));
+}
+
+#[test]
+#[ignore = "needs an RDMA device"]
+fn what_comes_establishes_a_connection_whose_last_message_is_lost() {
+    let (passive, listener, address) = listener();
+    let active = EventChannel::new().unwrap();
+    let id = resolved(&active, address);
+    let node = Node::on(&id.open_device().unwrap());
+    let pair = node.pair(id.to_init(all_access()).unwrap());
+    id.connect(&parameters(pair.number(), &[])).unwrap();
+    let (served, _) = request(&passive, &listener);
+    assert!(served.peer_has_sent().is_err(), "not accepted yet");
+    let _there = accept(&node, &served, &[], |pair| {
+        pair.post_receive(&NUMBER).unwrap();
+    });
+    expect_event!(&active, ConnectionEventKind::ConnectResponse);
+    // As if `establish` had been called and got lost.
+    let step = id.to_ready_to_receive().unwrap();
+    let pair = pair.ready_to_receive(step).unwrap();
+    let mut here = pair.ready_to_send(id.to_ready_to_send().unwrap()).unwrap();
+    let mut batch = here.send_batch();
+    batch
+        .push(&SendRequest::send(Payload::Inline(&[])))
+        .unwrap();
+    batch.post().unwrap();
+    let came = node.good();
+    assert_eq!(came.operation, Some(CompletedOperation::Receive));
+    assert!(passive.next_event().unwrap().is_none());
+    served.peer_has_sent().unwrap();
+    let established = expect_event!(&passive, ConnectionEventKind::Established);
+    assert_eq!(established.connection, served.key());
+    served.peer_has_sent().unwrap();
 }
 
 #[test]
