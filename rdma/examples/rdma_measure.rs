@@ -57,7 +57,7 @@ fn main() -> Outcome<()> {
     Ok(())
 }
 
-/// Registers memory whose pages are there, at once and in pieces, on small and on huge pages.
+/// Registers memory that is not there, and memory that is, at once and in pieces, on small and on huge pages.
 fn registrations(context: &Arc<Context>) -> Outcome<Value> {
     let domain = ProtectionDomain::new(context)?;
     let mut all = vec![];
@@ -74,6 +74,25 @@ fn registrations(context: &Arc<Context>) -> Outcome<Value> {
                 continue;
             }
         };
+        if page_bytes == 4096 {
+            // Memory that is not there yet is made by registering it.
+            let begun = Instant::now();
+            let range = 0..bytes;
+            drop(MemoryRegion::register(
+                &domain,
+                buffer.clone(),
+                range,
+                Access::REMOTE_WRITE,
+            )?);
+            let us = micros(begun) * (1 << 30) as f64 / bytes as f64;
+            let resident = kernel_value("/proc/self/status", "RssAnon:")?;
+            all.push(json!({
+                "page_bytes": page_bytes,
+                "untouched": true,
+                "register_and_release_us_per_gib": us.round(),
+                "resident_after_mib": resident >> 20,
+            }));
+        }
         for page in (0..bytes).step_by(4096) {
             buffer.write(page, &[1])?;
         }

@@ -18,7 +18,9 @@ pub const RECEIVE_SPANS_MAX: usize = 4;
 
 /// Receives that several queue pairs take from, in the order in which messages come. See `ibv_create_srq(3)`.
 ///
-/// A receive belongs to whoever gets the next message: its completion is found in that queue pair's completion queue.
+/// A receive belongs to whoever gets the next message: its completion is found in that queue pair's completion queue. Poll that
+/// until it is empty before you drop the pair: a receive whose completion is lost stays held, and takes up its place, until
+/// this queue is dropped. So does one that a pair had begun when it failed, of which adapters say nothing.
 #[derive(Debug)]
 pub struct SharedReceiveQueue {
     queue: Owned<ibv_srq>,

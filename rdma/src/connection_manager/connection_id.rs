@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use nix::libc;
@@ -49,6 +49,18 @@ pub struct ConnectParameters<'a> {
     pub retries: u8,
     /// How often a message is sent again for which the peer has no receive posted; 7 is without end.
     pub receiver_not_ready_retries: u8,
+}
+
+/// An id that no event changes.
+struct Locked<'id> {
+    id: &'id Owned<rdma_cm_id>,
+    _turn: MutexGuard<'id, ()>,
+}
+
+impl Locked<'_> {
+    const fn as_ptr(&self) -> *mut rdma_cm_id {
+        self.id.as_ptr()
+    }
 }
 
 /// A connection in the manager's eyes, or a listener. Dropping it ends the connection: the peer is told.
@@ -110,9 +122,9 @@ impl ConnectionId {
     /// Returns the name of the device that leads to the peer, if that is known.
     #[must_use]
     pub fn device_name(&self) -> Option<String> {
-        // SAFETY: the id is alive. The manager sets `verbs` when it takes an event, which may be in another thread, but before
-        // anybody is told of it; and changes it no more.
-        let verbs = unsafe { (*self.id.as_ptr()).verbs };
+        let id = self.locked();
+        // SAFETY: the id is alive, and no event is taken meanwhile, which is what sets `verbs`.
+        let verbs = unsafe { (*id.as_ptr()).verbs };
         if verbs.is_null() {
             return None;
         }
@@ -128,8 +140,9 @@ impl ConnectionId {
     /// Returns the port of that device, by number from 1; 0 when it is not known.
     #[must_use]
     pub fn device_port(&self) -> u8 {
+        let id = self.locked();
         // SAFETY: the id is alive; as in `device_name`.
-        unsafe { (*self.id.as_ptr()).port_num }
+        unsafe { (*id.as_ptr()).port_num }
     }
 
     /// Listens for requests at an address of a device, or at all of them. Port 0 is any that is free.
@@ -139,19 +152,21 @@ impl ConnectionId {
     pub fn listen(&self, address: SocketAddr, backlog: u16) -> Result<(), RdmaError> {
         let address = SockaddrStorage::from(address);
         let at = address.as_ptr().cast_mut();
+        let id = self.locked();
         // SAFETY: the id is alive, and the address valid during the call, which only reads it.
-        let code = unsafe { rdma_bind_addr(self.id.as_ptr(), at) };
+        let code = unsafe { rdma_bind_addr(id.as_ptr(), at) };
         done(code, "bind to the address")?;
         // SAFETY: the id is alive.
-        let code = unsafe { rdma_listen(self.id.as_ptr(), i32::from(backlog)) };
+        let code = unsafe { rdma_listen(id.as_ptr(), i32::from(backlog)) };
         done(code, "listen")
     }
 
     /// Returns the port that it listens at.
     #[must_use]
     pub fn local_port(&self) -> u16 {
+        let id = self.locked();
         // SAFETY: the id is alive.
-        u16::from_be(unsafe { rdma_get_src_port(self.id.as_ptr()) })
+        u16::from_be(unsafe { rdma_get_src_port(id.as_ptr()) })
     }
 
     /// Looks for the peer and the device that leads there, for so long.
@@ -161,8 +176,9 @@ impl ConnectionId {
     pub fn resolve_address(&self, peer: SocketAddr, timeout: Duration) -> Result<(), RdmaError> {
         let peer = SockaddrStorage::from(peer);
         let (from, to) = (ptr::null_mut(), peer.as_ptr().cast_mut());
+        let id = self.locked();
         // SAFETY: the id is alive, and the address valid during the call, which only reads it; no own address is asked for.
-        let code = unsafe { rdma_resolve_addr(self.id.as_ptr(), from, to, millis(timeout)) };
+        let code = unsafe { rdma_resolve_addr(id.as_ptr(), from, to, millis(timeout)) };
         done(code, "resolve the address")
     }
 
@@ -173,8 +189,9 @@ impl ConnectionId {
     pub fn resolve_route(&self, timeout: Duration) -> Result<(), RdmaError> {
         let step = "resolve the route";
         self.check_device(step)?;
+        let id = self.locked();
         // SAFETY: the id is alive, and its address resolved: the library looks at its device.
-        let code = unsafe { rdma_resolve_route(self.id.as_ptr(), millis(timeout)) };
+        let code = unsafe { rdma_resolve_route(id.as_ptr(), millis(timeout)) };
         done(code, step)
     }
 
@@ -186,8 +203,9 @@ impl ConnectionId {
         let step = "ask for a connection";
         self.check_device(step)?;
         let mut raw = raw_parameters(parameters, CONNECT_DATA_BYTES_MAX)?;
+        let id = self.locked();
         // SAFETY: the id is alive and has a device; parameters and private data are valid during the call, which copies them.
-        let code = unsafe { rdma_connect(self.id.as_ptr(), &raw mut raw) };
+        let code = unsafe { rdma_connect(id.as_ptr(), &raw mut raw) };
         done(code, step)
     }
 
@@ -199,8 +217,9 @@ impl ConnectionId {
         let step = "accept a connection";
         self.check_device(step)?;
         let mut raw = raw_parameters(parameters, ACCEPT_DATA_BYTES_MAX)?;
+        let id = self.locked();
         // SAFETY: the id is alive and has a device; parameters and private data are valid during the call, which copies them.
-        let code = unsafe { rdma_accept(self.id.as_ptr(), &raw mut raw) };
+        let code = unsafe { rdma_accept(id.as_ptr(), &raw mut raw) };
         done(code, step)
     }
 
@@ -211,8 +230,9 @@ impl ConnectionId {
     pub fn reject(&self, private_data: &[u8]) -> Result<(), RdmaError> {
         let length = data_length(private_data, REJECT_DATA_BYTES_MAX)?;
         let data = private_data.as_ptr().cast();
+        let id = self.locked();
         // SAFETY: the id is alive; so many bytes are valid during the call, which copies them.
-        let code = unsafe { rdma_reject(self.id.as_ptr(), data, length) };
+        let code = unsafe { rdma_reject(id.as_ptr(), data, length) };
         done(code, "reject a connection")
     }
 
@@ -221,8 +241,9 @@ impl ConnectionId {
     /// # Errors
     /// [`RdmaError::ConnectionManager`].
     pub fn establish(&self) -> Result<(), RdmaError> {
+        let id = self.locked();
         // SAFETY: the id is alive.
-        let code = unsafe { rdma_establish(self.id.as_ptr()) };
+        let code = unsafe { rdma_establish(id.as_ptr()) };
         done(code, "establish a connection")
     }
 
@@ -233,8 +254,9 @@ impl ConnectionId {
     /// [`RdmaError::ConnectionManager`] when the connection is not one that was accepted.
     pub fn peer_has_sent(&self) -> Result<(), RdmaError> {
         let event = ibv_event_type::IBV_EVENT_COMM_EST;
+        let id = self.locked();
         // SAFETY: the id is alive.
-        let code = unsafe { rdma_notify(self.id.as_ptr(), event) };
+        let code = unsafe { rdma_notify(id.as_ptr(), event) };
         match done(code, "establish a connection by what has come") {
             Err(RdmaError::ConnectionManager { source, .. })
                 if source.raw_os_error() == Some(libc::EISCONN) =>
@@ -253,8 +275,9 @@ impl ConnectionId {
     pub fn disconnect(&self) -> Result<(), RdmaError> {
         let step = "end a connection";
         self.check_device(step)?;
+        let id = self.locked();
         // SAFETY: the id is alive and has a device.
-        let code = unsafe { rdma_disconnect(self.id.as_ptr()) };
+        let code = unsafe { rdma_disconnect(id.as_ptr()) };
         done(code, step)
     }
 
@@ -289,28 +312,39 @@ impl ConnectionId {
         Ok(ToReadyToSend { attributes, mask })
     }
 
+    /// The id, for a call. Taking an event changes ids, possibly in another thread: not while this is held.
+    fn locked(&self) -> Locked<'_> {
+        Locked {
+            id: &self.id,
+            _turn: self.channel.turn(),
+        }
+    }
+
     fn attributes(&self, state: u32) -> Result<(ibv_qp_attr, i32), RdmaError> {
         let (mut attributes, mut mask) = (zeroed_attributes(), 0);
         attributes.qp_state = state;
         let (to, bits) = (&raw mut attributes, &raw mut mask);
+        let id = self.locked();
         // SAFETY: the id is alive; both places are initialised and writable.
-        let code = unsafe { rdma_init_qp_attr(self.id.as_ptr(), to, bits) };
+        let code = unsafe { rdma_init_qp_attr(id.as_ptr(), to, bits) };
         done(code, "say how to set up a queue pair")?;
         Ok((attributes, mask))
     }
 
     /// What the connection runs over, as the manager's own context of the device says.
     fn link_layer(&self) -> LinkLayer {
+        let number = self.device_port();
         let mut port = MaybeUninit::zeroed();
+        let id = self.locked();
         // SAFETY: the id is alive; as in `device_name`.
-        let verbs = unsafe { (*self.id.as_ptr()).verbs };
+        let verbs = unsafe { (*id.as_ptr()).verbs };
         if verbs.is_null() {
             return LinkLayer::Unspecified;
         }
         // SAFETY: not null: the manager's own context, open as long as the id is alive; `port` is writable.
-        unsafe { ___ibv_query_port(verbs, self.device_port(), port.as_mut_ptr()) };
+        unsafe { ___ibv_query_port(verbs, number, port.as_mut_ptr()) };
         // SAFETY: plain integers, zeroed above, so every field is initialised even when the query failed.
-        PortInfo::of(self.device_port(), &unsafe { port.assume_init() }).link_layer
+        PortInfo::of(number, &unsafe { port.assume_init() }).link_layer
     }
 
     /// The library follows the id's device without looking whether there is one.

@@ -4,8 +4,8 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -40,6 +40,8 @@ impl ConnectionKey {
 #[derive(Debug)]
 pub struct EventChannel {
     channel: Owned<rdma_event_channel>,
+    /// The library writes to an id when it takes an event of it.
+    turn: Mutex<()>,
 }
 
 /// Something that happened to a connection.
@@ -120,13 +122,19 @@ impl EventChannel {
             RdmaError::Create { source, .. } if is_absence(&source) => RdmaError::NoRdma,
             error => error,
         })?;
-        let channel = Self { channel };
+        let turn = Mutex::default();
+        let channel = Self { channel, turn };
         let flags = fcntl(channel.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
         flags.map_err(|source| RdmaError::Create {
             what: "event channel",
             source: source.into(),
         })?;
         Ok(Arc::new(channel))
+    }
+
+    /// Held by whoever takes an event, and by whoever uses an id.
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) const fn as_ptr(&self) -> *mut rdma_event_channel {
@@ -138,6 +146,7 @@ impl EventChannel {
     /// # Errors
     /// [`RdmaError::ConnectionManager`].
     pub fn next_event(self: &Arc<Self>) -> Result<Option<ConnectionEvent>, RdmaError> {
+        let _turn = self.turn();
         let mut event = ptr::null_mut();
         // SAFETY: the channel is alive and does not block; `event` is writable.
         let code = unsafe { rdma_get_cm_event(self.as_ptr(), &raw mut event) };

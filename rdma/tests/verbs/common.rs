@@ -215,6 +215,15 @@ pub(crate) fn resolved(channel: &Arc<EventChannel>, peer: SocketAddr) -> Connect
     id
 }
 
+/// With our own patience, or to see the difference, the manager's (`DWCP_RDMA_PATIENCE=manager`).
+fn to_ready_to_send(id: &ConnectionId) -> ToReadyToSend {
+    let step = id.to_ready_to_send().unwrap();
+    match std::env::var("DWCP_RDMA_PATIENCE").as_deref() {
+        Ok("manager") => step,
+        _ => step.with_patience(Patience::default()),
+    }
+}
+
 /// Takes a request, which has come.
 pub(crate) fn accept(
     node: &Node,
@@ -227,9 +236,7 @@ pub(crate) fn accept(
     let pair = pair
         .ready_to_receive(id.to_ready_to_receive().unwrap())
         .unwrap();
-    let step = id.to_ready_to_send().unwrap();
-    let step = step.with_patience(Patience::default());
-    let pair = pair.ready_to_send(step).unwrap();
+    let pair = pair.ready_to_send(to_ready_to_send(id)).unwrap();
     id.accept(&parameters(pair.number(), private_data)).unwrap();
     pair
 }
@@ -239,9 +246,7 @@ pub(crate) fn establish(id: &ConnectionId, pair: QueuePair<Init>) -> QueuePair<R
     let pair = pair
         .ready_to_receive(id.to_ready_to_receive().unwrap())
         .unwrap();
-    let step = id.to_ready_to_send().unwrap();
-    let step = step.with_patience(Patience::default());
-    let pair = pair.ready_to_send(step).unwrap();
+    let pair = pair.ready_to_send(to_ready_to_send(id)).unwrap();
     id.establish().unwrap();
     pair
 }
