@@ -139,6 +139,7 @@ mod tests {
         buffer.write(4090, b"across").unwrap();
         assert_eq!(buffer.bytes(4090..4096).unwrap(), b"across");
         assert_eq!((buffer.len(), buffer.is_empty()), (8192, false));
+        assert!(Buffer::new(0).map_or(true, |none| none.is_empty()));
         for (offset, bytes) in [(8192, 1), (0, 8193), (usize::MAX, 2)] {
             let error = buffer.read(offset, &mut vec![0; bytes]).unwrap_err();
             assert!(

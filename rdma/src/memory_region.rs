@@ -133,8 +133,15 @@ impl MemoryRegion {
         range: Range<usize>,
         access: Access,
     ) -> Result<Arc<Self>, RdmaError> {
-        let (offset, bytes) = (range.start, range.len());
-        check_range(offset, bytes.max(1), memory.length())?;
+        let (offset, bytes, length) = (range.start, range.len(), memory.length());
+        check_range(offset, bytes, length)?;
+        if bytes == 0 {
+            return Err(RdmaError::OutsideMemory {
+                offset,
+                bytes,
+                length,
+            });
+        }
         let at = memory.address().wrapping_add(offset);
         // `bits` are a few low ones.
         let flags = access.bits().cast_signed();

@@ -39,7 +39,7 @@ fn in_guests(options: &[&str], tests: &str, count: usize) {
 
 #[test]
 fn verbs_within_a_node() {
-    in_guests(&["--timeout", "60"], "one_node::", 23);
+    in_guests(&["--timeout", "60"], "one_node::", 24);
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! Pages and numbers get where they belong.
 
 use dwcp_rdma::{
-    Access, CompletedOperation, Payload, RdmaError, ReceiveRequest, SendRequest, devices,
+    Access, CompletedOperation, MemoryRegion, Payload, RdmaError, ReceiveRequest, SendRequest,
+    devices,
 };
 
-use crate::common::{INLINE_BYTES, PAGE, Two, fill, page_at, page_of};
+use crate::common::{INLINE_BYTES, Node, PAGE, Two, fill, page_at, page_of};
 
 #[test]
 #[ignore = "needs an RDMA device"]
@@ -192,4 +193,32 @@ fn inline_bytes_are_those_of_the_push() {
         let at = message * 64;
         assert_eq!(memory.bytes(at..at + 64).unwrap(), vec![message as u8; 64]);
     }
+}
+
+#[test]
+#[ignore = "needs an RDMA device"]
+fn a_region_lies_in_its_memory_and_a_span_in_its_region() {
+    let node = Node::new();
+    let (buffer, region) = node.pages(4, Access::SOURCE);
+    let register = |range| {
+        let memory = buffer.clone();
+        MemoryRegion::register(&node.domain, memory, range, Access::SOURCE)
+    };
+    for range in [
+        0..0,
+        5..5,
+        0..4 * PAGE + 1,
+        4 * PAGE..5 * PAGE,
+        usize::MAX..usize::MAX,
+    ] {
+        let error = register(range).unwrap_err();
+        assert!(matches!(error, RdmaError::OutsideMemory { .. }), "{error}");
+    }
+    let part = register(100..PAGE + 101).unwrap();
+    assert_eq!(part.length(), PAGE + 1);
+    assert_eq!(part.span(0..PAGE + 1).unwrap().length(), PAGE as u32 + 1);
+    assert!(part.span(1..PAGE + 2).is_err());
+    assert!(part.remote_address(PAGE + 2).is_err());
+    let whole = region.remote_address(100).unwrap().address;
+    assert_eq!(part.remote_address(0).unwrap().address, whole);
 }

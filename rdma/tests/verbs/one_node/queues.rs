@@ -108,7 +108,7 @@ fn one_completion_in_sixteen_is_enough() {
             assert!(completion.is_success(), "{completion:?}");
             complete += completion.requests;
             signals += 1;
-            assert_eq!(completion.id, complete.into(), "in order");
+            assert_eq!(completion.id, u64::from(complete), "in order");
         }
     }
     assert_eq!((posted, signals), (1024, 64));
