@@ -2,14 +2,12 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::ptr::NonNull;
+use std::sync::Arc;
 
-use rdma_sys::{
-    ___ibv_query_port, ibv_close_device, ibv_context, ibv_device_attr, ibv_port_attr,
-    ibv_query_device,
-};
+use rdma_sys::{___ibv_query_port, ibv_context, ibv_device_attr, ibv_port_attr, ibv_query_device};
 
-use crate::{PortInfo, RdmaError};
+use crate::owned::{Owned, result_of};
+use crate::{DeviceList, PortInfo, RdmaError};
 
 /// What a device says of itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,21 +30,16 @@ pub struct DeviceInfo {
     pub ports: Vec<PortInfo>,
 }
 
-/// An open device.
+/// An open device. Whatever is made from it keeps it open.
 #[derive(Debug)]
 pub struct Context {
-    context: NonNull<ibv_context>,
+    context: Owned<ibv_context>,
     name: String,
     guid: u64,
 }
 
-// SAFETY: verbs objects may be used and closed by any thread (libibverbs is thread-safe); the
-// context is not bound to the thread that opened it.
-unsafe impl Send for Context {}
-
 impl Context {
-    /// Takes ownership of `context`, which `ibv_open_device` must just have returned.
-    pub(crate) fn owning(context: NonNull<ibv_context>, name: String, guid: u64) -> Self {
+    pub(crate) const fn owning(context: Owned<ibv_context>, name: String, guid: u64) -> Self {
         Self {
             context,
             name,
@@ -54,7 +47,34 @@ impl Context {
         }
     }
 
+    /// Opens the device of that name, such as `mlx5_0`.
+    ///
+    /// # Errors
+    /// [`RdmaError::NoRdma`] when there is no device at all, [`RdmaError::NoSuchDevice`] when there are others,
+    /// [`RdmaError::Open`] when it cannot be opened.
+    pub fn open(name: &str) -> Result<Arc<Self>, RdmaError> {
+        let list = DeviceList::get()?;
+        let device = list.iter().find(|device| device.name() == name);
+        let device = device.ok_or_else(|| RdmaError::NoSuchDevice {
+            device: name.to_owned(),
+        })?;
+        device.open()
+    }
+
+    /// Returns the kernel's name of the device.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) const fn as_ptr(&self) -> *mut ibv_context {
+        self.context.as_ptr()
+    }
+
     /// Asks the device for its limits and its ports.
+    ///
+    /// # Errors
+    /// [`RdmaError::Query`] when it does not answer.
     pub fn info(&self) -> Result<DeviceInfo, RdmaError> {
         let attributes = self.query_device()?;
         let numbers = 1..=attributes.phys_port_cnt;
@@ -79,43 +99,34 @@ impl Context {
     fn query_device(&self) -> Result<ibv_device_attr, RdmaError> {
         let mut attributes = MaybeUninit::<ibv_device_attr>::zeroed();
         // SAFETY: the context is open until `Drop`; `attributes` is writable and of the right size.
-        let code = unsafe { ibv_query_device(self.context.as_ptr(), attributes.as_mut_ptr()) };
+        let code = unsafe { ibv_query_device(self.as_ptr(), attributes.as_mut_ptr()) };
         self.check(code, || "attributes".to_owned())?;
         // SAFETY: plain integers, zeroed above, so every field is initialised whatever the driver
         // left out.
         Ok(unsafe { attributes.assume_init() })
     }
 
-    fn query_port(&self, number: u8) -> Result<PortInfo, RdmaError> {
+    /// Asks for one port; they count from 1.
+    ///
+    /// # Errors
+    /// [`RdmaError::Query`] when there is no such port, or it does not answer.
+    pub fn query_port(&self, number: u8) -> Result<PortInfo, RdmaError> {
         let mut attributes = MaybeUninit::<ibv_port_attr>::zeroed();
         // SAFETY: the context is open until `Drop`; `attributes` is zeroed, writable and of the size
         // that the call states.
-        let code =
-            unsafe { ___ibv_query_port(self.context.as_ptr(), number, attributes.as_mut_ptr()) };
+        let code = unsafe { ___ibv_query_port(self.as_ptr(), number, attributes.as_mut_ptr()) };
         self.check(code, || format!("port {number}"))?;
         // SAFETY: plain integers, zeroed above, so every field is initialised whatever the driver
         // left out.
         Ok(PortInfo::of(number, &unsafe { attributes.assume_init() }))
     }
 
-    /// Verbs return an error number, or a negative one.
-    fn check(&self, code: i32, what: impl FnOnce() -> String) -> Result<(), RdmaError> {
-        if code == 0 {
-            return Ok(());
-        }
-        let source = io::Error::from_raw_os_error(code.saturating_abs());
-        Err(RdmaError::Query {
+    /// Turns a code into an error that names what was asked for.
+    pub(crate) fn check(&self, code: i32, what: impl FnOnce() -> String) -> Result<(), RdmaError> {
+        result_of(code).map_err(|source: io::Error| RdmaError::Query {
             device: self.name.clone(),
             what: what(),
             source,
         })
-    }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        // SAFETY: `ibv_open_device` returned the context and it is closed only here; nothing made
-        // from it exists (this crate makes nothing from it yet).
-        unsafe { ibv_close_device(self.context.as_ptr()) };
     }
 }

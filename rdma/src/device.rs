@@ -4,12 +4,14 @@ use std::ffi::CStr;
 use std::io;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use rdma_sys::{
-    ibv_device, ibv_free_device_list, ibv_get_device_guid, ibv_get_device_list,
+    ibv_close_device, ibv_device, ibv_free_device_list, ibv_get_device_guid, ibv_get_device_list,
     ibv_get_device_name, ibv_open_device,
 };
 
+use crate::owned::Owned;
 use crate::{Context, RdmaError};
 
 /// The devices of this node at one moment; not empty.
@@ -91,12 +93,18 @@ impl Device<'_> {
     }
 
     /// Opens the device.
-    pub fn open(&self) -> Result<Context, RdmaError> {
+    ///
+    /// # Errors
+    /// [`RdmaError::Open`], mostly for lack of permission on `/dev/infiniband/uverbs*`.
+    pub fn open(&self) -> Result<Arc<Context>, RdmaError> {
         // SAFETY: the device is in a list that is alive; null is handled below.
         let context = unsafe { ibv_open_device(self.device.as_ptr()) };
-        match NonNull::new(context) {
-            Some(context) => Ok(Context::owning(context, self.name(), self.guid())),
-            None => Err(RdmaError::Open {
+        // SAFETY: it was returned just now, and `ibv_close_device` is what closes it. It outlives the list: it holds its own
+        // reference to the device.
+        let context = unsafe { Owned::new(context, ibv_close_device, "context") };
+        match context {
+            Ok(context) => Ok(Arc::new(Context::owning(context, self.name(), self.guid()))),
+            Err(_) => Err(RdmaError::Open {
                 device: self.name(),
                 source: io::Error::last_os_error(),
             }),
