@@ -82,6 +82,10 @@ const RUNS_DRY: f64 = 0.9;
 /// Another effort must promise this much more.
 const GAIN_MIN: f64 = 0.04;
 
+/// One that waits so much of its time tries harder for less.
+const HAS_TIME: f64 = 0.5;
+const GAIN_MIN_WITH_TIME: f64 = 0.01;
+
 /// And bring this part of it, or it is left for so many intervals, and twice as many the next time.
 const KEPT_MIN: f64 = 0.3;
 const REST_FIRST: u32 = 8;
@@ -320,7 +324,9 @@ impl EffortChooser {
         if is_limited && std::mem::take(&mut self.is_eased) {
             self.easier.begin();
         }
+        // One that still waits lost no time by it: that less was sent is the pages' doing.
         if let Some(trial) = self.trial.take()
+            && !interval.waits()
             && interval.speed() < trial.before + KEPT_MIN * (trial.promised - trial.before)
         {
             self.at = trial.from;
@@ -382,7 +388,13 @@ impl EffortChooser {
         if self.harder.has_failed() {
             best = best.min(self.at + 2);
         }
-        let is_worth_it = seconds(best) * (1.0 + GAIN_MIN) < seconds(self.at);
+        let has_time = best > self.at && interval.waited_s > interval.seconds * HAS_TIME;
+        let gain_min = if has_time {
+            GAIN_MIN_WITH_TIME
+        } else {
+            GAIN_MIN
+        };
+        let is_worth_it = seconds(best) * (1.0 + gain_min) < seconds(self.at);
         if !is_worth_it || (best > self.at && !self.harder.is_over()) {
             return;
         }

@@ -27,7 +27,9 @@ const FIRST: [Prospect; EFFORTS.len()] = [
     prospect(5.4e-9, 1.645),
 ];
 
-/// How much of a surprise is believed to be the effort's own, where it may be the data's.
+/// How much of a surprise in the cost is believed to be the effort's own, where it may be the data's. What
+/// becomes of the bytes is the data's alone: from one interval to the next that changes tenfold, and efforts
+/// differ by a tenth.
 const OWN: f64 = 0.5;
 
 /// Pages get no smaller than this, for what is foretold.
@@ -52,7 +54,7 @@ impl Model {
     }
 
     /// Notes that the effort at `at` took so long for a byte of pages and made so much of a byte of it.
-    /// `is_first` after a change: what differs from what was foretold is then partly the effort's own.
+    /// `is_first` after a change: what it costs more than was foretold is then partly the effort's own.
     pub(super) fn measured(&mut self, at: usize, cost_s: f64, sent: f64, is_first: bool) {
         if EFFORTS[at] == Effort::Raw {
             return;
@@ -62,7 +64,6 @@ impl Model {
         let prospect = &mut self.prospects[at];
         if is_first {
             prospect.cost_s = own(prospect.cost_s, cost_s / self.costs);
-            prospect.shrinks = own(prospect.shrinks, shrinks / self.shrinks);
         }
         self.costs = cost_s / prospect.cost_s;
         self.shrinks = shrinks / prospect.shrinks;

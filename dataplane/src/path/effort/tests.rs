@@ -165,6 +165,37 @@ fn where_bytes_count_they_are_few() {
     }
 }
 
+/// RAM that does not shrink, and then some that does.
+#[test]
+fn it_follows_pages_that_change() {
+    let random = TYPICAL.map(|(speed, _)| (speed, 1.0));
+    for link in [12.5e6, 62.5e6] {
+        for is_short in [false, true] {
+            let mut road = Road::new(link, is_short);
+            road.go(&random, 20.0);
+            road.go(&TYPICAL, 10.0);
+            let share = road.go(&TYPICAL, 20.0) / 20.0 / best(&TYPICAL, link);
+            let effort = road.chooser.effort();
+            assert!(share > 0.9, "{link} B/s: {share:.3} at {effort:?}");
+        }
+    }
+}
+
+/// Pages that shrink now more, now less: with a CPU that waits for the link, the hardest effort is kept.
+#[test]
+fn pages_of_many_kinds_do_not_mislead_it() {
+    let kinds = [0.3, 1.0, 0.5, 1.6, 0.1, 0.8];
+    let mut road = Road::new(12.5e6, false);
+    let mut hardest = 0;
+    for turn in 0..600 {
+        let kind = kinds[turn % kinds.len()];
+        let codec = TYPICAL.map(|(speed, ratio)| (speed, ratio.powf(kind)));
+        road.go(&codec, 0.1);
+        hardest += u32::from(turn >= 100 && road.chooser.at + 1 == EFFORTS.len());
+    }
+    assert!(hardest > 400, "{hardest} of 500");
+}
+
 #[test]
 fn it_follows_a_link_that_changes() {
     let mut road = Road::new(12.5e6, false);
