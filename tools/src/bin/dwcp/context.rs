@@ -1,5 +1,6 @@
 //! What every command is given: the node, and where output goes.
 
+use std::cell::Cell;
 use std::io::Write;
 use std::path::Path;
 
@@ -15,6 +16,7 @@ pub(crate) struct Context {
     pub(crate) node: NodeClient,
     /// Print JSON.
     pub(crate) json: bool,
+    has_printed: Cell<bool>,
 }
 
 impl Context {
@@ -22,7 +24,14 @@ impl Context {
         Self {
             node: NodeClient::new(socket),
             json,
+            has_printed: Cell::new(false),
         }
+    }
+
+    /// Whether a failure goes to standard output as JSON: there is one value there, and a command that has
+    /// printed its result may fail by it.
+    pub(crate) fn fails_as_json(&self) -> bool {
+        self.json && !self.has_printed.get()
     }
 
     /// Prints the value as JSON, or the text, whichever was asked for.
@@ -36,6 +45,7 @@ impl Context {
         } else {
             text()
         };
+        self.has_printed.set(true);
         print_text(&output)
     }
 }
@@ -47,5 +57,20 @@ pub(crate) fn print_text(text: &str) -> Result<(), Failure> {
     match written {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::other(error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn standard_output_has_one_json_value() {
+        for json in [true, false] {
+            let context = Context::new(Path::new("/nowhere"), json);
+            assert_eq!(context.fails_as_json(), json);
+            context.print(&1, String::new).unwrap();
+            assert!(!context.fails_as_json());
+        }
     }
 }

@@ -109,7 +109,7 @@ fn main() -> ExitCode {
     let mut context = Context::new(&cli.node_socket, cli.json);
     match run(&cli.command, &mut context) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(cli.json),
+        Err(failure) => failure.report(context.fails_as_json()),
     }
 }
 
