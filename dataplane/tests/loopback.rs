@@ -78,6 +78,21 @@ fn streams_by_measurement() {
     assert!((1..=8).contains(&report.streams_in_use), "{report:?}");
 }
 
+/// A destination acknowledges a stream after 64 KiB at the latest: so much of each may stay unacknowledged.
+#[test]
+fn many_streams_with_a_small_window() {
+    for measure_streams in [false, true] {
+        let report = moves(&TransferSettings {
+            streams: 32,
+            measure_streams,
+            window_bytes: 1 << 20,
+            codec: Codec::Zstd { level: 1 },
+            ..settings()
+        });
+        assert_eq!(report.streams, 32);
+    }
+}
+
 #[test]
 fn by_fingerprints() {
     let report = moves(&TransferSettings {

@@ -75,6 +75,25 @@ fn a_connection_that_breaks_in_the_first_words_is_lost() {
     }
 }
 
+/// It ends at once, and another try would end so, too.
+#[test]
+fn an_offer_that_cannot_be_said_is_no_lost_connection() {
+    let settings = TransferSettings {
+        // More than the hour that the protocol allows.
+        peer_silence_ms: 4_000_000,
+        ..settings()
+    };
+    let nodes = TwoNodes::start(&settings, |incoming| small(1, incoming));
+    let (id, b) = (MigrationId(7), nodes.b.address.clone());
+    let started = nodes.a.node.start_migration(id, "vm", &b, settings, false);
+    started.unwrap();
+    let report = wait(&nodes.a.node, id);
+    assert_eq!(report.result, RunResult::Aborted, "{}", report.reason);
+    assert!(report.reason.contains("silence"), "{}", report.reason);
+    assert!(!report.connection_lost, "{}", report.reason);
+    assert!(nodes.old.is_running() && !nodes.new.is_running());
+}
+
 #[test]
 fn a_node_without_the_vm_has_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -3,7 +3,7 @@
 mod common;
 
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::pki::{peer, with_certificate};
 use common::proxy::{self, Harm, Plan, Progress, Proxy, Way};
@@ -301,7 +301,9 @@ fn the_source_reports_what_a_destination_that_gives_up_says() {
         let status = nodes.b.node.status(ID);
         status.is_ok_and(|status| status.progress.wire_bytes > 1 << 20)
     };
+    let began = Instant::now();
     while !is_under_way() {
+        assert!(began.elapsed() < Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(5));
     }
     nodes.b.node.cancel(ID).unwrap();

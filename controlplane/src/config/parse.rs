@@ -136,7 +136,7 @@ impl Parser<'_> {
             }
             (Kind::Choice(words), DeValue::String(text)) => self.choice(key, at, text, words),
             (Kind::IntegerOrAuto { .. }, DeValue::String(text)) => {
-                self.choice(key, at, text, &[AUTO])
+                self.integer_or_auto(key, at, text)
             }
             (Kind::Boolean, DeValue::Boolean(value)) => Some(Value::Boolean(*value)),
             (Kind::Name, DeValue::String(text)) => self
@@ -242,6 +242,27 @@ impl Parser<'_> {
         };
         let all = self.inside(&at, text, 0..text.len());
         self.fault(all, message, "not a choice", Some(hint));
+        None
+    }
+
+    fn integer_or_auto(&mut self, key: &Key, at: Range<usize>, text: &str) -> Option<Value> {
+        if text == AUTO {
+            return Some(Value::Text(text.to_owned()));
+        }
+        let message = format!("`{}` cannot be `{text}`", key.name);
+        let allowed = key.kind.range();
+        let hint = match (text.parse::<i64>(), nearest(text, [AUTO])) {
+            (Ok(number), _) => format!("write {number} without quotes; allowed: {allowed}"),
+            (_, Some(word)) => format!("did you mean \"{word}\"? Allowed: {allowed}"),
+            _ => format!("allowed: {allowed}"),
+        };
+        let all = self.inside(&at, text, 0..text.len());
+        self.fault(
+            all,
+            message,
+            "not a number of this range, nor auto",
+            Some(hint),
+        );
         None
     }
 

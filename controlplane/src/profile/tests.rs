@@ -132,6 +132,14 @@ fn a_number_of_streams_or_auto() {
             .unwrap()
             .contains("did you mean \"auto\"?")
     );
+    for (wrong, hint) in [
+        ("\"fast\"", "allowed: 1 to 32, auto"),
+        ("\"8\"", "write 8 without quotes"),
+    ] {
+        let text = format!("mode = \"hybrid\"\n[transfer]\nstreams = {wrong}\n");
+        let fault = &faults(&text)[0];
+        assert!(fault.hint.as_ref().unwrap().contains(hint), "{fault:?}");
+    }
 }
 
 #[test]

@@ -259,9 +259,6 @@ impl SourceWorker<'_> {
             return false;
         };
         let stream = &mut self.streams[slot];
-        let Some(encoder) = &mut stream.encoder else {
-            return false;
-        };
         let Some(buffer) = self.transport.buffers().take() else {
             return false;
         };
@@ -269,6 +266,8 @@ impl SourceWorker<'_> {
         let sequence = stream.credit.next_sequence();
         let visited = self.line.counts.visited;
         let index = stream.index;
+        let new_encoder = || self.adapting.encoder(self.settings.streams_in_all);
+        let encoder = stream.encoder.get_or_insert_with(new_encoder);
         let frame = self.line.next_frame(work, bytes, encoder, index, sequence);
         let pages = self.line.counts.visited - visited;
         let Some(frame) = frame else {
@@ -299,14 +298,19 @@ impl SourceWorker<'_> {
         true
     }
 
-    /// The stream that carries pages, takes a frame now, and has the least under way.
+    /// The stream that carries pages, takes a frame now, and has the least under way. What was lost with a
+    /// stream that has carried pages before goes on that one again, once all others have their marks.
     fn stream_with_room(&self) -> Option<Slot> {
         if self.in_flight_bytes >= self.settings.window_bytes || self.session.pace.wait().is_some()
         {
             return None;
         }
         let streams = self.streams.iter().enumerate();
-        let ready = streams.filter(|(_, s)| s.index < self.in_use && s.takes_pages());
+        let mut in_use = self.streams.iter().filter(|s| s.index < self.in_use);
+        let are_marked = in_use.all(|stream| stream.is_marked);
+        let ready = streams.filter(|(_, stream)| {
+            (stream.index < self.in_use || are_marked) && stream.takes_pages()
+        });
         let (slot, _) = ready.min_by_key(|(_, stream)| stream.credit.in_flight_bytes())?;
         Some(slot)
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::peer::PeerError;
 use crate::transport::UNSENT_BYTES_MAX;
@@ -15,10 +15,16 @@ pub(super) fn bound_unsent(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
 }
 
+/// A stream that carries nothing for so long says that it is there.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+
 /// Ends a stream whose bytes the other side does not acknowledge for so long: nobody else says that the way
 /// is gone.
 pub(super) fn bound_silence(stream: &TcpStream, silence: Duration) {
-    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(silence));
+    let socket = SockRef::from(stream);
+    let _ = socket.set_tcp_user_timeout(Some(silence));
+    // One that carries nothing for long stays known to what stands between the nodes.
+    let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
 }
 
 /// Connects within `time`, to whichever address of the name answers.

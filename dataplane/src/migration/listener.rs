@@ -1,5 +1,6 @@
 //! Who connects from another node, and to which migration.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
@@ -100,8 +101,13 @@ fn greet(
     socket.set_nodelay(true).map_err(io)?;
     socket.set_read_timeout(Some(HELLO_TIME)).map_err(io)?;
     // One that only looked how long the way is, or found that somebody listens.
-    if matches!(socket.peek(&mut [0]), Ok(0)) {
-        return Ok(());
+    match socket.peek(&mut [0]) {
+        Ok(0) => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => {
+            tracing::debug!("a connection on which nothing was said");
+            return Ok(());
+        }
+        _ => {}
     }
     let Admitted {
         connection: mut stream,

@@ -112,6 +112,16 @@ fn place_on(
     }
 }
 
+/// What may be under way on so many streams: what was asked for, but never so little that all of it may stand
+/// where the destination has yet to acknowledge it. It does so after 64 KiB of a stream at the latest.
+pub(super) fn window_bytes(settings: &TransferSettings, streams: u16) -> u64 {
+    let least = 2 * ACK_BYTES_MIN * u64::from(streams);
+    settings.window_bytes.max(least)
+}
+
+/// Least bytes of a stream between two acknowledgements.
+pub(super) const ACK_BYTES_MIN: u64 = 64 * 1024;
+
 /// What the workers of one end have in common, beside [`TransferSettings`].
 pub(super) struct WorkersOf<'a> {
     pub(super) stock: &'a Stock,
@@ -129,7 +139,9 @@ impl Placement {
         of: &WorkersOf<'_>,
     ) -> Vec<WorkerSettings> {
         let count = self.workers.len();
-        let window_bytes = settings.window_bytes / count.max(1) as u64;
+        let in_all = usize::from(of.streams);
+        let window = window_bytes(settings, of.streams) / in_all.max(1) as u64;
+        let own = |index: usize| (in_all - index.min(in_all)).div_ceil(count) as u64;
         let worker = |(index, place): (usize, &WorkerPlace)| WorkerSettings {
             index,
             io: settings.io,
@@ -140,11 +152,11 @@ impl Placement {
             sealed: of.sealed,
             streams: usize::from(of.streams).div_ceil(count),
             streams_in_all: of.streams.into(),
-            window_bytes,
+            window_bytes: window * own(index),
             // Few of them may have to carry all, where that is measured.
             stream_window_bytes: match settings.measure_streams {
-                true => window_bytes,
-                false => settings.window_bytes / u64::from(of.streams),
+                true => window * own(index),
+                false => window,
             },
             ack_bytes: of.ack_bytes,
             busy_poll: Duration::from_micros(settings.busy_poll_us.into()),

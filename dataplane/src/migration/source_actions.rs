@@ -142,12 +142,16 @@ impl SourceDriver {
         };
         if let Err(error) = control.send(message) {
             // What became of the first words says more, and is about to be heard.
-            if !self.is_greeted {
+            if !self.is_greeted && error.is_loss() {
                 tracing::debug!(%error, "before the first words were answered");
                 return;
             }
             let reason = format!("control connection: {error}");
-            self.pending.push_back(SourceEvent::PeerLost(reason));
+            if error.is_loss() {
+                self.pending.push_back(SourceEvent::PeerLost(reason));
+            } else {
+                self.fail(AbortCode::Other, reason);
+            }
         }
     }
 

@@ -37,28 +37,30 @@ pub(super) struct Carried {
     pub(super) acked_bytes: u64,
     pub(super) sent_bytes: u64,
     pub(super) resent_bytes: u64,
+    /// Those that are there.
+    pub(super) connections: u16,
     /// The shortest of theirs.
     pub(super) rtt: Duration,
     /// At most of those in use the kernel had more to send than the path took.
     pub(super) is_limited: bool,
 }
 
-/// The same of these connections, of which the first `in_use` carry pages.
-fn carried<'a>(sockets: impl Iterator<Item = &'a TcpStream>, in_use: u16) -> Carried {
+/// The same of these connections; streams with an index below `in_use` carry pages.
+fn carried<'a>(sockets: impl Iterator<Item = (u16, &'a TcpStream)>, in_use: u16) -> Carried {
     let (mut all, mut limited) = (Carried::default(), 0);
-    for (index, info) in sockets
-        .filter_map(|socket| TcpInfo::of(socket).ok())
-        .enumerate()
-    {
+    for (index, socket) in sockets {
+        let Ok(info) = TcpInfo::of(socket) else {
+            continue;
+        };
         all.acked_bytes += info.bytes_acked;
         all.sent_bytes += info.bytes_sent;
         all.resent_bytes += info.bytes_retransmitted;
-        all.rtt = if index == 0 {
-            info.rtt
-        } else {
-            all.rtt.min(info.rtt)
+        all.rtt = match all.connections {
+            0 => info.rtt,
+            _ => all.rtt.min(info.rtt),
         };
-        limited += u32::from(index < usize::from(in_use) && info.unsent_bytes > 0);
+        all.connections += 1;
+        limited += u32::from(index < in_use && info.unsent_bytes > 0);
     }
     all.is_limited = 2 * limited > u32::from(in_use);
     all
@@ -127,7 +129,7 @@ impl SourceDriver {
         let Some(count) = self.path.count.as_mut().filter(|_| !is_paused) else {
             return;
         };
-        let carried = carried(self.streams.sockets(), count.now());
+        let carried = carried(self.streams.by_index(), count.now());
         if let Some(streams) = count.read(Instant::now(), carried) {
             tracing::info!(vm = self.request.vm, streams, "streams that carry pages");
             self.use_streams(streams);
@@ -147,7 +149,7 @@ impl SourceDriver {
         if !self.request.settings.measure_streams {
             return self.use_streams(opened);
         }
-        let rtt = carried(self.streams.sockets(), 0).rtt;
+        let rtt = carried(self.streams.by_index(), 0).rtt;
         let count = StreamCount::new(self.workers.len() as u16, opened, rtt < SHORT_RTT);
         self.use_streams(count.now());
         self.path.count = Some(count);

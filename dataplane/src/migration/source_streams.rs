@@ -12,7 +12,7 @@ use dwcp_wire::{AbortCode, StreamHello, StreamRole};
 use socket2::SockRef;
 
 use super::dial;
-use super::early::{self, EarlySocket, EarlySockets};
+use super::early::{self, EARLY_MAX, EarlySocket, EarlySockets};
 use super::peer::{self, ControlWriter, LAST_WORDS, PeerError};
 use super::placement::{WorkersOf, place};
 use super::relay::Relay;
@@ -62,8 +62,13 @@ pub(super) struct Streams {
 impl Streams {
     /// The data streams' sockets that are there.
     pub(super) fn sockets(&self) -> impl Iterator<Item = &TcpStream> {
-        let all = self.data.iter();
-        all.filter_map(|stream| stream.socket.as_ref())
+        self.by_index().map(|(_, socket)| socket)
+    }
+
+    /// The same, with the streams' indexes.
+    pub(super) fn by_index(&self) -> impl Iterator<Item = (u16, &TcpStream)> {
+        let all = (0..).zip(&self.data);
+        all.filter_map(|(index, stream)| Some((index, stream.socket.as_ref()?)))
     }
 }
 
@@ -86,13 +91,13 @@ struct Break {
 }
 
 impl SourceDriver {
-    /// Connects the sockets of all streams while the offer is considered: a round trip less. What TLS needs
+    /// Connects the first sockets of the streams while the offer is considered: a round trip less. What TLS needs
     /// to begin shortly comes with the answer.
     pub(super) fn connect_early(&mut self) {
         let Some(to) = self.peer.filter(|_| !self.request.dry_run) else {
             return;
         };
-        for _ in 0..=self.request.settings.streams {
+        for _ in 0..(self.request.settings.streams + 1).min(EARLY_MAX) {
             let connect = self.connecting(to);
             self.streams.early.connect(connect, &self.recorder.meter);
         }
@@ -198,7 +203,7 @@ impl SourceDriver {
         let meter = Arc::clone(&self.recorder.meter);
         move || {
             let _helper = meter.helper();
-            let early = early.map_or(Ok(None), EarlySocket::dialled)?;
+            let early = early.and_then(EarlySocket::dialled);
             let (socket, note) = early.map_or_else(connect, Ok)?;
             if hello.role == StreamRole::Data {
                 dial::bound_silence(&socket, silence);

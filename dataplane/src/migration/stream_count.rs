@@ -18,8 +18,8 @@ const EPOCH_MIN: Duration = Duration::from_millis(1000);
 const SETTLE_MIN: Duration = Duration::from_millis(600);
 const ROUND_TRIPS: u32 = 8;
 
-/// An epoch counts when the path was the limit at so many of its readings, of a hundred.
-const LIMITED_PERCENT: u32 = 70;
+/// An epoch counts when the path was the limit for so much of it, of a hundred.
+const LIMITED_PERCENT: u32 = 50;
 
 /// Goodput by which more streams must be better, and that fewer must keep.
 const GAIN: f64 = 1.10;
@@ -42,6 +42,8 @@ pub(super) struct StreamCount {
     trial: Option<Trial>,
     rest: Duration,
     rests_until: Option<Instant>,
+    /// Of crowded streams, fewer are tried next: every other time.
+    is_down_next: bool,
     /// Every count that was measured, with its goodput in bytes per second, in their order.
     measured: Vec<(u16, f64)>,
 }
@@ -51,10 +53,13 @@ struct Epoch {
     /// Until then a change takes hold.
     from: Instant,
     until: Instant,
-    /// The first reading after that.
-    first: Option<(Instant, Carried)>,
-    readings: u32,
-    limited: u32,
+    /// The last reading since.
+    last: Option<(Instant, Carried)>,
+    /// Between readings at which the path was the limit, and only there.
+    limited: Duration,
+    acked_bytes: u64,
+    sent_bytes: u64,
+    resent_bytes: u64,
 }
 
 /// Another count is tried.
@@ -76,6 +81,7 @@ impl StreamCount {
             trial: None,
             rest: REST_MIN,
             rests_until: None,
+            is_down_next: false,
             measured: vec![],
         }
     }
@@ -88,36 +94,32 @@ impl StreamCount {
     /// Takes a reading of the streams' connections. Returns how many streams are to carry pages from now
     /// on, when that changes.
     pub(super) fn read(&mut self, at: Instant, carried: Carried) -> Option<u16> {
-        let epoch = self.epoch.get_or_insert_with(|| Epoch::new(at, carried));
+        let rtt = carried.rtt;
+        let epoch = self.epoch.get_or_insert_with(|| Epoch::new(at, rtt));
         if at < epoch.from {
             return None;
         }
-        let (began, first) = *epoch.first.get_or_insert((at, carried));
-        epoch.readings += 1;
-        epoch.limited += u32::from(carried.is_limited);
+        epoch.read(at, carried);
         if at < epoch.until {
             return None;
         }
-        let (epoch, time) = (*epoch, at - began);
+        let epoch = *epoch;
         // The next one follows at once; a change puts it off.
         self.epoch = Some(Epoch {
             from: at,
-            first: Some((at, carried)),
-            ..Epoch::new(at, carried)
+            last: epoch.last,
+            ..Epoch::new(at, rtt)
         });
-        let is_limited = epoch.limited * 100 >= epoch.readings * LIMITED_PERCENT;
-        // Fewer bytes than before: a stream was replaced.
-        let acked = carried.acked_bytes.checked_sub(first.acked_bytes)?;
-        if !is_limited || acked == 0 {
-            return None;
-        }
-        let goodput = acked as f64 / time.as_secs_f64();
+        let goodput = epoch.goodput(at)?;
         self.note(goodput);
-        let sent = carried.sent_bytes.saturating_sub(first.sent_bytes);
-        let resent = carried.resent_bytes.saturating_sub(first.resent_bytes);
-        let is_crowded = resent as f64 > sent as f64 * CROWDED;
+        let is_crowded = epoch.resent_bytes as f64 > epoch.sent_bytes as f64 * CROWDED;
         let count = match self.trial.take() {
             Some(trial) if !self.is_worth(trial, goodput) => Some(self.go_back(at, trial)),
+            Some(trial) if self.now < trial.before => {
+                // As many as before were no better: that need not be tried again soon.
+                self.rests_until = Some(at + REST_MIN);
+                None
+            }
             Some(_) => {
                 (self.rest, self.rests_until) = (REST_MIN, None);
                 self.next_trial(at, goodput, is_crowded)
@@ -125,7 +127,7 @@ impl StreamCount {
             None => self.next_trial(at, goodput, is_crowded),
         }?;
         self.now = count;
-        self.epoch = Some(Epoch::new(at, carried));
+        self.epoch = Some(Epoch::new(at, rtt));
         Some(count)
     }
 
@@ -157,9 +159,10 @@ impl StreamCount {
         if self.rests_until.is_some_and(|until| at < until) {
             return None;
         }
-        // Crowded streams are fewer, every other time: lost packets may also be why more are needed.
-        let down = is_crowded && self.rests_until.take().is_some();
-        let count = if down {
+        // Lost packets may also be why more are needed.
+        let is_down = is_crowded && self.is_down_next;
+        self.is_down_next = is_crowded && !is_down;
+        let count = if is_down {
             (self.now / 2).max(self.least)
         } else {
             self.now.saturating_mul(2).min(self.most)
@@ -188,16 +191,41 @@ impl StreamCount {
 }
 
 impl Epoch {
-    fn new(at: Instant, carried: Carried) -> Self {
-        let trips = carried.rtt * ROUND_TRIPS;
+    fn new(at: Instant, rtt: Duration) -> Self {
+        let trips = rtt * ROUND_TRIPS;
         let from = at + SETTLE_MIN.max(trips);
         Self {
             from,
             until: from + EPOCH_MIN.max(trips),
-            first: None,
-            readings: 0,
-            limited: 0,
+            last: None,
+            limited: Duration::ZERO,
+            acked_bytes: 0,
+            sent_bytes: 0,
+            resent_bytes: 0,
         }
+    }
+
+    fn read(&mut self, at: Instant, carried: Carried) {
+        let Some((since, last)) = self.last.replace((at, carried)) else {
+            return;
+        };
+        // A stream was lost or replaced: its counters are gone.
+        let is_same = carried.connections == last.connections;
+        let acked = carried.acked_bytes.checked_sub(last.acked_bytes);
+        let Some(acked) = acked.filter(|_| is_same && last.is_limited && carried.is_limited) else {
+            return;
+        };
+        self.limited += at - since;
+        self.acked_bytes += acked;
+        self.sent_bytes += carried.sent_bytes.saturating_sub(last.sent_bytes);
+        self.resent_bytes += carried.resent_bytes.saturating_sub(last.resent_bytes);
+    }
+
+    /// Bytes per second, when the path was the limit for long enough.
+    fn goodput(&self, at: Instant) -> Option<f64> {
+        let is_enough = self.limited * 100 >= (at - self.from) * LIMITED_PERCENT;
+        let goodput = self.acked_bytes as f64 / self.limited.as_secs_f64();
+        (is_enough && self.acked_bytes > 0).then_some(goodput)
     }
 }
 

@@ -26,7 +26,11 @@ impl Path {
 
     /// Carries for so long, as many Mbit/s as that many streams do; `resent` of the bytes are sent twice.
     fn carry(&mut self, seconds: u64, resent: f64, mbit: impl Fn(u16) -> f64) {
-        for _ in 0..seconds * 1000 / TICK.as_millis() as u64 {
+        self.carry_for(Duration::from_secs(seconds), resent, mbit);
+    }
+
+    fn carry_for(&mut self, time: Duration, resent: f64, mbit: impl Fn(u16) -> f64) {
+        for _ in 0..time.as_millis() / TICK.as_millis() {
             self.at += TICK;
             let bytes = mbit(self.count.now()) * 1e6 / 8.0 * TICK.as_secs_f64();
             self.carried.acked_bytes += bytes as u64;
@@ -89,14 +93,48 @@ fn nothing_is_tried_while_something_else_is_the_limit() {
     assert_eq!(path.count.explain(), None);
 }
 
+/// Between two rounds nothing is sent: that is nobody's speed.
+#[test]
+fn the_time_between_rounds_does_not_mislead_it() {
+    let mut path = Path::new(StreamCount::new(4, 32, false), 50);
+    for turn in 0..100 {
+        path.carried.is_limited = false;
+        path.at += Duration::from_millis(130 + 40 * (turn % 5));
+        path.carry_for(Duration::from_millis(200), 0.0, |_| 0.0);
+        path.carried.is_limited = true;
+        path.carry_for(Duration::from_millis(800), 0.0, |_| 94.0);
+    }
+    assert!(!path.changes.contains(&16), "{:?}", path.changes);
+}
+
+/// What is lost may be why more are needed: that is tried again, too.
+#[test]
+fn crowded_streams_may_become_more() {
+    let mut path = Path::new(StreamCount::new(4, 32, false), 50);
+    path.carry(60, 0.08, |streams| 12.0 * f64::from(streams.min(8)));
+    path.carry(400, 0.08, |streams| 12.0 * f64::from(streams));
+    assert_eq!(path.count.now(), 32, "{:?}", path.changes);
+}
+
 #[test]
 fn a_replaced_stream_counts_for_nothing() {
     let mut path = Path::new(StreamCount::new(1, 32, false), 50);
-    path.carry(1, 0.0, |_| 94.0);
-    // Its successor begins at nothing.
-    path.carried.acked_bytes = 0;
-    path.carry(1, 0.0, |_| 94.0);
-    assert!(path.changes.is_empty(), "{:?}", path.changes);
+    for _ in 0..20 {
+        path.carry(1, 0.0, |_| 94.0);
+        // Its successor begins at nothing.
+        path.carried.acked_bytes = 0;
+    }
+    let goodputs = path
+        .count
+        .measured
+        .iter()
+        .map(|(_, goodput)| goodput * 8.0 / 1e6);
+    let goodputs: Vec<_> = goodputs.collect();
+    assert!(goodputs.len() > 1);
+    assert!(
+        goodputs.iter().all(|mbit| (93.0..95.0).contains(mbit)),
+        "{goodputs:?}"
+    );
 }
 
 proptest::proptest! {
@@ -113,7 +151,7 @@ proptest::proptest! {
         for (acked_bytes, sent_bytes, resent_bytes, rtt_ms, is_limited, pause_ms) in readings {
             at += Duration::from_millis(pause_ms);
             let rtt = Duration::from_millis(rtt_ms);
-            let carried = Carried { acked_bytes, sent_bytes, resent_bytes, rtt, is_limited };
+            let carried = Carried { acked_bytes, sent_bytes, resent_bytes, rtt, is_limited, connections: 32 };
             let changed = count.read(at, carried);
             proptest::prop_assert!(changed.is_none_or(|new| new == count.now()));
             proptest::prop_assert!((least..=least + more).contains(&count.now()));

@@ -12,6 +12,7 @@ use dwcp_wire::Offer;
 use super::{Request, SourceDriver, bytes_per_s};
 use crate::engine::{Mailbox, Session};
 use crate::migration::node::{JournalScope, Node, check_running};
+use crate::migration::placement::{ACK_BYTES_MIN, window_bytes};
 use crate::migration::recorder::{Recorder, Subject};
 use crate::migration::secure::Way;
 use crate::migration::source_path::PathWatch;
@@ -187,7 +188,8 @@ fn offer(
     fingerprint_seed: u64,
 ) -> Offer {
     let settings = &request.settings;
-    let window = settings.window_bytes / u64::from(settings.streams.max(1));
+    let streams = settings.streams.max(1);
+    let window = window_bytes(settings, streams) / u64::from(streams);
     Offer {
         migration: request.id.0,
         vm: request.vm.clone(),
@@ -199,7 +201,7 @@ fn offer(
         fingerprint_seed,
         verify_full: settings.verify == Verify::Full,
         sample_pages: settings.sample_pages,
-        ack_bytes: (window / 4).max(64 * 1024),
+        ack_bytes: (window / 4).max(ACK_BYTES_MIN),
         peer_silence_ms: settings.peer_silence_ms,
         dry_run: request.dry_run,
         reuse: settings.reuse,

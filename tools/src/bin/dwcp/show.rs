@@ -227,6 +227,9 @@ fn means(report: &MigrationReport) -> String {
     };
     let streams = match report.streams {
         0 => String::new(),
+        streams if (1..streams).contains(&report.streams_in_use) => {
+            format!("{} of {streams} streams", report.streams_in_use)
+        }
         streams => format!("{streams} streams"),
     };
     let mut means = vec![

@@ -114,22 +114,27 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         true => parse_links()?,
         false => args.links.clone(),
     };
+    if let Some(link) = links.iter().find(|link| link.bytes_per_s().is_none()) {
+        return Err(Failure::Usage(format!(
+            "{}: a link without a rate",
+            link.name
+        )));
+    }
     let base = profile::load("internet")?;
+    let systems = args
+        .streams
+        .iter()
+        .map(|streams| system(args, &base, streams));
+    let systems = systems.collect::<Result<Vec<_>, _>>()?;
     let mut runs = vec![];
     for link in &links {
         for turn in 1..=args.rounds {
-            for streams in &args.streams {
+            for (streams, settings) in &systems {
                 eprintln!(
                     "round {turn} of {}: {}, {streams} streams",
                     args.rounds, link.name
                 );
-                let own = [
-                    format!("transfer.streams={streams}"),
-                    format!("transfer.congestion_control={}", args.congestion_control),
-                ];
-                let changes = args.changes.iter().chain(&own).map(String::as_str);
-                let settings = profile::with_changes(&base, changes)?;
-                let run = one(args, link, streams, &settings, turn)?;
+                let run = one(args, link, streams, settings, turn)?;
                 eprintln!(
                     "    {:.0} ms, {:.3} of the rate",
                     run.total_ms, run.goodput_ratio
@@ -150,6 +155,20 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
             report.goals.len()
         ))),
     }
+}
+
+/// A number of streams, and the settings that it stands for.
+fn system(
+    args: &Args,
+    base: &TransferSettings,
+    streams: &str,
+) -> Result<(String, TransferSettings), Failure> {
+    let own = [
+        format!("transfer.streams={streams}"),
+        format!("transfer.congestion_control={}", args.congestion_control),
+    ];
+    let changes = args.changes.iter().chain(&own).map(String::as_str);
+    Ok((streams.to_owned(), profile::with_changes(base, changes)?))
 }
 
 fn parse_links() -> Result<Vec<Road>, Failure> {
@@ -238,7 +257,11 @@ fn judge(args: &Args, runs: &[Run]) -> Vec<Judged> {
             .fold(0.0, f64::max);
         for system in systems {
             let goodput_ratio = goodput(&system);
-            let of_best = goodput_ratio / best;
+            let of_best = if best > 0.0 {
+                goodput_ratio / best
+            } else {
+                0.0
+            };
             let is_auto = system.ends_with(AUTO);
             goals.push(Judged {
                 case: case.to_owned(),

@@ -1,0 +1,113 @@
+//! A source's worker by itself: the test is the other side of its streams.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::line;
+use dwcp_api::{Codec, IoPath, SendChoice};
+use dwcp_dataplane::engine::{
+    Mailbox, Session, SourceCommand, WorkerEvent, WorkerHandle, WorkerSettings, spawn_source_worker,
+};
+use dwcp_dataplane::path::RoundWork;
+use dwcp_dataplane::transport::Stock;
+use dwcp_simd::PAGE_BYTES;
+use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const PAGES: u32 = 2048;
+
+struct Worker {
+    handle: WorkerHandle<SourceCommand>,
+    events: Mailbox<WorkerEvent>,
+}
+
+impl Worker {
+    fn start() -> Self {
+        let settings = WorkerSettings {
+            index: 0,
+            io: IoPath::Poll,
+            send: SendChoice::Copy,
+            cpu: None,
+            node: None,
+            stock: Stock::default(),
+            streams: 2,
+            sealed: false,
+            streams_in_all: 2,
+            window_bytes: 64 << 20,
+            stream_window_bytes: 64 << 20,
+            ack_bytes: 1 << 16,
+            busy_poll: Duration::ZERO,
+        };
+        let session = Arc::new(Session::new(line::ram(&[PAGES]), 1, Codec::Raw));
+        for page in 0..PAGES {
+            let data = [page as u8 | 1; PAGE_BYTES];
+            session.layout.blocks()[0].write_page(page, &data);
+        }
+        let events = Mailbox::new().unwrap();
+        let handle = spawn_source_worker(settings, session, events.clone()).unwrap();
+        Self { handle, events }
+    }
+
+    /// Gives it a stream. Returns the other end, which takes all that comes.
+    fn stream(&self, index: u16) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (theirs, _) = listener.accept().unwrap();
+        let mut reader = theirs.try_clone().unwrap();
+        std::thread::spawn(move || {
+            let mut bytes = vec![0; 1 << 16];
+            while reader.read(&mut bytes).is_ok_and(|read| read > 0) {}
+        });
+        let stream = ours.into();
+        self.handle
+            .command(SourceCommand::AddStream { index, stream });
+        theirs
+    }
+
+    fn wait<T>(&self, mut of: impl FnMut(WorkerEvent) -> Option<T>) -> Option<T> {
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until {
+            let event = self.events.wait(Duration::from_millis(100));
+            if let Some(it) = event.and_then(&mut of) {
+                return Some(it);
+            }
+        }
+        None
+    }
+}
+
+/// A stream that carried pages in a trial, and does no longer: what it lost goes on it again, as the others
+/// have their marks.
+#[test]
+fn a_round_ends_though_a_stream_breaks_that_is_not_in_use_any_more() {
+    let worker = Worker::start();
+    let (_first, second) = (worker.stream(0), worker.stream(1));
+    worker.handle.command(SourceCommand::Use(2));
+    let layout = line::ram(&[PAGES]);
+    let mut dirty = layout.empty_bitmap();
+    dirty.blocks[0].set_range(0, PAGES);
+    let work = RoundWork::new(0, dirty, layout.empty_bitmap());
+    worker.handle.command(SourceCommand::Round(Arc::new(work)));
+    let sent = |event| matches!(event, WorkerEvent::RoundSent(_)).then_some(());
+    worker.wait(sent).expect("the round is sent");
+    worker.handle.command(SourceCommand::Use(1));
+    drop(second.shutdown(std::net::Shutdown::Both));
+    let lost = |event| matches!(event, WorkerEvent::StreamLost { stream: 1, .. }).then_some(());
+    worker.wait(lost).expect("it is lost");
+    let mut again = worker.stream(1);
+    let nothing = FrameHeader::empty(FrameKind::Ack, 1, 0);
+    again
+        .write_all(&nothing.to_bytes()[..HEADER_BYTES])
+        .unwrap();
+    let resumed = |event| match event {
+        WorkerEvent::StreamResumed { pages, .. } => Some(pages),
+        _ => None,
+    };
+    assert!(worker.wait(resumed).expect("it is resumed") > 0);
+    worker.wait(sent).expect("the round is sent once more");
+}
