@@ -57,8 +57,7 @@ pub(super) const KEYS: &[Key] = &[
         },
         "Data streams between the nodes. One stream fills a short link; several fill a long one, \
          and let more workers send at once. auto opens 32 and finds by measurement how many of them \
-         carry pages: more where a path gives each connection only so much or loses packets, fewer \
-         where they crowd each other.",
+         carry pages, four at first: more where a path gives each connection only so much or loses packets.",
     ),
     key(
         "transfer.workers",

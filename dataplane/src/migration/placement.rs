@@ -112,11 +112,10 @@ fn place_on(
     }
 }
 
-/// What may be under way on so many streams: what was asked for, but never so little that all of it may stand
-/// where the destination has yet to acknowledge it. It does so after 64 KiB of a stream at the latest.
-pub(super) fn window_bytes(settings: &TransferSettings, streams: u16) -> u64 {
-    let least = 2 * ACK_BYTES_MIN * u64::from(streams);
-    settings.window_bytes.max(least)
+/// A stream's share of what may be under way on so many: never so little that all of it may stand where the
+/// destination has yet to acknowledge it, which it does after [`ACK_BYTES_MIN`] at the least.
+pub(super) fn stream_window(window_bytes: u64, streams: u16) -> u64 {
+    (window_bytes / u64::from(streams.max(1))).max(2 * ACK_BYTES_MIN)
 }
 
 /// Least bytes of a stream between two acknowledgements.
@@ -140,7 +139,7 @@ impl Placement {
     ) -> Vec<WorkerSettings> {
         let count = self.workers.len();
         let in_all = usize::from(of.streams);
-        let window = window_bytes(settings, of.streams) / in_all.max(1) as u64;
+        let window = stream_window(settings.window_bytes, of.streams);
         let own = |index: usize| (in_all - index.min(in_all)).div_ceil(count) as u64;
         let worker = |(index, place): (usize, &WorkerPlace)| WorkerSettings {
             index,
@@ -222,5 +221,22 @@ mod tests {
         let placement = place_on(&topology, true, 3, None, None);
         assert_eq!(nodes_of(&placement), [None; 3]);
         assert!(placement.why.unwrap().contains("not pinned"));
+    }
+
+    /// Streams that all stand where nothing is acknowledged yet leave room for more.
+    #[test]
+    fn a_small_window_does_not_stand_still() {
+        for streams in 1..=dwcp_api::STREAMS_MAX {
+            for bytes in [1, 1 << 20, 128 << 20] {
+                let window = stream_window(bytes, streams);
+                let acked_after = (window / 4).max(ACK_BYTES_MIN);
+                assert!(window > acked_after, "{streams} streams, {bytes} bytes");
+                let in_all = window * u64::from(streams);
+                assert!(
+                    in_all <= bytes.max(4 << 20),
+                    "{streams} streams, {bytes} bytes"
+                );
+            }
+        }
     }
 }

@@ -12,7 +12,7 @@ use dwcp_wire::Offer;
 use super::{Request, SourceDriver, bytes_per_s};
 use crate::engine::{Mailbox, Session};
 use crate::migration::node::{JournalScope, Node, check_running};
-use crate::migration::placement::{ACK_BYTES_MIN, window_bytes};
+use crate::migration::placement::{ACK_BYTES_MIN, stream_window};
 use crate::migration::recorder::{Recorder, Subject};
 use crate::migration::secure::Way;
 use crate::migration::source_path::PathWatch;
@@ -188,8 +188,7 @@ fn offer(
     fingerprint_seed: u64,
 ) -> Offer {
     let settings = &request.settings;
-    let streams = settings.streams.max(1);
-    let window = window_bytes(settings, streams) / u64::from(streams);
+    let window = stream_window(settings.window_bytes, settings.streams);
     Offer {
         migration: request.id.0,
         vm: request.vm.clone(),
