@@ -55,14 +55,20 @@ impl Worker {
 
     /// Gives it a stream. Returns the other end, which takes all that comes.
     fn stream(&self, index: u16) -> TcpStream {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (theirs, _) = listener.accept().unwrap();
+        let theirs = self.silent_stream(index);
         let mut reader = theirs.try_clone().unwrap();
         std::thread::spawn(move || {
             let mut bytes = vec![0; 1 << 16];
             while reader.read(&mut bytes).is_ok_and(|read| read > 0) {}
         });
+        theirs
+    }
+
+    /// The same; the other end takes nothing by itself.
+    fn silent_stream(&self, index: u16) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (theirs, _) = listener.accept().unwrap();
         let stream = ours.into();
         self.handle
             .command(SourceCommand::AddStream { index, stream });
@@ -88,11 +94,9 @@ fn a_round_ends_though_a_stream_breaks_that_is_not_in_use_any_more() {
     let worker = Worker::start();
     let (_first, second) = (worker.stream(0), worker.stream(1));
     worker.handle.command(SourceCommand::Use(2));
-    let layout = line::ram(&[PAGES]);
-    let mut dirty = layout.empty_bitmap();
-    dirty.blocks[0].set_range(0, PAGES);
-    let work = RoundWork::new(0, dirty, layout.empty_bitmap());
-    worker.handle.command(SourceCommand::Round(Arc::new(work)));
+    worker
+        .handle
+        .command(SourceCommand::Round(all_pages(false)));
     let sent = |event| matches!(event, WorkerEvent::RoundSent(_)).then_some(());
     worker.wait(sent).expect("the round is sent");
     worker.handle.command(SourceCommand::Use(1));
@@ -110,4 +114,36 @@ fn a_round_ends_though_a_stream_breaks_that_is_not_in_use_any_more() {
     };
     assert!(worker.wait(resumed).expect("it is resumed") > 0);
     worker.wait(sent).expect("the round is sent once more");
+}
+
+/// A round of all pages.
+fn all_pages(is_paused: bool) -> Arc<RoundWork> {
+    let layout = line::ram(&[PAGES]);
+    let mut dirty = layout.empty_bitmap();
+    dirty.blocks[0].set_range(0, PAGES);
+    let work = RoundWork::new(0, dirty, layout.empty_bitmap());
+    Arc::new(work.paused(is_paused))
+}
+
+/// While the guest is paused, streams that carry nothing are not left to the last.
+#[test]
+fn in_the_pause_the_marks_of_idle_streams_come_first() {
+    for is_paused in [true, false] {
+        let worker = Worker::start();
+        let (_full, mut idle) = (worker.silent_stream(0), worker.silent_stream(1));
+        worker.handle.command(SourceCommand::Use(1));
+        worker
+            .handle
+            .command(SourceCommand::Round(all_pages(is_paused)));
+        let patience = if is_paused { 20_000 } else { 300 };
+        let patience = Duration::from_millis(patience);
+        idle.set_read_timeout(Some(patience)).unwrap();
+        let mut mark = [0; HEADER_BYTES];
+        let came = idle.read_exact(&mut mark).is_ok();
+        assert_eq!(came, is_paused, "though the other stream takes nothing");
+        if came {
+            let header = FrameHeader::from_bytes(&mark).unwrap();
+            assert_eq!(header.kind, FrameKind::RoundMark);
+        }
+    }
 }

@@ -253,8 +253,13 @@ impl SourceWorker<'_> {
             return false;
         };
         if self.drained {
-            return self.send_one_mark();
+            return self.send_one_mark(0);
         }
+        // The guest waits for all marks, and the connections of these have been silent for long.
+        if work.is_paused() && self.send_one_mark(self.in_use) {
+            return true;
+        }
+        let Some(work) = &self.work else { return false };
         let Some(slot) = self.stream_with_room() else {
             return false;
         };
@@ -326,11 +331,11 @@ impl SourceWorker<'_> {
         }
     }
 
-    /// Queues the mark of a stream that has none. Returns whether there may be more to do at once; a
-    /// worker with more streams than buffers goes on when a buffer comes back.
-    fn send_one_mark(&mut self) -> bool {
+    /// Queues the mark of a stream that has none, with an index of `least` or more. Returns whether there may be
+    /// more to do at once; a worker with more streams than buffers goes on when a buffer comes back.
+    fn send_one_mark(&mut self, least: u16) -> bool {
         let mut streams = self.streams.iter_mut().enumerate();
-        let unmarked = streams.find(|(_, stream)| stream.takes_mark());
+        let unmarked = streams.find(|(_, s)| s.index >= least && s.takes_mark());
         let (Some(work), Some((slot, stream))) = (&self.work, unmarked) else {
             return false;
         };

@@ -12,7 +12,7 @@ use dwcp_wire::{AbortCode, Control};
 
 use super::meter::Meter;
 use super::node::lock;
-use super::peer::{self, ControlWriter};
+use super::peer::{self, ControlWriter, PeerError};
 use super::recorder::tls_report;
 use super::reread::reread;
 use super::source::{SourceDriver, SourceInput};
@@ -83,14 +83,14 @@ impl SourceDriver {
     }
 
     /// The other side has answered to the first words, or it is no node that this one can talk to.
-    pub(super) fn greeted(&mut self, outcome: Result<(), peer::PeerError>) {
+    pub(super) fn greeted(&mut self, outcome: Result<(), PeerError>) {
         let Err(error) = outcome else {
             self.is_greeted = true;
             return;
         };
         self.recorder.no_peer = !error.is_loss();
         let reason = match &error {
-            peer::PeerError::Lost(error) if error.kind() == ErrorKind::WouldBlock => {
+            PeerError::Lost(error) if error.kind() == ErrorKind::WouldBlock => {
                 let time_ms = self.request.settings.connect_timeout_ms;
                 format!("the other side said nothing for {time_ms} ms")
             }
@@ -100,7 +100,7 @@ impl SourceDriver {
     }
 
     /// Connects and says hello. The offer does not wait for the answer: that is the same in every version.
-    fn try_connect(&mut self, time: Duration) -> Result<(), peer::PeerError> {
+    fn try_connect(&mut self, time: Duration) -> Result<(), PeerError> {
         let address = &self.request.destination.address;
         let mut stream = self.way.connect(&self.node, address, time)?;
         self.recorder.tls = tls_report(&stream);
@@ -141,17 +141,16 @@ impl SourceDriver {
             return;
         };
         if let Err(error) = control.send(message) {
+            let reason = format!("control connection: {error}");
+            if let PeerError::Control(_) = error {
+                return self.fail(AbortCode::Other, reason);
+            }
             // What became of the first words says more, and is about to be heard.
-            if !self.is_greeted && error.is_loss() {
-                tracing::debug!(%error, "before the first words were answered");
+            if !self.is_greeted {
+                tracing::debug!(reason, "before the first words were answered");
                 return;
             }
-            let reason = format!("control connection: {error}");
-            if error.is_loss() {
-                self.pending.push_back(SourceEvent::PeerLost(reason));
-            } else {
-                self.fail(AbortCode::Other, reason);
-            }
+            self.pending.push_back(SourceEvent::PeerLost(reason));
         }
     }
 

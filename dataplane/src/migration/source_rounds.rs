@@ -40,10 +40,11 @@ impl SourceDriver {
                 block.set_range(range.page, range.count);
             }
         }
-        let work = Arc::new(match &self.lanes {
+        let work = match &self.lanes {
             Some(lanes) => RoundWork::by_lanes(round, dirty, forced, Arc::clone(lanes)),
             None => RoundWork::new(round, dirty, forced),
-        });
+        };
+        let work = Arc::new(work.paused(paused));
         self.recorder.round = round;
         self.recorder.pages_in_round = work.pages();
         self.session.begin_round();

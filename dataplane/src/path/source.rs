@@ -31,6 +31,7 @@ pub struct RoundWork {
     dirty: RamBitmap,
     forced: RamBitmap,
     resends: bool,
+    is_paused: bool,
     lanes: Arc<Lanes>,
     taken: Box<[AtomicUsize]>,
 }
@@ -42,6 +43,19 @@ impl RoundWork {
     pub fn new(round: u32, dirty: RamBitmap, forced: RamBitmap) -> Self {
         let lanes = Arc::new(Lanes::whole(dirty.word_count()));
         Self::by_lanes(round, dirty, forced, lanes)
+    }
+
+    /// The same while the guest is paused.
+    #[must_use]
+    pub const fn paused(mut self, is_paused: bool) -> Self {
+        self.is_paused = is_paused;
+        self
+    }
+
+    /// Whether the guest is paused, and waits for the end of the round.
+    #[must_use]
+    pub const fn is_paused(&self) -> bool {
+        self.is_paused
     }
 
     /// Whether pages are sent again because they did not arrive as they were sent.
@@ -63,6 +77,7 @@ impl RoundWork {
         Self {
             round,
             resends: forced.count() > 0,
+            is_paused: false,
             dirty,
             forced,
             taken: lanes.untaken(),

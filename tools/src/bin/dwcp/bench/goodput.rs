@@ -2,15 +2,11 @@
 
 use std::fmt::Write;
 
-use dwcp_api::{MigrationReport, RunResult, TransferSettings};
+use dwcp_api::TransferSettings;
 use dwcp_controlplane::profile;
-use dwcp_testbed::Kind;
-use dwcp_testbed::guests::GuestOptions;
-use dwcp_testbed::wire::Backing;
-use dwcp_tools::lab::{GuestChoice, GuestSpec, MovedGuest};
 use serde::Serialize;
 
-use super::run::{Record as RecordOf, by_case, cases, move_once};
+use super::run::{Record as RecordOf, by_case, cases, move_incompressible};
 use super::stat::median;
 use super::wan::Road;
 use crate::context::Context;
@@ -177,21 +173,6 @@ fn parse_links() -> Result<Vec<Road>, Failure> {
     links.map_err(|error| Failure::other(anyhow::anyhow!(error)))
 }
 
-/// A guest whose filled RAM takes the link so long.
-fn guest(bytes: u64) -> GuestSpec {
-    let fill_mib = (bytes >> 20).max(16);
-    GuestSpec {
-        choice: GuestChoice::Synthetic,
-        ram_mib: (fill_mib * 10 / 9).next_multiple_of(2),
-        fill_mib,
-        hot_mib: 1,
-        dirty_pages_per_s: 0,
-        checked_pages_per_s: GuestOptions::default().verify_rate,
-        kind: Kind::Random,
-        backing: Backing::Fresh,
-    }
-}
-
 fn one(
     args: &Args,
     link: &Road,
@@ -202,22 +183,12 @@ fn one(
     let rate = link
         .bytes_per_s()
         .ok_or_else(|| Failure::other(anyhow::anyhow!("{}: a link without a rate", link.name)))?;
-    let up = link.up(u64::from(turn), &args.congestion_control)?;
-    let moved = move_once(guest(rate * args.seconds), settings, Some((&*up).into()))?;
-    let MovedGuest {
-        report,
-        dataplane_cpu_s: cpu_s,
-        ..
-    } = &moved;
-    if report.result != RunResult::Completed || report.guest_verified != Some(true) {
-        return Err(Failure::other(anyhow::anyhow!(
-            "{}: {} ({:?})",
-            link.name,
-            report.reason,
-            moved.guest_says
-        )));
-    }
-    let bytes_per_s = page_bytes(report) / (report.total_ms / 1e3);
+    // The guest's filled RAM takes the link so long.
+    let fill_mib = ((rate * args.seconds) >> 20).max(16);
+    let ram = ((fill_mib * 10 / 9).next_multiple_of(2), fill_mib);
+    let (moved, page_bytes) = move_incompressible(ram, settings, link, turn)?;
+    let report = &moved.report;
+    let bytes_per_s = page_bytes / (report.total_ms / 1e3);
     Ok(Run {
         system: format!("streams-{streams}"),
         case: format!("{} {}", link.name, args.congestion_control),
@@ -227,14 +198,9 @@ fn one(
         bytes_per_s,
         goodput_ratio: bytes_per_s / rate as f64,
         streams_in_use: report.streams_in_use,
-        cpu_s: *cpu_s,
+        cpu_s: moved.dataplane_cpu_s,
         notes: report.notes.clone(),
     })
-}
-
-fn page_bytes(report: &MigrationReport) -> f64 {
-    let pages = report.pages.raw + report.pages.compressed;
-    (pages * dwcp_simd::PAGE_BYTES as u64) as f64
 }
 
 fn judge(args: &Args, runs: &[Run]) -> Vec<Judged> {

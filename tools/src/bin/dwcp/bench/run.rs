@@ -2,11 +2,15 @@
 
 use std::fmt::Write;
 
-use dwcp_api::TransferSettings;
-use dwcp_tools::lab::{Ends, GuestSpec, Lab, MovedGuest, RunSpec};
+use dwcp_api::{RunResult, TransferSettings};
+use dwcp_testbed::Kind;
+use dwcp_testbed::guests::GuestOptions;
+use dwcp_testbed::wire::Backing;
+use dwcp_tools::lab::{Ends, GuestChoice, GuestSpec, Lab, MovedGuest, RunSpec};
 use serde::Serialize;
 
 use super::machine::Machine;
+use super::wan::Road;
 use crate::failure::Failure;
 
 /// Runs of one bench, with the machine that they were measured on.
@@ -76,4 +80,39 @@ pub(crate) fn move_once(
     let lab = Lab::start_over(&spec, folder.path(), link, &mut |_| {});
     lab.and_then(|mut lab| lab.run(settings, &mut |_| {}, &mut |_| {}))
         .map_err(Failure::other)
+}
+
+/// Moves a synthetic guest whose pages do not compress over a link; it is to arrive whole. Returns the move, and
+/// the bytes of its pages that were sent.
+pub(crate) fn move_incompressible(
+    (ram_mib, fill_mib): (u64, u64),
+    settings: &TransferSettings,
+    link: &Road,
+    turn: u32,
+) -> Result<(MovedGuest, f64), Failure> {
+    let guest = GuestSpec {
+        choice: GuestChoice::Synthetic,
+        ram_mib,
+        fill_mib,
+        hot_mib: 1,
+        dirty_pages_per_s: 0,
+        checked_pages_per_s: GuestOptions::default().verify_rate,
+        kind: Kind::Random,
+        backing: Backing::Fresh,
+    };
+    let congestion_control = settings.congestion_control.as_deref().unwrap_or("cubic");
+    let up = link.up(u64::from(turn), congestion_control)?;
+    let moved = move_once(guest, settings, Some((&*up).into()))?;
+    let report = &moved.report;
+    if report.result != RunResult::Completed || report.guest_verified != Some(true) {
+        return Err(Failure::other(anyhow::anyhow!(
+            "{}: {} ({:?})",
+            link.name,
+            report.reason,
+            moved.guest_says
+        )));
+    }
+    let pages = report.pages.raw + report.pages.compressed;
+    let page_bytes = (pages * dwcp_simd::PAGE_BYTES as u64) as f64;
+    Ok((moved, page_bytes))
 }

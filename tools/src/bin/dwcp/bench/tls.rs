@@ -1,14 +1,10 @@
 //! `dwcp bench tls`: what TLS costs, of goodput and of CPU time.
 
-use dwcp_api::{RunResult, TlsChoice, TransferSettings};
+use dwcp_api::{TlsChoice, TransferSettings};
 use dwcp_controlplane::profile;
-use dwcp_testbed::Kind;
-use dwcp_testbed::guests::GuestOptions;
-use dwcp_testbed::wire::Backing;
-use dwcp_tools::lab::{GuestChoice, GuestSpec, MovedGuest};
 use serde::Serialize;
 
-use super::run::{Record as RecordOf, by_case, move_once};
+use super::run::{Record as RecordOf, by_case, move_incompressible};
 use super::stat::median;
 use super::wan::Road;
 use crate::context::Context;
@@ -117,33 +113,9 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
 }
 
 fn one(args: &Args, system: &str, settings: &TransferSettings, turn: u32) -> Result<Run, Failure> {
-    let guest = GuestSpec {
-        choice: GuestChoice::Synthetic,
-        ram_mib: args.size_mib,
-        fill_mib: args.size_mib * 9 / 10,
-        hot_mib: 1,
-        dirty_pages_per_s: 0,
-        checked_pages_per_s: GuestOptions::default().verify_rate,
-        kind: Kind::Random,
-        backing: Backing::Fresh,
-    };
-    let congestion_control = settings.congestion_control.as_deref().unwrap_or("cubic");
-    let link = args.link.up(u64::from(turn), congestion_control)?;
-    let moved = move_once(guest, settings, Some((&*link).into()))?;
-    let MovedGuest {
-        report,
-        dataplane_cpu_s: cpu_s,
-        ..
-    } = &moved;
-    if report.result != RunResult::Completed || report.guest_verified != Some(true) {
-        return Err(Failure::other(anyhow::anyhow!(
-            "{system}: {} ({:?})",
-            report.reason,
-            moved.guest_says
-        )));
-    }
-    let pages = report.pages.raw + report.pages.compressed;
-    let page_bytes = (pages * dwcp_simd::PAGE_BYTES as u64) as f64;
+    let ram = (args.size_mib, args.size_mib * 9 / 10);
+    let (moved, page_bytes) = move_incompressible(ram, settings, &args.link, turn)?;
+    let (report, cpu_s) = (&moved.report, moved.dataplane_cpu_s);
     let tls = report.tls.as_ref();
     Ok(Run {
         system: system.to_owned(),
@@ -152,7 +124,7 @@ fn one(args: &Args, system: &str, settings: &TransferSettings, turn: u32) -> Res
         downtime_ms: report.downtime_ms,
         wire_bytes: report.wire_bytes,
         bytes_per_s: page_bytes / (report.total_ms / 1e3),
-        cpu_s: *cpu_s,
+        cpu_s,
         cpu_s_per_gb: cpu_s / (page_bytes / 1e9),
         cipher_suite: tls.map(|tls| tls.cipher_suite.clone()),
         resumed: tls.map_or(0, |tls| tls.resumed),
