@@ -222,7 +222,8 @@ pub(super) const KEYS: &[Key] = &[
     key(
         "timeouts.connect",
         time(100, 600_000),
-        "Time limit for connecting to the other node and negotiating.",
+        "Time limit for connecting to the other node and negotiating. Once connected, timeouts.peer_silence \
+         counts where that is shorter.",
     ),
     key(
         "timeouts.peer_silence",
