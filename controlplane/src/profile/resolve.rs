@@ -48,55 +48,51 @@ impl<'a> Typed<'a> {
 /// type, which the parser and the tests of the built-in profiles rule out.
 pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
     let from = Typed(values);
-    let word = |key: &str| from.word(key);
-    let integer = |key: &str| from.integer(key);
-    let quantity = |key: &str| from.quantity(key);
-    let boolean = |key: &str| from.boolean(key);
-    let ms = |key: &str| u32::try_from(quantity(key)?).ok();
-    let congestion_control = word("transfer.congestion_control")?;
+    let ms = |key: &str| u32::try_from(from.quantity(key)?).ok();
+    let congestion_control = from.word("transfer.congestion_control")?;
     let (streams, measure_streams) = streams(values.get("transfer.streams")?)?;
     Some(TransferSettings {
-        mode: word("mode")?.to_owned(),
+        mode: from.word("mode")?.to_owned(),
         streams,
         measure_streams,
-        workers: u16::try_from(integer("transfer.workers")?).ok()?,
-        at_once: u16::try_from(integer("transfer.at_once")?).ok()?,
-        tls: match word("transfer.tls")? {
+        workers: u16::try_from(from.integer("transfer.workers")?).ok()?,
+        at_once: u16::try_from(from.integer("transfer.at_once")?).ok()?,
+        tls: match from.word("transfer.tls")? {
             "on" => TlsChoice::On,
             "off" => TlsChoice::Off,
             _ => TlsChoice::Auto,
         },
-        io: match word("transfer.io")? {
+        io: match from.word("transfer.io")? {
             "uring" => IoPath::Uring,
             "poll" => IoPath::Poll,
             _ => IoPath::Auto,
         },
-        send: send(word("transfer.send")?),
-        window_bytes: quantity("transfer.window")?,
+        send: send(from.word("transfer.send")?),
+        window_bytes: from.quantity("transfer.window")?,
         codec: codec(&from)?,
-        reuse: boolean("pages.reuse")?,
-        remember_bytes: quantity("pages.remember")?,
-        tracker: match word("tracker.prefer")? {
+        reuse: from.boolean("pages.reuse")?,
+        remember_bytes: from.quantity("pages.remember")?,
+        tracker: match from.word("tracker.prefer")? {
             "userfaultfd" => TrackerChoice::Userfaultfd,
             "soft-dirty" => TrackerChoice::SoftDirty,
             "fingerprint" => TrackerChoice::Fingerprint,
             _ => TrackerChoice::Auto,
         },
-        verify: match word("verify.mode")? {
+        verify: match from.word("verify.mode")? {
             "full" => Verify::Full,
             _ => Verify::Sample,
         },
-        sample_pages: u32::try_from(integer("verify.sample_pages")?).ok()?,
+        sample_pages: u32::try_from(from.integer("verify.sample_pages")?).ok()?,
         downtime_limit_ms: ms("switchover.downtime_limit")?,
-        rounds_max: u32::try_from(integer("switchover.rounds_max")?).ok()?,
-        abort_if_not_converged: word("switchover.if_not_converged")? == "abort",
+        rounds_max: u32::try_from(from.integer("switchover.rounds_max")?).ok()?,
+        abort_if_not_converged: from.word("switchover.if_not_converged")? == "abort",
         connect_timeout_ms: ms("timeouts.connect")?,
         peer_silence_ms: ms("timeouts.peer_silence")?,
         congestion_control: (congestion_control != HOST).then(|| congestion_control.to_owned()),
-        bandwidth_limit_mbit: u32::try_from(integer("transfer.bandwidth_limit_mbit")?).ok()?,
-        follow_path: boolean("transfer.follow_path")?,
-        busy_poll_us: u16::try_from(integer("transfer.busy_poll_us")?).ok()?,
-        pin_workers: boolean("transfer.pin")?,
+        bandwidth_limit_mbit: u32::try_from(from.integer("transfer.bandwidth_limit_mbit")?).ok()?,
+        follow_path: from.boolean("transfer.follow_path")?,
+        busy_poll_us: u16::try_from(from.integer("transfer.busy_poll_us")?).ok()?,
+        pin_workers: from.boolean("transfer.pin")?,
     })
 }
 

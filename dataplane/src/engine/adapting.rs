@@ -7,10 +7,7 @@ use dwcp_api::Codec;
 use dwcp_simd::PAGE_BYTES;
 
 use crate::path::{BuiltFrame, Effort, EffortChooser, Encoder, Outgoing};
-use crate::transport::{TcpInfo, UNSENT_BYTES_MAX};
-
-/// A path with a shorter round trip is within a site, where links are fast.
-const SHORT_RTT: Duration = Duration::from_millis(2);
+use crate::transport::{SHORT_RTT, TcpInfo, UNSENT_BYTES_MAX};
 
 /// Shorter is none that was measured.
 const NO_RTT: Duration = Duration::from_nanos(1);

@@ -206,7 +206,7 @@ impl SourceWorker<'_> {
     /// A stream has an encoder, and its memory, once it carries pages.
     fn use_streams(&mut self, streams: u16) {
         self.in_use = streams;
-        let in_use = self.streams.iter_mut().filter(|s| s.index < streams);
+        let in_use = self.streams.iter().filter(|s| s.index < streams);
         let (mine, line) = (in_use.count(), &mut self.line);
         self.adapting.use_streams(mine, streams.into(), line);
         for stream in self.streams.iter_mut().filter(|s| s.index < streams) {

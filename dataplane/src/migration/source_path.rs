@@ -1,6 +1,5 @@
 //! What a source sees of the path to the destination, and what it changes when the path is of another mode.
 
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use dwcp_api::{ApiError, ErrorCode, PathMode, PathSample, Tune};
@@ -11,16 +10,13 @@ use super::dial;
 use super::source::SourceDriver;
 use super::stream_count::StreamCount;
 use crate::engine::SourceCommand;
-use crate::transport::TcpInfo;
+use crate::transport::{SHORT_RTT, TcpInfo};
 
 /// Between two samples.
 const INTERVAL: Duration = Duration::from_millis(200);
 
 /// Connecting takes so long at most.
 const PROBE_TIME: Duration = Duration::from_secs(10);
-
-/// Before a path is known, and of one within a site.
-const SHORT_RTT: Duration = Duration::from_millis(2);
 
 /// The last sample, and when it was taken.
 #[derive(Debug, Default)]
@@ -45,13 +41,10 @@ pub(super) struct Carried {
     pub(super) is_limited: bool,
 }
 
-/// The same of these connections; streams with an index below `in_use` carry pages.
-fn carried<'a>(sockets: impl Iterator<Item = (u16, &'a TcpStream)>, in_use: u16) -> Carried {
+/// The same of these streams; those with an index below `in_use` carry pages.
+fn carried(infos: &[(u16, TcpInfo)], in_use: u16) -> Carried {
     let (mut all, mut limited) = (Carried::default(), 0);
-    for (index, socket) in sockets {
-        let Ok(info) = TcpInfo::of(socket) else {
-            continue;
-        };
+    for &(index, info) in infos {
         all.acked_bytes += info.bytes_acked;
         all.sent_bytes += info.bytes_sent;
         all.resent_bytes += info.bytes_retransmitted;
@@ -67,8 +60,7 @@ fn carried<'a>(sockets: impl Iterator<Item = (u16, &'a TcpStream)>, in_use: u16)
 }
 
 /// What several connections over one path show of it; `None` without one.
-pub(super) fn sample<'a>(sockets: impl Iterator<Item = &'a TcpStream>) -> Option<PathSample> {
-    let infos = sockets.filter_map(|socket| TcpInfo::of(socket).ok());
+fn sample(infos: impl Iterator<Item = TcpInfo>) -> Option<PathSample> {
     let add = |sum: Option<PathSample>, info: TcpInfo| {
         let (rtt_us, rtt_var_us) = (info.rtt.as_micros() as u64, info.rtt_var.as_micros() as u64);
         let one = PathSample {
@@ -106,7 +98,7 @@ pub fn probe_path(destination: &str) -> Result<PathSample, ApiError> {
     };
     let socket =
         dial::connect(destination, PROBE_TIME).map_err(|error| refused(error.to_string()))?;
-    sample([socket].iter())
+    sample(TcpInfo::of(&socket).into_iter())
         .filter(|sample| sample.rtt_us > 0)
         .ok_or_else(|| refused(format!("{destination}: the kernel tells nothing of TCP")))
 }
@@ -118,18 +110,27 @@ impl SourceDriver {
         if !is_due {
             return;
         }
-        self.path.sample = sample(self.streams.sockets());
+        let infos = self.stream_infos();
+        self.path.sample = sample(infos.iter().map(|(_, info)| *info));
         self.path.taken = Some(Instant::now());
-        self.count_streams();
+        self.count_streams(&infos);
+    }
+
+    /// What the kernel knows of the data streams' connections, with the streams' indexes.
+    fn stream_infos(&self) -> Vec<(u16, TcpInfo)> {
+        let streams = self.streams.by_index();
+        streams
+            .filter_map(|(index, socket)| Some((index, TcpInfo::of(socket).ok()?)))
+            .collect()
     }
 
     /// Has as many streams carry pages as the path wants, if that is measured; not while the guest is paused.
-    fn count_streams(&mut self) {
+    fn count_streams(&mut self, infos: &[(u16, TcpInfo)]) {
         let is_paused = self.recorder.pause.paused.is_some();
         let Some(count) = self.path.count.as_mut().filter(|_| !is_paused) else {
             return;
         };
-        let carried = carried(self.streams.by_index(), count.now());
+        let carried = carried(infos, count.now());
         if let Some(streams) = count.read(Instant::now(), carried) {
             tracing::info!(vm = self.request.vm, streams, "streams that carry pages");
             self.use_streams(streams);
@@ -149,7 +150,7 @@ impl SourceDriver {
         if !self.request.settings.measure_streams {
             return self.use_streams(opened);
         }
-        let rtt = carried(self.streams.by_index(), 0).rtt;
+        let rtt = carried(&self.stream_infos(), 0).rtt;
         let count = StreamCount::new(self.workers.len() as u16, opened, rtt < SHORT_RTT);
         self.use_streams(count.now());
         self.path.count = Some(count);
@@ -193,7 +194,7 @@ impl SourceDriver {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
 
     use super::*;
 
@@ -207,7 +208,8 @@ mod tests {
             stream
         };
         let streams = [open(1000), open(3000)];
-        let all = sample(streams.iter()).unwrap();
+        let infos = streams.iter().map(|stream| TcpInfo::of(stream).unwrap());
+        let all = sample(infos).unwrap();
         assert_eq!((all.sent_bytes, all.retransmitted_bytes), (4000, 0));
         assert!(all.rtt_us > 0);
         assert_eq!(sample(std::iter::empty()), None);

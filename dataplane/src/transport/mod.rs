@@ -37,7 +37,7 @@ use dwcp_api::{IoPath, SendChoice};
 use dwcp_wire::PageRange;
 pub use poll::PollTransport;
 pub use sealed::SealedTransport;
-pub use tcp_info::TcpInfo;
+pub use tcp_info::{SHORT_RTT, TcpInfo};
 pub use uring::UringTransport;
 
 use crate::ram::RamLayout;

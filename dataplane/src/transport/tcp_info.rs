@@ -7,6 +7,9 @@ use std::time::Duration;
 /// Bytes of `struct tcp_info` that are read: up to `tcpi_reord_seen`, Linux 4.19.
 const BYTES: usize = 224;
 
+/// A path with a shorter round trip is within a site, where links are fast.
+pub const SHORT_RTT: Duration = Duration::from_millis(2);
+
 /// State of a connection, as far as anything is decided by it. What an old kernel does not tell is zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpInfo {

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use dwcp_api::TransferSettings;
+use dwcp_controlplane::config::AUTO;
 use dwcp_controlplane::profile;
 use serde::Serialize;
 
@@ -33,8 +34,6 @@ const LINKS: [&str; 7] = [
     "900mbit,20ms,0.1%",
     "900mbit,200ms",
 ];
-
-const AUTO: &str = "auto";
 
 /// `dwcp bench goodput`.
 #[derive(clap::Args, Debug)]
@@ -107,7 +106,7 @@ struct Report {
 
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     let links = match args.links.is_empty() {
-        true => parse_links()?,
+        true => Road::all(&LINKS)?,
         false => args.links.clone(),
     };
     if let Some(link) = links.iter().find(|link| link.bytes_per_s().is_none()) {
@@ -165,12 +164,6 @@ fn system(
     ];
     let changes = args.changes.iter().chain(&own).map(String::as_str);
     Ok((streams.to_owned(), profile::with_changes(base, changes)?))
-}
-
-fn parse_links() -> Result<Vec<Road>, Failure> {
-    let links = LINKS.iter().map(|text| Road::parse(text));
-    let links: Result<_, String> = links.collect();
-    links.map_err(|error| Failure::other(anyhow::anyhow!(error)))
 }
 
 fn one(

@@ -27,7 +27,12 @@ pub(crate) struct Road {
 impl Road {
     /// Those that are measured when none is asked for.
     pub(super) fn usual() -> Result<Vec<Self>, Failure> {
-        let roads = LINKS.iter().map(|text| Self::parse(text));
+        Self::all(&LINKS)
+    }
+
+    /// Those that a bench has by itself.
+    pub(crate) fn all(links: &[&str]) -> Result<Vec<Self>, Failure> {
+        let roads = links.iter().map(|text| Self::parse(text));
         roads
             .collect::<Result<_, _>>()
             .map_err(|error| Failure::other(anyhow::anyhow!(error)))
