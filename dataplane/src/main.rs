@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
-use dwcp_api::{Codec, IoPath, SendChoice, TlsChoice, TrackerChoice, TransferSettings, Verify};
+use dwcp_api::{
+    Codec, IoPath, NotConverged, SendChoice, TlsChoice, TrackerChoice, TransferSettings, Verify,
+};
 use dwcp_dataplane::migration::{Listener, Node, NodeOptions, recover};
 use dwcp_dataplane::tls::TlsFiles;
 
@@ -149,7 +151,7 @@ fn incoming_settings(options: &Options) -> TransferSettings {
         sample_pages: 0,
         downtime_limit_ms: 0,
         rounds_max: 0,
-        abort_if_not_converged: false,
+        if_not_converged: NotConverged::SwitchOver,
         connect_timeout_ms: 0,
         peer_silence_ms: 0,
         congestion_control: None,

@@ -202,10 +202,14 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key(
         "switchover.if_not_converged",
-        Kind::Choice(&["abort", "switch-over"]),
-        "What happens when the rounds are used up and the pause would still be longer than \
-         downtime_limit. abort leaves the guest running at the source; switch-over accepts the \
-         longer pause.",
+        Kind::Choice(&["abort", "switch-over", "post-copy"]),
+        "What becomes of a guest that dirties its pages faster than they leave, so that the pause \
+         would still be longer than downtime_limit when the rounds are used up. abort leaves it \
+         running at the source; switch-over accepts the longer pause; post-copy, as soon as rounds \
+         get no shorter, runs it at the destination before all of its pages are there. Each page \
+         follows when the guest needs it, or sooner; until the last is there, to lose either node \
+         is to lose the guest. Needs the preload library at both ends, and a tracker that is \
+         userfaultfd.",
     ),
     key(
         "verify.mode",

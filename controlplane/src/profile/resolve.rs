@@ -85,7 +85,11 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
         sample_pages: u32::try_from(from.integer("verify.sample_pages")?).ok()?,
         downtime_limit_ms: ms("switchover.downtime_limit")?,
         rounds_max: u32::try_from(from.integer("switchover.rounds_max")?).ok()?,
-        abort_if_not_converged: from.word("switchover.if_not_converged")? == "abort",
+        if_not_converged: match from.word("switchover.if_not_converged")? {
+            "switch-over" => NotConverged::SwitchOver,
+            "post-copy" => NotConverged::PostCopy,
+            _ => NotConverged::Abort,
+        },
         connect_timeout_ms: ms("timeouts.connect")?,
         peer_silence_ms: ms("timeouts.peer_silence")?,
         congestion_control: (congestion_control != HOST).then(|| congestion_control.to_owned()),
@@ -203,10 +207,10 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
         Verify::Sample => "sample",
         Verify::Full => "full",
     };
-    let if_not_converged = if settings.abort_if_not_converged {
-        "abort"
-    } else {
-        "switch-over"
+    let if_not_converged = match settings.if_not_converged {
+        NotConverged::Abort => "abort",
+        NotConverged::SwitchOver => "switch-over",
+        NotConverged::PostCopy => "post-copy",
     };
     let congestion_control = settings.congestion_control.as_deref().unwrap_or(HOST);
     let streams = match settings.measure_streams {

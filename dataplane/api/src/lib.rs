@@ -23,15 +23,15 @@ mod transfer;
 pub use name::{NAME_RULE, is_name, parse_node_name};
 pub use path::{PathMode, PathSample, Tune};
 pub use report::{
-    DowntimePartsMs, Limit, MigrationReport, MigrationStatus, PageCounts, PhaseName, Progress,
-    Role, RoundReport, RunResult, TlsReport,
+    DowntimePartsMs, Limit, MigrationReport, MigrationStatus, PageCounts, PhaseName,
+    PostcopyReport, Progress, Role, RoundReport, RunResult, TlsReport,
 };
 pub use socket::{Listener, SocketError, connect, receive, send};
 pub use store::{StoreEntry, StoreKind, StoreRequest, StoreState};
 pub use text::{in_words, stderr_takes_colours};
 pub use transfer::{
-    Codec, IoPath, Prefer, STREAMS_MAX, SendChoice, TlsChoice, TrackerChoice, TransferSettings,
-    Verify,
+    Codec, IoPath, NotConverged, Prefer, STREAMS_MAX, SendChoice, TlsChoice, TrackerChoice,
+    TransferSettings, Verify,
 };
 
 use serde::{Deserialize, Serialize};

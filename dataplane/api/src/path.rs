@@ -38,4 +38,6 @@ pub enum Tune {
     BandwidthLimitMbit(u32),
     /// The path is of another mode than it was.
     PathMode(PathMode),
+    /// Run the guest at the destination after this round, before its pages are there.
+    PostCopy,
 }

@@ -39,6 +39,10 @@ pub enum PhaseName {
     Failed,
     /// Handover was sent: the destination decides, within moments.
     Handover,
+    /// The guest runs at the destination, and pages of it follow.
+    Postcopy,
+    /// The same, and the connection is lost: the guest waits for the pages it needs until there is another.
+    PostcopyPaused,
     /// A dry run found that both nodes agree; the guest runs on at the source.
     DryRun,
 }
@@ -202,6 +206,25 @@ pub struct MigrationStatus {
     pub report: Option<MigrationReport>,
 }
 
+/// Post-copy: what fetching the missing pages took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostcopyReport {
+    /// Pages that were missing when the guest ran at the destination.
+    pub pages: u64,
+    /// Faults that the guest, or its VMM, waited for.
+    pub faults: u64,
+    /// Half of them took no longer.
+    pub fault_p50_us: u64,
+    /// 99 of 100 took no longer.
+    pub fault_p99_us: u64,
+    /// The longest.
+    pub fault_max_us: u64,
+    /// From the first page to the last.
+    pub fetch_ms: u64,
+    /// How often the connections broke and came again.
+    pub breaks: u32,
+}
+
 /// How a migration's connections were protected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TlsReport {
@@ -264,6 +287,9 @@ pub struct MigrationReport {
     /// How often another connection took the place of a data stream that broke.
     #[serde(default)]
     pub streams_replaced: u32,
+    /// What post-copy took, where there was any.
+    #[serde(default)]
+    pub postcopy: Option<PostcopyReport>,
     /// `tcp-uring`, `tcp-poll`, `memory`, `rdma`.
     pub transport: String,
     /// TLS of its connections; `None` when they were plain text.

@@ -43,9 +43,8 @@ pub struct TransferSettings {
     pub downtime_limit_ms: u32,
     /// Pre-copy rounds before switching over, or giving up, at the latest.
     pub rounds_max: u32,
-    /// What happens when `rounds_max` is reached and the pause does not fit: `true` aborts (the
-    /// guest stays at the source), `false` switches over with a longer pause.
-    pub abort_if_not_converged: bool,
+    /// What becomes of a guest that dirties its pages faster than they leave.
+    pub if_not_converged: NotConverged,
     /// Time limit for connecting and negotiating.
     pub connect_timeout_ms: u32,
     /// A peer that says nothing for so long is lost.
@@ -61,6 +60,19 @@ pub struct TransferSettings {
     pub pin_workers: bool,
     /// How long a worker looks for completions before it sleeps for them, at most; 0 sleeps at once.
     pub busy_poll_us: u16,
+}
+
+/// What becomes of a guest that dirties its pages faster than they leave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NotConverged {
+    /// It stays at the source.
+    #[default]
+    Abort,
+    /// It is paused for longer than wanted.
+    SwitchOver,
+    /// It runs at the destination before all of its pages are there.
+    PostCopy,
 }
 
 /// Transport loop of the workers.

@@ -58,6 +58,12 @@ pub enum RecordKind {
     Prepared,
     /// Destination: the VM is owned here from now on. Source: learned that it is owned there.
     Committed,
+    /// Source: learned that it is owned there by post-copy: the guest's RAM here is needed until `Committed`.
+    Serving,
+    /// Destination: if it is committed, pages of the guest are missing here until `Whole`.
+    Fetching,
+    /// Destination: no page is missing.
+    Whole,
     /// Destination: this migration will never be committed. Its copy of the guest may still be
     /// loaded until `Aborted` follows.
     Refused,
@@ -84,6 +90,9 @@ impl RecordKind {
             Self::Begin { .. } => "begin",
             Self::Prepared => "prepared",
             Self::Committed => "committed",
+            Self::Serving => "serving",
+            Self::Fetching => "fetching",
+            Self::Whole => "whole",
             Self::Refused => "refused",
             Self::Resumed => "resumed",
             Self::Aborted { .. } => "aborted",

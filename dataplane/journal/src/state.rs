@@ -13,6 +13,8 @@ pub enum Stage {
     Begun,
     /// Source: the handover message may have left.
     Prepared,
+    /// Source: the destination owns the VM, and some of its pages are here.
+    Serving,
     /// The destination owns the VM.
     Committed,
     /// Destination: owns the VM, and the guest runs.
@@ -42,6 +44,8 @@ pub struct Unfinished {
     pub attachment: Option<Attachment>,
     /// How far it got.
     pub stage: Stage,
+    /// Destination: pages of the guest may be missing.
+    pub fetching: bool,
     /// Its newest record.
     pub last: Record,
     /// A newer migration of the same VM has begun here: the VM is that one's, not this one's.
@@ -52,6 +56,8 @@ pub struct Unfinished {
 struct Migration {
     stage: Stage,
     failed: bool,
+    /// Between `Fetching` and `Whole`.
+    fetching: bool,
     attachment: Option<Attachment>,
     /// Sequence of its first record.
     began: u64,
@@ -102,7 +108,8 @@ impl State {
             RecordKind::Refused => Some(Stage::Refused),
             RecordKind::Resumed => Some(Stage::Resumed),
             RecordKind::Aborted { .. } => Some(Stage::Aborted),
-            RecordKind::Failed { .. } => None,
+            RecordKind::Serving => Some(Stage::Serving),
+            RecordKind::Fetching | RecordKind::Whole | RecordKind::Failed { .. } => None,
         };
         let migration = self
             .migrations
@@ -110,12 +117,18 @@ impl State {
             .or_insert_with(|| Migration {
                 stage: Stage::Begun,
                 failed: false,
+                fetching: false,
                 attachment: None,
                 began: record.sequence,
                 last: record.clone(),
             });
         migration.stage = stage.unwrap_or(migration.stage);
-        migration.failed |= stage.is_none();
+        match record.kind {
+            RecordKind::Failed { .. } => migration.failed = true,
+            RecordKind::Fetching => migration.fetching = true,
+            RecordKind::Whole => migration.fetching = false,
+            _ => {}
+        }
         if let RecordKind::Begin { attachment } = &record.kind {
             migration.attachment = Some(attachment.clone());
         }
@@ -125,7 +138,7 @@ impl State {
     /// | role | record | owner becomes |
     /// |---|---|---|
     /// | source | `Begin` | here |
-    /// | source | `Prepared`, `Committed`, `Aborted` of the migration that decides | in doubt, away, here |
+    /// | source | `Prepared`, `Serving` or `Committed`, `Aborted` of the migration that decides | in doubt, away, here |
     /// | destination | `Committed`, `Resumed` | here |
     /// | destination | any, VM never seen before | away |
     /// | any | other | as it was |
@@ -142,7 +155,7 @@ impl State {
             (Role::Source, RecordKind::Begin { .. })
             | (Role::Destination, RecordKind::Committed | RecordKind::Resumed) => Owner::Here,
             (Role::Source, RecordKind::Prepared) if decides => Owner::InDoubt,
-            (Role::Source, RecordKind::Committed) if decides => Owner::Away,
+            (Role::Source, RecordKind::Serving | RecordKind::Committed) if decides => Owner::Away,
             (Role::Source, RecordKind::Aborted { .. }) if decides => Owner::Here,
             _ => return,
         };
@@ -157,11 +170,14 @@ impl State {
     /// |---|---|---|
     /// | source | `Begin` | nothing, and the VM is not in doubt |
     /// | source | `Prepared` | `Begin`, `Prepared` |
-    /// | source | `Committed` | `Prepared`, `Committed` |
+    /// | source | `Serving` | `Prepared`, `Serving` |
+    /// | source | `Committed` | `Prepared`, `Serving`, `Committed` |
     /// | source | `Aborted` | `Begin`, `Prepared`, `Aborted` |
     /// | destination | `Begin` | nothing |
     /// | destination | `Committed` | `Begin`, `Committed` |
     /// | destination | `Resumed` | `Committed`, `Resumed` |
+    /// | destination | `Fetching` | `Begin` |
+    /// | destination | `Whole` | `Committed`, `Resumed` |
     /// | destination | `Refused` | nothing, `Begin`, `Refused`, `Aborted` |
     /// | destination | `Aborted` | `Begin`, `Refused`, `Aborted` |
     /// | both | `Failed` | anything |
@@ -230,7 +246,7 @@ impl State {
         [Role::Source, Role::Destination].into_iter().any(|role| {
             matches!(
                 self.stage(migration, role),
-                Some(Stage::Committed | Stage::Resumed)
+                Some(Stage::Serving | Stage::Committed | Stage::Resumed)
             )
         })
     }
@@ -277,34 +293,43 @@ const fn key(migration: MigrationId, role: Role) -> (MigrationId, bool) {
 }
 
 const fn is_allowed(role: Role, stage: Option<Stage>, next: &RecordKind) -> bool {
-    use Stage::{Aborted, Begun, Committed, Prepared, Refused, Resumed};
+    use Stage::{Aborted, Begun, Committed, Prepared, Refused, Resumed, Serving};
     match (role, next) {
         (_, RecordKind::Begin { .. }) => stage.is_none(),
         (_, RecordKind::Failed { .. }) => stage.is_some(),
         (Role::Source, RecordKind::Prepared) => matches!(stage, Some(Begun | Prepared)),
-        (Role::Source, RecordKind::Committed) => matches!(stage, Some(Prepared | Committed)),
+        (Role::Source, RecordKind::Serving) => matches!(stage, Some(Prepared | Serving)),
+        (Role::Source, RecordKind::Committed) => {
+            matches!(stage, Some(Prepared | Serving | Committed))
+        }
         (Role::Source, RecordKind::Aborted { .. }) => {
             matches!(stage, Some(Begun | Prepared | Aborted))
         }
         (Role::Destination, RecordKind::Committed) => matches!(stage, Some(Begun | Committed)),
         (Role::Destination, RecordKind::Resumed) => matches!(stage, Some(Committed | Resumed)),
+        (Role::Destination, RecordKind::Fetching) => matches!(stage, Some(Begun)),
+        (Role::Destination, RecordKind::Whole) => matches!(stage, Some(Committed | Resumed)),
         (Role::Destination, RecordKind::Refused) => {
             matches!(stage, None | Some(Begun | Refused | Aborted))
         }
         (Role::Destination, RecordKind::Aborted { .. }) => {
             matches!(stage, Some(Begun | Refused | Aborted))
         }
-        (Role::Source, RecordKind::Refused | RecordKind::Resumed)
-        | (Role::Destination, RecordKind::Prepared) => false,
+        (
+            Role::Source,
+            RecordKind::Refused | RecordKind::Resumed | RecordKind::Fetching | RecordKind::Whole,
+        )
+        | (Role::Destination, RecordKind::Prepared | RecordKind::Serving) => false,
     }
 }
 
 impl Migration {
     const fn is_unfinished(&self) -> bool {
         match (self.last.role, self.stage) {
-            (Role::Source, Stage::Prepared) => true,
+            (Role::Source, Stage::Prepared | Stage::Serving) => true,
             (Role::Source | Role::Destination, Stage::Begun)
             | (Role::Destination, Stage::Committed) => !self.failed,
+            (Role::Destination, Stage::Resumed) => self.fetching && !self.failed,
             // The copy that it refused may still be loaded: `Aborted` says that it is not.
             (Role::Destination, Stage::Refused) => self.attachment.is_some(),
             _ => false,
@@ -321,6 +346,7 @@ impl Migration {
             epoch: self.last.epoch,
             attachment: self.attachment.clone(),
             stage: self.stage,
+            fetching: self.fetching,
             last: self.last.clone(),
             superseded,
         }
@@ -361,12 +387,17 @@ impl Vm {
                 "handover sent to {peer}, its answer is not known; the guest stays paused here \
                  until {name} says whether it took over"
             ),
+            (Role::Source, RecordKind::Serving, _) => format!(
+                "handed over to {peer}, which still fetches pages from here: do not end its VMM"
+            ),
             (Role::Source, _, Owner::Away) => format!("handed over to {peer}"),
             (Role::Destination, RecordKind::Committed, _) => {
                 format!("taken over from {peer}; not yet running")
             }
-            (Role::Destination, RecordKind::Resumed, _) => format!("taken over from {peer}"),
-            (Role::Destination, RecordKind::Begin { .. }, _) => {
+            (Role::Destination, RecordKind::Resumed | RecordKind::Whole, _) => {
+                format!("taken over from {peer}")
+            }
+            (Role::Destination, RecordKind::Begin { .. } | RecordKind::Fetching, _) => {
                 format!("arriving from {peer}; not owned here until the handover")
             }
             (Role::Destination, RecordKind::Refused | RecordKind::Aborted { .. }, _) => {

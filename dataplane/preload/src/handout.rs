@@ -2,17 +2,19 @@
 
 use std::io;
 use std::mem::zeroed;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::ptr;
 
+use crate::uffd::Userfaultfd;
+
 /// Small: the thread accepts and sends, nothing else.
 const STACK_BYTES: usize = 128 * 1024;
 
 /// Listens on `path` and gives `uffd` to each client, for ever.
-pub(crate) fn serve(path: &Path, uffd: io::Result<OwnedFd>) -> io::Result<()> {
+pub(crate) fn serve(path: &Path, uffd: io::Result<Userfaultfd>) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -33,7 +35,7 @@ pub(crate) fn serve(path: &Path, uffd: io::Result<OwnedFd>) -> io::Result<()> {
     thread.map(drop)
 }
 
-fn accept_for_ever(listener: &UnixListener, uffd: Option<&OwnedFd>) {
+fn accept_for_ever(listener: &UnixListener, uffd: Option<&Userfaultfd>) {
     for client in listener.incoming() {
         let Ok(client) = client else {
             // Out of descriptors: the VMM may close some.
@@ -67,8 +69,12 @@ fn is_allowed(client: &UnixStream) -> bool {
     outcome == 0 && (peer.uid == 0 || peer.uid == own)
 }
 
-fn hand_out(client: &UnixStream, uffd: Option<&OwnedFd>) -> io::Result<()> {
-    let mut byte = [if uffd.is_some() { b'1' } else { b'0' }];
+fn hand_out(client: &UnixStream, uffd: Option<&Userfaultfd>) -> io::Result<()> {
+    let mut byte = [match uffd {
+        None => b'0',
+        Some(uffd) if uffd.tells_kernel_faults => b'1',
+        Some(_) => b'2',
+    }];
     let mut slice = libc::iovec {
         iov_base: byte.as_mut_ptr().cast(),
         iov_len: 1,
@@ -96,7 +102,10 @@ fn hand_out(client: &UnixStream, uffd: Option<&OwnedFd>) -> io::Result<()> {
         // SAFETY: computes the address of the data behind the header, within `control`.
         let data = unsafe { libc::CMSG_DATA(header) };
         // SAFETY: CMSG_SPACE(4) left room for four bytes there; the write may be unaligned.
-        unsafe { data.cast::<libc::c_int>().write_unaligned(uffd.as_raw_fd()) };
+        unsafe {
+            data.cast::<libc::c_int>()
+                .write_unaligned(uffd.fd.as_raw_fd())
+        };
     }
     // SAFETY: every pointer in `message` is to a local that outlives the call, with its length.
     let sent = unsafe { libc::sendmsg(client.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };

@@ -8,8 +8,8 @@
 //! ```text
 //! LD_PRELOAD=libdwcp_preload.so DWCP_UFFD_SOCKET=/run/dwcp/vm1.uffd qemu-system-x86_64 …
 //! ```
-//! Each client of the socket gets one byte, `1` with a descriptor or `0` without (the kernel refuses
-//! userfaultfd). Only root and the VMM's own user are served. The VMM may be started by a script that
+//! Each client of the socket gets one byte, `1` with a descriptor, `2` with one that does not tell faults of
+//! the kernel itself, or `0` without (the kernel refuses userfaultfd). Only root and the VMM's own user are served. The VMM may be started by a script that
 //! ends with `exec`. One that forks, or a VMM that forks into the background after its start
 //! (`-daemonize`), is not supported: the descriptor would belong to the parent.
 

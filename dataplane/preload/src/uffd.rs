@@ -14,11 +14,25 @@ const IOC_NEW: libc::Ioctl = 0xAA00;
 
 const FLAGS: c_int = libc::O_CLOEXEC | libc::O_NONBLOCK;
 
+/// A userfaultfd, and which faults it tells.
+pub(crate) struct Userfaultfd {
+    pub(crate) fd: OwnedFd,
+    /// Those of the kernel, too: without them the guest may not run on missing pages.
+    pub(crate) tells_kernel_faults: bool,
+}
+
 /// The system call, then the device (group access by a udev rule), then user-mode faults only.
-pub(crate) fn create() -> io::Result<OwnedFd> {
+pub(crate) fn create() -> io::Result<Userfaultfd> {
+    let of = |tells_kernel_faults| {
+        move |fd| Userfaultfd {
+            fd,
+            tells_kernel_faults,
+        }
+    };
     by_call(FLAGS)
         .or_else(|_| by_device())
-        .or_else(|_| by_call(FLAGS | USER_MODE_ONLY))
+        .map(of(true))
+        .or_else(|_| by_call(FLAGS | USER_MODE_ONLY).map(of(false)))
 }
 
 fn by_call(flags: c_int) -> io::Result<OwnedFd> {

@@ -28,8 +28,19 @@ pub struct RoundLimits {
     pub downtime_ns_max: u64,
     /// Rounds at most while the guest runs.
     pub rounds_max: u32,
-    /// When the rounds are used up and the pause would not fit: give the guest back.
-    pub abort_if_not_converged: bool,
+    /// When the rounds are used up and the pause would not fit.
+    pub if_not_converged: IfNotConverged,
+}
+
+/// What becomes of a guest that dirties its pages faster than they leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfNotConverged {
+    /// It is given back.
+    Abort,
+    /// It is paused for longer than wanted.
+    SwitchOver,
+    /// It runs at the destination before its pages are there.
+    PostCopy,
 }
 
 /// What to do after a round.
@@ -39,6 +50,8 @@ pub enum RoundDecision {
     Continue,
     /// Pause the guest and send the rest.
     Switchover,
+    /// Pause the guest and send the rest when it runs there.
+    PostCopy,
     /// Give up: it does not converge.
     Abort,
 }
@@ -79,8 +92,9 @@ pub fn expected_downtime_ns(input: &RoundInput) -> Option<u64> {
 /// | first round | `Continue` |
 /// | fewer than 64 pages are expected to be dirty | `Switchover` |
 /// | the pause fits, and the last round did not halve the pages | `Switchover` |
+/// | post-copy is wanted, and the last round sent more than 7 of 10 pages of the one before | `PostCopy` |
 /// | `rounds_max` reached, and the pause fits or is forced | `Switchover` |
-/// | `rounds_max` reached | `Abort` |
+/// | `rounds_max` reached | `PostCopy`, `Abort` |
 /// | otherwise | `Continue` |
 ///
 /// Pure. Device state and resume are not in the forecast; they take milliseconds and are measured
@@ -98,12 +112,25 @@ pub fn decide_round(input: &RoundInput, limits: &RoundLimits) -> RoundDecision {
     let shrinking = input.pages.saturating_mul(2) <= input.pages_before;
     if expected_pages(input) < PAGES_FEW || (fits && !shrinking) {
         RoundDecision::Switchover
+    } else if limits.if_not_converged == IfNotConverged::PostCopy && !input.converges() {
+        RoundDecision::PostCopy
     } else if input.round < limits.rounds_max {
         RoundDecision::Continue
-    } else if fits || !limits.abort_if_not_converged {
+    } else if fits {
         RoundDecision::Switchover
     } else {
-        RoundDecision::Abort
+        match limits.if_not_converged {
+            IfNotConverged::Abort => RoundDecision::Abort,
+            IfNotConverged::SwitchOver => RoundDecision::Switchover,
+            IfNotConverged::PostCopy => RoundDecision::PostCopy,
+        }
+    }
+}
+
+impl RoundInput {
+    /// Whether each round is clearly shorter than the one before: then they lead somewhere.
+    const fn converges(&self) -> bool {
+        self.pages.saturating_mul(10) <= self.pages_before.saturating_mul(7)
     }
 }
 
@@ -115,7 +142,7 @@ mod tests {
     const LIMITS: RoundLimits = RoundLimits {
         downtime_ns_max: 300 * MS,
         rounds_max: 5,
-        abort_if_not_converged: true,
+        if_not_converged: IfNotConverged::Abort,
     };
 
     #[test]
@@ -153,12 +180,39 @@ mod tests {
         };
         assert_eq!(decide_round(&input, &LIMITS), RoundDecision::Abort);
         let force = RoundLimits {
-            abort_if_not_converged: false,
+            if_not_converged: IfNotConverged::SwitchOver,
             ..LIMITS
         };
         assert_eq!(decide_round(&input, &force), RoundDecision::Switchover);
         let earlier = RoundInput { round: 2, ..input };
         assert_eq!(decide_round(&earlier, &force), RoundDecision::Continue);
+    }
+
+    #[test]
+    fn a_guest_that_outruns_the_link_is_post_copied_at_once() {
+        let limits = RoundLimits {
+            if_not_converged: IfNotConverged::PostCopy,
+            ..LIMITS
+        };
+        let input = RoundInput {
+            round: 1,
+            pages: 500_000,
+            pages_before: 500_000,
+            round_ns: 2000 * MS,
+            dirty_ns: 2000 * MS,
+            ..Default::default()
+        };
+        assert_eq!(decide_round(&input, &limits), RoundDecision::PostCopy);
+        let shrinking = RoundInput {
+            pages: 350_000,
+            ..input
+        };
+        assert_eq!(decide_round(&shrinking, &limits), RoundDecision::Continue);
+        let last = RoundInput {
+            round: 5,
+            ..shrinking
+        };
+        assert_eq!(decide_round(&last, &limits), RoundDecision::PostCopy);
     }
 
     #[test]

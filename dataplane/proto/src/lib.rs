@@ -20,7 +20,9 @@ mod phase;
 mod recovery;
 mod source;
 
-pub use convergence::{RoundDecision, RoundInput, RoundLimits, decide_round, expected_downtime_ns};
+pub use convergence::{
+    IfNotConverged, RoundDecision, RoundInput, RoundLimits, decide_round, expected_downtime_ns,
+};
 pub use destination::{Destination, DestinationAction, DestinationConfig, DestinationEvent};
 pub use phase::{Phase, is_transition_valid};
 pub use recovery::{
@@ -54,6 +56,15 @@ pub enum JournalEntry {
         /// Epoch of the new owner.
         epoch: u64,
     },
+    /// Source: the commit was learned; the pages here are still needed.
+    Serving {
+        /// Epoch of the new owner.
+        epoch: u64,
+    },
+    /// Destination: once committed, pages of the guest are missing until [`Self::Whole`].
+    Fetching,
+    /// Destination: no page is missing.
+    Whole,
     /// Destination: this migration will never be committed here.
     Refused,
     /// Destination: the guest was told to run.

@@ -195,8 +195,11 @@ impl World {
         match action {
             DestinationAction::PrepareVm(offer) => self.prepare(attempt, offer.streams),
             DestinationAction::Send(message) => self.send(attempt, Side::Source, &message),
-            // The simulated source asks for no pages.
-            DestinationAction::ExpectStreams { .. }
+            // The simulated source asks for no pages, and for no post-copy.
+            DestinationAction::PreparePostcopy
+            | DestinationAction::NoteMissing(_)
+            | DestinationAction::TakeMissing
+            | DestinationAction::ExpectStreams { .. }
             | DestinationAction::FindPages(_)
             | DestinationAction::Journal(_) => {}
             DestinationAction::Prove => self.prove(attempt),

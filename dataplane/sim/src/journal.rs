@@ -150,7 +150,9 @@ impl Journal {
     fn apply(&mut self, attempt: usize, entry: &JournalEntry) {
         let stage = match entry {
             JournalEntry::Prepared => Stage::Prepared,
-            JournalEntry::Committed { .. } => Stage::Committed,
+            JournalEntry::Committed { .. } | JournalEntry::Serving { .. } => Stage::Committed,
+            // Beside the order of the handover.
+            JournalEntry::Fetching | JournalEntry::Whole => return,
             JournalEntry::Refused => Stage::Refused,
             JournalEntry::Resumed => Stage::Resumed,
             JournalEntry::Aborted { .. } => Stage::Aborted,
@@ -169,7 +171,7 @@ impl Journal {
         match (self.side, entry) {
             (_, JournalEntry::Failed { .. }) => stage.is_some(),
             (Side::Source, JournalEntry::Prepared) => matches!(stage, Some(Begun | Prepared)),
-            (Side::Source, JournalEntry::Committed { .. }) => {
+            (Side::Source, JournalEntry::Committed { .. } | JournalEntry::Serving { .. }) => {
                 matches!(stage, Some(Prepared | Committed))
             }
             (Side::Source, JournalEntry::Aborted { .. }) => {
@@ -187,8 +189,16 @@ impl Journal {
             (Side::Destination, JournalEntry::Aborted { .. }) => {
                 matches!(stage, Some(Begun | Refused | Aborted))
             }
-            (Side::Source, JournalEntry::Refused | JournalEntry::Resumed)
-            | (Side::Destination, JournalEntry::Prepared) => false,
+            (Side::Destination, JournalEntry::Fetching) => matches!(stage, Some(Begun)),
+            (Side::Destination, JournalEntry::Whole) => matches!(stage, Some(Committed | Resumed)),
+            (
+                Side::Source,
+                JournalEntry::Refused
+                | JournalEntry::Resumed
+                | JournalEntry::Fetching
+                | JournalEntry::Whole,
+            )
+            | (Side::Destination, JournalEntry::Prepared | JournalEntry::Serving { .. }) => false,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Everything that a seed decides before the run begins.
 
-use dwcp_proto::RoundLimits;
+use dwcp_proto::{IfNotConverged, RoundLimits};
 
 use crate::faults::{Fault, PlannedFault};
 use crate::rng::Rng;
@@ -99,7 +99,11 @@ impl Plan {
             limits: RoundLimits {
                 downtime_ns_max: rng.skewed(MS, 2_000 * MS),
                 rounds_max: rng.range(0, 6) as u32,
-                abort_if_not_converged: rng.chance(25),
+                if_not_converged: if rng.chance(25) {
+                    IfNotConverged::Abort
+                } else {
+                    IfNotConverged::SwitchOver
+                },
             },
             action_ns_max: rng.skewed(MS / 10, 300 * MS),
             attempts_max: rng.range(1, 3) as u32,
@@ -115,6 +119,6 @@ impl Plan {
 
     /// Whether nothing at all goes wrong, so that the migration must succeed.
     pub(crate) const fn must_complete(&self) -> bool {
-        self.faults.is_empty() && !self.limits.abort_if_not_converged
+        self.faults.is_empty() && matches!(self.limits.if_not_converged, IfNotConverged::SwitchOver)
     }
 }

@@ -288,8 +288,12 @@ impl World {
                     self.source_command(attempt, SourceCommand::Resume);
                 }
             }
-            // The simulated destination begins with empty RAM.
-            SourceAction::AskForPages { .. }
+            // The simulated destination begins with empty RAM, and its operator wants no post-copy.
+            SourceAction::OpenMissing
+            | SourceAction::NameMissing { .. }
+            | SourceAction::ServeAgain
+            | SourceAction::ReadRoot
+            | SourceAction::AskForPages { .. }
             | SourceAction::TakeFound(_)
             | SourceAction::Journal(_)
             | SourceAction::Finish(_) => {}

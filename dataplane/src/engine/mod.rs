@@ -20,7 +20,7 @@ pub use destination_worker::{DestinationCommand, StreamRound, spawn_destination_
 pub use found::{FindError, Found, PageLibrary, find_pages};
 pub use mailbox::{Mailbox, MailboxError};
 pub use pace::Pace;
-pub use prove::{Reread, read_again, read_everything};
+pub use prove::{Reread, read_again, read_everything, read_root};
 pub use recycle::{NotWiped, keep_allocated, wipe_unknown};
 pub use session::{Sealed, Session};
 pub use source_worker::{SourceCommand, WorkerRound, spawn_source_worker};

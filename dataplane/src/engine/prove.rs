@@ -5,11 +5,11 @@
 
 use std::ops::Range;
 
-use dwcp_simd::{Fingerprint, PAGE_BYTES, Page, kernels};
+use dwcp_simd::{Fingerprint, PAGE_BYTES, Page, RamRoot, kernels};
 
 use super::Session;
 use super::sweep::in_shares;
-use crate::ram::RamBlock;
+use crate::ram::{RamBitmap, RamBlock};
 
 /// What reading again found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +46,42 @@ pub fn read_everything(session: &Session) -> Reread {
     })
 }
 
+/// Reads every page that has memory, on all cores that this process may use. Returns the root of what RAM
+/// holds.
+///
+/// # Errors
+/// From the system, or when a thread of it died.
+pub fn read_root(session: &Session) -> Result<RamRoot, String> {
+    let mut data = session.layout.empty_bitmap();
+    for (block, bitmap) in session.layout.blocks().iter().zip(&mut data.blocks) {
+        block.mark_data(bitmap).map_err(|error| error.to_string())?;
+    }
+    let parts = in_shares(session, |pages| root_of(session, &data, pages));
+    parts
+        .into_iter()
+        .try_fold(RamRoot::default(), |mut root, part| {
+            root.merge(part.map_err(|_| "RAM could not be read to its end")?);
+            Ok(root)
+        })
+}
+
+/// The part of the root that those of `pages` make that have memory.
+fn root_of(session: &Session, data: &RamBitmap, pages: Range<u64>) -> RamRoot {
+    let mut root = RamRoot::default();
+    for (index, block) in session.layout.blocks().iter().enumerate() {
+        let start = session.layout.global_page(index, 0);
+        for (first, count) in data.blocks[index].runs() {
+            let run = start + u64::from(first)..start + u64::from(first + count);
+            for global in run.start.max(pages.start)..run.end.min(pages.end) {
+                if let Some(found) = fingerprint(session, block, (global - start) as u32) {
+                    root.add(global, found);
+                }
+            }
+        }
+    }
+    root
+}
+
 fn read(session: &Session, pages: impl Iterator<Item = u64>) -> Reread {
     let mut found = Reread::default();
     let (mut block, mut first) = (0, 0);
@@ -59,6 +95,9 @@ fn read(session: &Session, pages: impl Iterator<Item = u64>) -> Reread {
         }
         let page = (global - first) as u32;
         let held = session.digests.get(global);
+        if held.is_none() && session.has_forgotten() {
+            continue;
+        }
         // A page that should be zero, and has no memory, is: to read it would give it memory.
         let holds = if held.is_none() && is_hole(&blocks[block], page, &mut hole) {
             true
@@ -91,7 +130,6 @@ fn fingerprint(session: &Session, block: &RamBlock, page: u32) -> Option<Fingerp
 #[cfg(test)]
 mod tests {
     use dwcp_api::Codec;
-    use dwcp_simd::RamRoot;
 
     use super::*;
     use crate::ram::testing::ram;
@@ -108,6 +146,30 @@ mod tests {
             session.digests.set(global, Some(held), &mut root);
         }
         session
+    }
+
+    #[test]
+    fn what_was_forgotten_is_not_compared() {
+        let session = session();
+        let mut forgotten = session.layout.empty_bitmap();
+        forgotten.blocks[1].set_range(0, 1);
+        let root = session.forget(&forgotten);
+        assert_ne!(root, RamRoot::default());
+        let read = read_everything(&session);
+        let expected = Reread {
+            pages: 1,
+            differing: 0,
+        };
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn the_root_of_ram_is_that_of_its_digests() {
+        let session = session();
+        let read = || read_root(&session).unwrap();
+        assert_eq!(read(), session.digests.root());
+        session.layout.blocks()[1].write_page(199, &[1; PAGE_BYTES]);
+        assert_ne!(read(), session.digests.root());
     }
 
     #[test]

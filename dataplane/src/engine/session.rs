@@ -1,14 +1,14 @@
 //! What the workers of one migration share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use dwcp_api::Codec;
-use dwcp_simd::FingerprintKey;
+use dwcp_simd::{FingerprintKey, RamRoot};
 
 use super::Pace;
 use crate::path::RememberedPages;
-use crate::ram::{Digests, RamLayout};
+use crate::ram::{Digests, RamBitmap, RamLayout};
 
 /// RAM, digests, key and live counters of one end of a migration.
 #[derive(Debug)]
@@ -27,6 +27,8 @@ pub struct Session {
     pub pace: Pace,
     /// [`SEALED`], and the frames that are being placed in RAM.
     placing: AtomicU32,
+    /// Of pages whose digests say zero nobody knows whether they are, or missing at the destination.
+    has_forgotten: AtomicBool,
     wire_bytes: AtomicU64,
     pages_done: AtomicU64,
     in_flight_bytes: AtomicU64,
@@ -53,6 +55,7 @@ impl Session {
             remembered: None,
             pace: Pace::new(0),
             placing: AtomicU32::new(0),
+            has_forgotten: AtomicBool::new(false),
             wire_bytes: AtomicU64::new(0),
             pages_done: AtomicU64::new(0),
             in_flight_bytes: AtomicU64::new(0),
@@ -105,6 +108,27 @@ impl Session {
     /// Destination: a frame is applied.
     pub fn placed(&self) {
         self.placing.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Forgets what the destination held of these pages: they count as zero. Returns the change of the root.
+    pub fn forget(&self, pages: &RamBitmap) -> RamRoot {
+        self.has_forgotten.store(true, Ordering::Release);
+        let mut root = RamRoot::default();
+        for (index, block) in pages.blocks.iter().enumerate() {
+            for (first, count) in block.runs() {
+                for page in first..first + count {
+                    let global = self.layout.global_page(index, page);
+                    self.digests.set(global, None, &mut root);
+                }
+            }
+        }
+        root
+    }
+
+    /// Whether pages whose digests say zero may be something else.
+    #[must_use]
+    pub fn has_forgotten(&self) -> bool {
+        self.has_forgotten.load(Ordering::Acquire)
     }
 
     /// Notes progress: once a frame.

@@ -16,10 +16,12 @@ use dwcp_proto::{
 use dwcp_wire::{AbortCode, Control, HEADER_BYTES, Offer, StreamHello};
 
 use super::destination_found::{Finding, Looked};
+use super::destination_postcopy::Postcopy;
 use super::destination_streams::{LostConnection, StreamJoin};
 use super::meter::Meter;
 use super::node::{JournalScope, MigrationHandle, Node};
 use super::peer::{self, ControlWriter};
+use super::postcopy::FetchEvent;
 use super::recorder::{End, Recorder, Subject, no_outcome, tls_report};
 use super::relay::Relay;
 use crate::engine::{
@@ -53,6 +55,10 @@ pub(super) enum DestinationInput {
     Wiped(Result<u64, NotWiped>),
     /// Whether there is anything to find is known.
     Looked(Looked),
+    /// Missing pages come, or do not.
+    Fetch(FetchEvent),
+    /// The source connects again, in post-copy.
+    SourceIsBack(Connection),
     /// Pages were looked for.
     Found(Result<Found, String>),
 }
@@ -93,6 +99,7 @@ pub(super) struct DestinationDriver {
     pub(super) ram_thread: Option<JoinHandle<()>>,
     /// Pages that the source asks for, until round 0 is here.
     pub(super) finding: Finding,
+    pub(super) postcopy: Postcopy,
     pub(super) round: Vec<StreamRound>,
     pub(super) round_began: Instant,
     pub(super) questions: Vec<SyncSender<bool>>,
@@ -165,6 +172,7 @@ pub(super) fn run(
         device_thread: None,
         ram_thread: None,
         finding: Finding::default(),
+        postcopy: Postcopy::default(),
         round: vec![],
         round_began: Instant::now(),
         questions: vec![],
@@ -191,7 +199,7 @@ fn scope(stream: &Connection, offer: &Offer) -> JournalScope {
     }
 }
 
-fn listen_to_peer(
+pub(super) fn listen_to_peer(
     stream: Connection,
     reader: Mailbox<DestinationInput>,
     meter: &Arc<Meter>,
@@ -234,6 +242,7 @@ impl DestinationDriver {
             if self.handle.take_cancel() {
                 self.feed(DestinationEvent::Cancel);
             }
+            self.end_fetching();
             if let Some(reason) = self.lost_for_good() {
                 self.feed(DestinationEvent::PeerLost(reason));
             }
@@ -251,6 +260,8 @@ impl DestinationDriver {
             DestinationInput::Wiped(wiped) => self.was_wiped(wiped),
             DestinationInput::Looked(looked) => self.was_looked_at(looked),
             DestinationInput::Found(found) => self.found_pages(found),
+            DestinationInput::Fetch(event) => self.fetch_event(event),
+            DestinationInput::SourceIsBack(connection) => self.source_is_back(connection),
             DestinationInput::Join(join) => {
                 // Its hello was read before it was known to be ours.
                 let hello_bytes = HEADER_BYTES + StreamHello::BYTES;
@@ -264,7 +275,7 @@ impl DestinationDriver {
         }
     }
 
-    fn feed(&mut self, event: DestinationEvent) {
+    pub(super) fn feed(&mut self, event: DestinationEvent) {
         tracing::debug!(vm = self.offer.vm, phase = ?self.machine.phase(), ?event);
         self.peer_lost |= match &event {
             DestinationEvent::PeerLost(_) => true,
@@ -291,6 +302,9 @@ impl DestinationDriver {
             DestinationAction::ExpectStreams { token, streams } => {
                 self.expect_streams(token, streams);
             }
+            DestinationAction::PreparePostcopy => self.prepare_postcopy(),
+            DestinationAction::NoteMissing(missing) => self.note_missing(&missing),
+            DestinationAction::TakeMissing => self.take_missing(),
             DestinationAction::Prove => self.prove(),
             DestinationAction::LoadDeviceState => self.load_device_state(),
             DestinationAction::Journal(entry) => self.write(entry),
@@ -376,10 +390,14 @@ impl DestinationDriver {
         let session = self.session.as_deref();
         self.handle
             .publish(self.recorder.status(self.machine.phase(), false, session));
+        let (left, named) = self.postcopy.left().unwrap_or_default();
         let counters = Counters {
             round: u64::from(self.recorder.round),
-            pages_in_round: 0,
-            pages_done: session.map_or(0, Session::pages_done),
+            pages_in_round: named,
+            pages_done: match named {
+                0 => session.map_or(0, Session::pages_done),
+                named => named - left,
+            },
             wire_bytes: self.recorder.wire_bytes(session),
             in_flight_bytes: 0,
             elapsed_ns: self.recorder.started().elapsed().as_nanos() as u64,
@@ -405,6 +423,7 @@ impl DestinationDriver {
         self.node.incoming_ended(self.handle.id);
         let workers = self.workers.iter_mut().map(WorkerHandle::stop).sum::<u64>();
         self.relay = None;
+        self.postcopy.stop();
         self.join_helpers();
         self.control.shut();
         let outcome = self.outcome.take().unwrap_or_else(no_outcome);

@@ -176,6 +176,8 @@ impl DestinationDriver {
             self.recorder.meter.count_cpu(worker.stop());
         }
         self.relay = None;
+        // A VMM that waits for a page answers nobody.
+        self.postcopy.stop();
         self.join_helpers();
         let Some(vm) = &self.vm else { return };
         match lock(vm).discard() {

@@ -51,7 +51,8 @@ impl DestinationDriver {
         let replaces = is_data && known.is_some_and(|known| join.generation > known);
         // It was overtaken by one that the source made after it.
         let is_stale = is_data && known.is_some_and(|known| join.generation < known);
-        let again = !replaces && !is_stale && self.has_joined(&join);
+        let is_missing = join.role == StreamRole::Missing;
+        let again = !replaces && !is_stale && !is_missing && self.has_joined(&join);
         if again || (is_data && join.index >= streams) {
             let reason = format!(
                 "{:?} stream {} joins twice or unasked",
@@ -74,6 +75,9 @@ impl DestinationDriver {
             return;
         }
         self.recorder.count_resumed(connection.is_resumed());
+        if join.role == StreamRole::Missing {
+            return self.join_missing(join);
+        }
         if is_data {
             self.generations[usize::from(join.index)] = join.generation;
             self.lost.retain(|lost| lost.stream != Some(join.index));

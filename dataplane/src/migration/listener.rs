@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use dwcp_api::{MigrationId, Role, TransferSettings};
 use dwcp_journal::Unfinished;
-use dwcp_wire::{Control, FrameKind, Offer, RefuseCode, StreamHello};
+use dwcp_wire::{Control, FetchSummary, FrameKind, Offer, RefuseCode, StreamHello};
 
 use super::destination::{self, DestinationInput};
 use super::destination_streams::StreamJoin;
@@ -160,6 +160,14 @@ fn greet(
                         .send(&Control::OwnerAnswer { committed })
                         .map_err(text)
                 }
+                Control::PostcopyResume { migration } => {
+                    if let Some(why) = refusal {
+                        return Err(why);
+                    }
+                    check_asker(node, &stream, MigrationId(migration))?;
+                    stream.set_read_timeout(None).map_err(io)?;
+                    resume_postcopy(node, stream, MigrationId(migration), &meter).map_err(text)
+                }
                 _ => Err("neither an offer nor a question came first".into()),
             }
         }
@@ -188,6 +196,31 @@ fn why_not(node: &Node, stream: &Connection, offer: &Offer) -> Option<String> {
     // Its address of the destination leads back to it, by a name or a way that it did not see.
     node.is_source_of(MigrationId(offer.migration))
         .then(|| "the source and the destination are one node".to_owned())
+}
+
+/// A source in post-copy comes again: to a driver that fetches pages, or to the end of it.
+fn resume_postcopy(
+    node: &Node,
+    stream: Connection,
+    id: MigrationId,
+    meter: &Arc<Meter>,
+) -> Result<(), PeerError> {
+    if let Some(mailbox) = node.incoming(id) {
+        // A driver that is too busy is asked again.
+        let _ = mailbox.push(DestinationInput::SourceIsBack(stream));
+        return Ok(());
+    }
+    let unfinished = node.journal().state().unfinished();
+    if !node.journal().state().committed(id) || unfinished.iter().any(|open| open.migration == id) {
+        tracing::warn!(migration = %id, "its source is back, and its pages cannot be taken yet");
+        return Ok(());
+    }
+    let report = node.migration(id).and_then(|handle| handle.status().report);
+    let mut writer = ControlWriter::new(stream, HELLO_TIME, meter)?;
+    writer.send(&Control::Whole {
+        verified: report.map(|report| report.verified),
+        summary: FetchSummary::default(),
+    })
 }
 
 /// To answer `no` is a promise that ends a migration: only its source may have it.

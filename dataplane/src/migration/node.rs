@@ -404,7 +404,10 @@ impl JournalScope {
     /// Makes a record durable.
     pub(super) fn write(&self, node: &Node, kind: RecordKind) -> Result<(), String> {
         // A commit, and what follows it, belongs to the new epoch.
-        let committed = matches!(kind, RecordKind::Committed | RecordKind::Resumed);
+        let committed = matches!(
+            kind,
+            RecordKind::Serving | RecordKind::Committed | RecordKind::Resumed | RecordKind::Whole
+        );
         let record = Record {
             sequence: 0,
             migration: self.migration,
@@ -433,6 +436,9 @@ impl JournalScope {
         let kind = match entry {
             JournalEntry::Prepared => RecordKind::Prepared,
             JournalEntry::Committed { .. } => RecordKind::Committed,
+            JournalEntry::Serving { .. } => RecordKind::Serving,
+            JournalEntry::Fetching => RecordKind::Fetching,
+            JournalEntry::Whole => RecordKind::Whole,
             JournalEntry::Refused => RecordKind::Refused,
             JournalEntry::Resumed => RecordKind::Resumed,
             JournalEntry::Aborted { reason } => RecordKind::Aborted {

@@ -331,6 +331,28 @@ pub(super) fn query_owner(
     }
 }
 
+/// Connects to a destination in post-copy once more. Returns the connection, and what it says: that it goes
+/// on, or that nothing is missing.
+pub(super) fn resume_postcopy(
+    connect: impl FnOnce() -> Result<Connection, PeerError>,
+    migration: u128,
+    time: Duration,
+    meter: &Arc<Meter>,
+) -> Result<(Connection, Control), PeerError> {
+    let mut stream = connect()?;
+    stream.set_read_timeout(Some(time))?;
+    say_hello(&mut stream, meter)?;
+    hear_reply(&mut stream, meter)?;
+    let mut writer = ControlWriter::new(stream.try_clone()?, time, meter)?;
+    writer.send(&Control::PostcopyResume { migration })?;
+    loop {
+        let answer = read_control(&mut stream, meter)?;
+        if matches!(answer, Control::PostcopyGoOn { .. } | Control::Whole { .. }) {
+            return Ok((stream, answer));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

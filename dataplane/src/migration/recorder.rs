@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use dwcp_api::{
-    Codec, Limit, MigrationId, MigrationReport, MigrationStatus, PageCounts, PhaseName, Progress,
-    Role, RoundReport, RunResult, TlsReport,
+    Codec, Limit, MigrationId, MigrationReport, MigrationStatus, PageCounts, PhaseName,
+    PostcopyReport, Progress, Role, RoundReport, RunResult, TlsReport,
 };
 use dwcp_proto::{Ending, Outcome, Phase};
 
 use dwcp_simd::{PAGE_BYTES, RamRoot};
+use dwcp_wire::FetchSummary;
 
 use super::meter::Meter;
 use super::pause::{PauseMoments, ms};
@@ -36,6 +37,8 @@ pub(super) struct Recorder {
     pub(super) pages_visited: u64,
     pub(super) pages_away: u64,
     pub(super) pause: PauseMoments,
+    /// What post-copy took, and when it was over.
+    pub(super) postcopy: Option<(PostcopyReport, Instant)>,
     pub(super) transport: String,
     pub(super) tls: Option<TlsReport>,
     /// How guest pages left; empty when copies did.
@@ -123,6 +126,21 @@ impl Recorder {
         self.ram_root = before.ram_root;
     }
 
+    /// Post-copy is over.
+    pub(super) fn fetched(&mut self, summary: &FetchSummary, verified: Option<bool>) {
+        self.verified = verified != Some(false);
+        let report = PostcopyReport {
+            pages: summary.pages,
+            faults: summary.faults,
+            fault_p50_us: summary.fault_p50_us,
+            fault_p99_us: summary.fault_p99_us,
+            fault_max_us: summary.fault_max_us,
+            fetch_ms: summary.fetch_ms,
+            breaks: summary.breaks,
+        };
+        self.postcopy = Some((report, Instant::now()));
+    }
+
     /// A part of RAM came to be as its digests say; returns the whole root.
     pub(super) fn add_to_root(&mut self, part: RamRoot) -> u128 {
         let mut root = RamRoot(self.ram_root.unwrap_or(0));
@@ -145,6 +163,7 @@ impl Recorder {
             pages_visited: 0,
             pages_away: 0,
             pause: PauseMoments::default(),
+            postcopy: None,
             transport: String::new(),
             tls: None,
             send_method: "",
@@ -347,6 +366,7 @@ impl Recorder {
             _ => end.outcome.reason.clone(),
         };
         let (downtime_ms, downtime_parts_ms) = self.pause.downtime();
+        let over = self.postcopy.map(|(_, over)| over).or(self.pause.resumed);
         MigrationReport {
             schema: "dwcp.migration/1".into(),
             id: self.id,
@@ -360,7 +380,7 @@ impl Recorder {
             guest_verified: None,
             rounds: self.rounds.len() as u32,
             queued_ms: ms(self.started, self.begun),
-            total_ms: ms(self.begun, self.pause.resumed.unwrap_or_else(Instant::now)),
+            total_ms: ms(self.begun, over.unwrap_or_else(Instant::now)),
             downtime_ms,
             downtime_parts_ms,
             ram_bytes: self.ram_bytes,
@@ -369,6 +389,7 @@ impl Recorder {
             streams: self.streams,
             streams_replaced: self.streams_replaced,
             streams_in_use: self.streams_in_use,
+            postcopy: self.postcopy.map(|(report, _)| report),
             transport: self.transport.clone(),
             tls: self.tls.clone(),
             send_method: self.send_method.to_owned(),
@@ -429,6 +450,7 @@ const fn phase_name(phase: Phase, role: Role) -> PhaseName {
         Phase::Precopy => PhaseName::Precopy,
         Phase::Switchover => PhaseName::Switchover,
         Phase::Handover => PhaseName::Handover,
+        Phase::Postcopy => PhaseName::Postcopy,
         Phase::Complete => PhaseName::Complete,
         Phase::Aborted => PhaseName::Aborted,
         Phase::Failed => PhaseName::Failed,

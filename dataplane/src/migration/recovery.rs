@@ -72,6 +72,10 @@ fn recover_later(node: &Arc<Node>, unfinished: Unfinished, error: &VmmError) {
 
 fn scope_of(unfinished: &Unfinished) -> JournalScope {
     let record = &unfinished.last;
+    let is_committed = matches!(
+        unfinished.stage,
+        Stage::Serving | Stage::Committed | Stage::Resumed
+    );
     JournalScope {
         migration: record.migration,
         vm: record.vm.clone(),
@@ -80,14 +84,14 @@ fn scope_of(unfinished: &Unfinished) -> JournalScope {
         peer_address: record.peer_address.clone(),
         tls: record.tls,
         // A committed record carries the epoch after the move.
-        epoch: record.epoch - u64::from(unfinished.stage == Stage::Committed && record.epoch > 0),
+        epoch: record.epoch - u64::from(is_committed && record.epoch > 0),
     }
 }
 
 const fn last_record(stage: Stage) -> LastRecord {
     match stage {
         Stage::Prepared => LastRecord::Prepared,
-        Stage::Committed | Stage::Resumed => LastRecord::Committed,
+        Stage::Serving | Stage::Committed | Stage::Resumed => LastRecord::Committed,
         Stage::Refused | Stage::Aborted => LastRecord::Refused,
         Stage::Begun => LastRecord::Begin,
     }

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dwcp_api::counters::Counters;
-use dwcp_api::{MigrationId, MigrationStatus, TransferSettings};
+use dwcp_api::{MigrationId, MigrationStatus, PhaseName, TransferSettings};
 use dwcp_proto::{
     Ending, Instant as ProtoInstant, Outcome, Phase, Source, SourceAction, SourceEvent,
 };
@@ -25,6 +25,7 @@ use super::relay::Relay;
 use super::secure::Way;
 use super::source_asks::Asking;
 use super::source_path::PathWatch;
+use super::source_postcopy::{BackAgain, ServeEnded, Serving};
 use super::source_streams::{Dialled, Streams};
 use super::stream_count::StreamCount;
 use crate::engine::{
@@ -66,6 +67,10 @@ pub(super) enum SourceInput {
     Reread(Reread),
     /// The destination is to be asked for pages.
     Question(Question),
+    /// A connection for missing pages ended.
+    ServeEnded(ServeEnded),
+    /// The destination is connected to again.
+    BackAgain(BackAgain),
     /// There is nothing more to ask for.
     AllAsked(Result<(), String>),
     /// It may begin: few are under way at a time.
@@ -108,6 +113,7 @@ pub(super) struct SourceDriver {
     pub(super) vm_stop: Arc<AtomicBool>,
     pub(super) device_thread: Option<JoinHandle<()>>,
     pub(super) asking: Option<Asking>,
+    pub(super) serving: Serving,
     pub(super) round: Option<RoundUnderWay>,
     pub(super) collected_at: Option<Instant>,
     pub(super) query_under_way: Arc<AtomicBool>,
@@ -153,6 +159,8 @@ impl SourceDriver {
                 Some(SourceInput::Reread(read)) => self.sample_was_read(read),
                 Some(SourceInput::Question(question)) => self.question(question),
                 Some(SourceInput::AllAsked(asked)) => self.all_asked(asked),
+                Some(SourceInput::ServeEnded(ended)) => self.serve_ended(&ended),
+                Some(SourceInput::BackAgain(back)) => self.back_again(back),
                 Some(SourceInput::Admitted) => self.begin(),
                 None => {}
             }
@@ -193,7 +201,7 @@ impl SourceDriver {
         self.feed(SourceEvent::Start);
     }
 
-    fn feed(&mut self, event: SourceEvent) {
+    pub(super) fn feed(&mut self, event: SourceEvent) {
         tracing::debug!(migration = %self.request.id, phase = ?self.machine.phase(), ?event);
         self.note_moment(&event);
         for action in self.machine.on_event(self.now(), event) {
@@ -230,6 +238,10 @@ impl SourceDriver {
             } => {
                 self.start_round(round, &again, everything);
             }
+            SourceAction::OpenMissing => self.open_missing(),
+            SourceAction::NameMissing { round, again } => self.name_missing(round, &again),
+            SourceAction::ServeAgain => self.serve_again(),
+            SourceAction::ReadRoot => self.read_root(),
             SourceAction::PauseVm => self.pause_vm(),
             SourceAction::ReadSample => self.read_sample(),
             SourceAction::SendDeviceState => self.send_device_state(),
@@ -280,7 +292,7 @@ impl SourceDriver {
     /// Once handover is sent, only the control connection counts: a destination that has taken over
     /// closes the others, perhaps before its last words are read.
     pub(super) fn peer_lost(&mut self, reason: String) {
-        if self.machine.phase() == Phase::Handover {
+        if self.machine.phase() >= Phase::Handover {
             tracing::debug!(reason, "after the handover");
             return;
         }
@@ -289,7 +301,10 @@ impl SourceDriver {
 
     fn publish(&mut self) {
         let (phase, in_doubt) = (self.machine.phase(), self.machine.is_in_doubt());
-        let status = self.recorder.status(phase, in_doubt, Some(&self.session));
+        let mut status = self.recorder.status(phase, in_doubt, Some(&self.session));
+        if self.machine.is_cut_off() {
+            status.phase = PhaseName::PostcopyPaused;
+        }
         self.handle.publish(MigrationStatus {
             path: self.path.sample,
             ..status
@@ -318,6 +333,7 @@ impl SourceDriver {
             control.shut();
         }
         self.relay = None;
+        self.serving.end();
         self.tracker.disarm();
         self.turn = None;
         self.stop_asking();

@@ -60,6 +60,9 @@ impl SourceDriver {
                 pause.resumed = Some(now);
                 self.recorder.verified = true;
             }
+            SourceEvent::Peer(Control::Whole { verified, summary }) => {
+                self.recorder.fetched(summary, *verified);
+            }
             SourceEvent::OwnerAnswer { committed: true } => {
                 pause.resumed = Some(now);
                 self.recorder.verified = true;

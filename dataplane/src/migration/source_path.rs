@@ -161,6 +161,7 @@ impl SourceDriver {
         match tune {
             Tune::BandwidthLimitMbit(mbit) => self.limit_bandwidth(mbit),
             Tune::PathMode(mode) => self.set_mode(mode),
+            Tune::PostCopy => self.go_postcopy(),
         }
     }
 

@@ -25,14 +25,6 @@ impl SourceDriver {
             Ok(dirty) => dirty,
             Err(error) => return self.fail(AbortCode::Vmm, error.to_string()),
         };
-        let now = Instant::now();
-        let dirty_ns = if round == 0 {
-            0
-        } else {
-            self.collected_at
-                .map_or(0, |at| began.duration_since(at).as_nanos() as u64)
-        };
-        self.collected_at = Some(began);
         let mut forced = self.session.layout.empty_bitmap();
         let doubtful = if round == 0 { self.doubtful() } else { &[] };
         for range in again.iter().chain(doubtful) {
@@ -40,6 +32,25 @@ impl SourceDriver {
                 block.set_range(range.page, range.count);
             }
         }
+        self.begin_round(round, (dirty, forced), began);
+    }
+
+    /// Has the workers send these pages, collected since `began`, and a mark behind them on each stream.
+    pub(super) fn begin_round(
+        &mut self,
+        round: u32,
+        (dirty, forced): (RamBitmap, RamBitmap),
+        began: Instant,
+    ) {
+        let now = Instant::now();
+        let paused = self.recorder.pause.paused.is_some();
+        let dirty_ns = if round == 0 {
+            0
+        } else {
+            self.collected_at
+                .map_or(0, |at| began.duration_since(at).as_nanos() as u64)
+        };
+        self.collected_at = Some(began);
         let work = match &self.lanes {
             Some(lanes) => RoundWork::by_lanes(round, dirty, forced, Arc::clone(lanes)),
             None => RoundWork::new(round, dirty, forced),
@@ -61,7 +72,11 @@ impl SourceDriver {
         });
     }
 
-    fn dirty_pages(&mut self, round: u32, all: bool) -> Result<RamBitmap, crate::vmm::VmmError> {
+    pub(super) fn dirty_pages(
+        &mut self,
+        round: u32,
+        all: bool,
+    ) -> Result<RamBitmap, crate::vmm::VmmError> {
         let mut dirty = self.session.layout.empty_bitmap();
         let collected = if round == 0 {
             Collected::Everything

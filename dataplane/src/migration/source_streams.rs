@@ -60,6 +60,11 @@ pub(super) struct Streams {
 }
 
 impl Streams {
+    /// Where connections of this migration join.
+    pub(super) const fn set_token(&mut self, token: u128) {
+        self.token = token;
+    }
+
     /// The data streams' sockets that are there.
     pub(super) fn sockets(&self) -> impl Iterator<Item = &TcpStream> {
         self.by_index().map(|(_, socket)| socket)
@@ -158,11 +163,12 @@ impl SourceDriver {
     }
 
     /// Makes a connection on a thread of its own, after `pause`.
-    fn dial(&mut self, role: StreamRole, index: u16, pause: Duration) {
+    pub(super) fn dial(&mut self, role: StreamRole, index: u16, pause: Duration) {
         let Some(to) = self.peer else { return };
         let generation = match role {
             StreamRole::Data => self.streams.data[usize::from(index)].generation,
             StreamRole::Device => 0,
+            StreamRole::Missing => self.serving.generation(index),
         };
         let hello = StreamHello {
             token: self.streams.token,
@@ -205,7 +211,7 @@ impl SourceDriver {
             let _helper = meter.helper();
             let early = early.and_then(EarlySocket::dialled);
             let (socket, note) = early.map_or_else(connect, Ok)?;
-            if hello.role == StreamRole::Data {
+            if hello.role != StreamRole::Device {
                 dial::bound_silence(&socket, silence);
                 if is_encoded {
                     dial::bound_unsent(&socket);
@@ -231,6 +237,7 @@ impl SourceDriver {
             (Err(error), StreamRole::Data) if error.is_loss() => {
                 self.data_stream_lost(hello.index, error.to_string());
             }
+            (Err(error), StreamRole::Missing) => self.not_serving(hello, &error),
             (Err(error), _) => self.peer_lost(error.to_string()),
         }
     }
@@ -241,8 +248,10 @@ impl SourceDriver {
             self.recorder.note(note);
         }
         self.recorder.count_resumed(connection.is_resumed());
-        if hello.role == StreamRole::Device {
-            return self.take_device(connection);
+        match hello.role {
+            StreamRole::Device => return self.take_device(connection),
+            StreamRole::Missing => return self.serve_on(hello, connection),
+            StreamRole::Data => {}
         }
         let (index, stream) = (hello.index, connection.into_data_stream()?);
         self.streams.data[usize::from(index)].socket = Some(stream.socket.try_clone()?);
@@ -272,6 +281,7 @@ impl SourceDriver {
     fn was_missing(&mut self, hello: StreamHello) -> bool {
         match hello.role {
             StreamRole::Device => true,
+            StreamRole::Missing => false,
             StreamRole::Data => {
                 let stream = &mut self.streams.data[usize::from(hello.index)];
                 let was_missing = !std::mem::replace(&mut stream.was_there, true);
@@ -298,7 +308,7 @@ impl SourceDriver {
 
     /// A data stream broke. After the handover no stream is needed.
     pub(super) fn data_stream_lost(&mut self, index: u16, reason: String) {
-        if self.machine.phase() == Phase::Handover {
+        if self.machine.phase() >= Phase::Handover {
             tracing::debug!(stream = index, reason, "after the handover");
             return;
         }

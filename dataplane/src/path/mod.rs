@@ -37,6 +37,8 @@ mod frame;
 
 mod outgoing;
 
+mod asked;
+
 mod stream;
 
 mod in_flight;
@@ -53,6 +55,7 @@ mod apply;
 mod testing;
 
 pub use apply::{Applied, Incoming};
+pub use asked::Asked;
 pub use classify::{PageKind, classify};
 pub use decode::{DecodeError, Decoder, PageSink, PageTable};
 pub use effort::{BuiltFrame, Effort, EffortChooser, Interval, LONG_PATH_BYTES_PER_S};

@@ -68,6 +68,49 @@ impl DirtyBitmap {
         &self.words
     }
 
+    /// Marks exactly those of the 64 pages from `page` on that `word` has a bit for; what lies outside the
+    /// block is ignored.
+    pub fn set_word(&mut self, page: u32, word: u64) {
+        let left = self.pages.saturating_sub(page);
+        if let Some(own) = self.words.get_mut((page / PAGES_PER_WORD) as usize) {
+            *own = match left {
+                left if left >= PAGES_PER_WORD => word,
+                left => word & ((1 << left) - 1),
+            };
+        }
+    }
+
+    /// Unmarks a page.
+    pub fn clear_page(&mut self, page: u32) {
+        if page < self.pages {
+            self.words[(page / PAGES_PER_WORD) as usize] &= !(1 << (page % PAGES_PER_WORD));
+        }
+    }
+
+    /// Runs of marked pages, first page and pages, in order.
+    pub fn runs(&self) -> impl Iterator<Item = (u32, u32)> {
+        let mut from = 0;
+        std::iter::from_fn(move || {
+            let first = self.next(from, true)?;
+            let end = self.next(first, false).unwrap_or(self.pages);
+            from = end;
+            Some((first, end - first))
+        })
+    }
+
+    /// The first page from `page` on that is marked, or is not.
+    fn next(&self, mut page: u32, marked: bool) -> Option<u32> {
+        while page < self.pages {
+            let word = self.words[(page / PAGES_PER_WORD) as usize];
+            let wanted = if marked { word } else { !word } >> (page % PAGES_PER_WORD);
+            if wanted != 0 {
+                return Some(page + wanted.trailing_zeros()).filter(|&found| found < self.pages);
+            }
+            page = (page / PAGES_PER_WORD + 1) * PAGES_PER_WORD;
+        }
+        None
+    }
+
     /// Unmarks everything.
     pub fn clear(&mut self) {
         self.words.fill(0);
@@ -120,6 +163,28 @@ mod tests {
             }
             let marked = (first..first + count).filter(|page| *page < pages).count();
             prop_assert_eq!(bitmap.count(), marked as u64);
+        }
+
+        #[test]
+        fn runs_are_what_is_marked(
+            pages in 1u32..500, ranges in prop::collection::vec((0u32..600, 0u32..90), 0..9)
+        ) {
+            let mut bitmap = DirtyBitmap::new(pages);
+            for (first, count) in ranges {
+                bitmap.set_range(first, count);
+            }
+            let (mut again, mut end) = (DirtyBitmap::new(pages), None);
+            for (first, count) in bitmap.runs() {
+                prop_assert!(count > 0 && end.is_none_or(|end| first > end), "runs touch");
+                again.set_range(first, count);
+                end = Some(first + count);
+            }
+            prop_assert_eq!(&again, &bitmap);
+            if let Some((first, _)) = bitmap.runs().next() {
+                again.clear_page(first);
+                prop_assert!(!again.contains(first));
+                prop_assert_eq!(again.count() + 1, bitmap.count());
+            }
         }
     }
 }

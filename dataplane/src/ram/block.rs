@@ -205,9 +205,17 @@ impl RamBlock {
     /// # Errors
     /// [`RamError::System`].
     pub fn discard(&self) -> Result<(), RamError> {
+        self.discard_pages(0, self.pages())
+    }
+
+    /// Gives the memory of a run of pages back: they are zero afterwards, and missing where that is told.
+    ///
+    /// # Errors
+    /// [`RamError::System`].
+    pub fn discard_pages(&self, page: u32, count: u32) -> Result<(), RamError> {
         self.is_allocated.store(false, Ordering::Relaxed);
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&self.file, flags, 0, self.bytes as i64)
+        fallocate(&self.file, flags, offset_of(page), offset_of(count))
             .map_err(|errno| self.system("discard", errno))
     }
 

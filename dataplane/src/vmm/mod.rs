@@ -12,8 +12,10 @@ mod process;
 mod qemu;
 mod qemu_ram;
 pub mod tracker;
+mod userfault;
 
-use std::os::fd::OwnedFd;
+pub use userfault::{Faults, HandedUserfaultfd, Userfault, fetch as fetch_userfaultfd};
+
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicBool;
 
@@ -117,7 +119,7 @@ impl VmmError {
         }
     }
 
-    fn system(what: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
+    pub(crate) fn system(what: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
         Self::System {
             what: what.into(),
             source: source.into(),
@@ -151,7 +153,7 @@ pub trait Vm: Send + std::fmt::Debug {
     ///
     /// # Errors
     /// In words for a person.
-    fn userfaultfd(&mut self) -> Result<OwnedFd, VmmError>;
+    fn userfaultfd(&mut self) -> Result<HandedUserfaultfd, VmmError>;
 
     /// Source: makes ready to give device state, before the guest is paused.
     ///

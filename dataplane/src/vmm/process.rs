@@ -16,7 +16,7 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{RunState, Vm, VmFacts, VmmError};
+use super::{HandedUserfaultfd, RunState, Vm, VmFacts, VmmError};
 use crate::ram::{RamBlock, RamLayout};
 
 const ANSWER_TIME: Duration = Duration::from_secs(30);
@@ -29,6 +29,9 @@ struct Greeting {
     dwcp_guest: u32,
     pid: i32,
     userfaultfd: bool,
+    /// It does not tell faults of the kernel itself.
+    #[serde(default)]
+    userfaultfd_user_mode_only: bool,
     ram: Vec<GreetingBlock>,
 }
 
@@ -211,15 +214,19 @@ impl Vm for ProcessVm {
         Ok(RamLayout::new(blocks.collect::<Result<_, VmmError>>()?)?)
     }
 
-    fn userfaultfd(&mut self) -> Result<OwnedFd, VmmError> {
+    fn userfaultfd(&mut self) -> Result<HandedUserfaultfd, VmmError> {
         let Some(userfaultfd) = &self.userfaultfd else {
             return Err(VmmError::Failed(
                 "the process could not make a userfaultfd".into(),
             ));
         };
-        userfaultfd
+        let fd = userfaultfd
             .try_clone()
-            .map_err(|error| VmmError::system("userfaultfd", error))
+            .map_err(|error| VmmError::system("userfaultfd", error))?;
+        Ok(HandedUserfaultfd {
+            fd,
+            tells_kernel_faults: !self.greeting.userfaultfd_user_mode_only,
+        })
     }
 
     fn prepare_source(&mut self) -> Result<(), VmmError> {

@@ -4,7 +4,7 @@
 //! with `getfd`. `pause-before-switchover` stops it with the guest paused and nothing sent yet;
 //! `return-path` makes `completed` mean that the destination has loaded everything.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use dwcp_qmp::{MigrationStatus, QmpClient, QmpError};
 use serde_json::json;
 
-use super::{RunState, Vm, VmFacts, VmmError, qemu_ram, wall_us};
+use super::{HandedUserfaultfd, RunState, Vm, VmFacts, VmmError, qemu_ram, wall_us};
 use crate::ram::RamLayout;
 
 /// A monitor that does not answer for so long is taken for hung.
@@ -191,7 +191,7 @@ impl Vm for QemuVm {
         qemu_ram::map(pid, &backends)
     }
 
-    fn userfaultfd(&mut self) -> Result<OwnedFd, VmmError> {
+    fn userfaultfd(&mut self) -> Result<HandedUserfaultfd, VmmError> {
         let Some(path) = &self.uffd_socket else {
             return Err(VmmError::unsuitable(
                 "QEMU runs without the preload library",
@@ -199,7 +199,7 @@ impl Vm for QemuVm {
                  DWCP_UFFD_SOCKET=PATH, and attach it with --uffd-socket PATH",
             ));
         };
-        super::tracker::fetch_userfaultfd(path)
+        super::fetch_userfaultfd(path)
     }
 
     fn prepare_source(&mut self) -> Result<(), VmmError> {

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dwcp_api::{
-    Attachment, Codec, IoPath, MigrationId, MigrationReport, SendChoice, TlsChoice, TrackerChoice,
-    TransferSettings, Verify,
+    Attachment, Codec, IoPath, MigrationId, MigrationReport, NotConverged, SendChoice, TlsChoice,
+    TrackerChoice, TransferSettings, Verify,
 };
 use dwcp_dataplane::migration::{Listener, Node, NodeOptions};
 use dwcp_guest_page::Kind;
@@ -76,7 +76,7 @@ pub(crate) fn settings() -> TransferSettings {
         sample_pages: 512,
         downtime_limit_ms: 300,
         rounds_max: 30,
-        abort_if_not_converged: true,
+        if_not_converged: NotConverged::Abort,
         connect_timeout_ms: 5000,
         peer_silence_ms: 5000,
         congestion_control: None,

@@ -6,10 +6,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{
-    CONTROL_BYTES_MAX, NAME_BYTES_MAX, PAGE_BYTES, PEER_SILENCE_MS_MAX, RAM_BLOCK_BYTES_MAX,
-    RAM_BLOCKS_MAX, REASON_BYTES_MAX, STREAMS_MAX, SUSPECT_RANGES_MAX, WANTED_PAGES_MAX,
+    CONTROL_BYTES_MAX, MISSING_BYTES_MAX, NAME_BYTES_MAX, PAGE_BYTES, PEER_SILENCE_MS_MAX,
+    RAM_BLOCK_BYTES_MAX, RAM_BLOCKS_MAX, REASON_BYTES_MAX, STREAMS_MAX, SUSPECT_RANGES_MAX,
+    WANTED_PAGES_MAX,
 };
-use crate::{FoundPages, WantedPages};
+use crate::{FetchSummary, FoundPages, MissingPages, WantedPages};
 
 /// One RAM block, as both ends must have it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -223,6 +224,44 @@ pub enum Control {
     Wanted(WantedPages),
     /// D, an answer to each `Wanted`, in their order: those are in its RAM now.
     Found(FoundPages),
+    /// S, between rounds: the guest is to run there before all of its pages are.
+    PostcopyStart,
+    /// D: it can, and has all connections for missing pages.
+    PostcopyReady,
+    /// D: it cannot.
+    PostcopyRefused {
+        /// In words.
+        reason: String,
+    },
+    /// S, after `SwitchoverStart` and before the end of the paused round: these pages are not there, or not as
+    /// they are now. A message for each piece of RAM that has such pages.
+    Missing(MissingPages),
+    /// D, after `Resumed`: no page is missing any more.
+    Fetched,
+    /// S: root of all of RAM as it was at the pause, read again.
+    RamRoot {
+        /// The root.
+        root: u128,
+    },
+    /// D: nothing of the source is needed any more.
+    Whole {
+        /// Whether the roots are the same; `None` when the destination has forgotten its own.
+        verified: Option<bool>,
+        /// What it took.
+        summary: FetchSummary,
+    },
+    /// S, on a new connection: the one before is lost, pages may still be missing.
+    PostcopyResume {
+        /// Which migration.
+        migration: u128,
+    },
+    /// D: go on.
+    PostcopyGoOn {
+        /// Lets connections for missing pages join.
+        token: u128,
+        /// Seed of the page fingerprints.
+        fingerprint_seed: u64,
+    },
 }
 
 impl Control {
@@ -295,6 +334,10 @@ fn check(message: &Control) -> Result<(), ControlError> {
         Control::OwnerQuery { vm, .. } => name("vm", vm),
         Control::Wanted(wanted) => check_wanted(wanted),
         Control::Found(found) => check_found(found),
+        Control::PostcopyRefused { reason } => {
+            limit("reason", reason.len() as u64, REASON_BYTES_MAX as u64)
+        }
+        Control::Missing(missing) => check_missing(missing),
         Control::Ready
         | Control::RoundEnd { .. }
         | Control::SwitchoverStart
@@ -303,7 +346,14 @@ fn check(message: &Control) -> Result<(), ControlError> {
         | Control::Committed { .. }
         | Control::Resumed
         | Control::OwnerAnswer { .. }
-        | Control::Alive => Ok(()),
+        | Control::Alive
+        | Control::PostcopyStart
+        | Control::PostcopyReady
+        | Control::Fetched
+        | Control::RamRoot { .. }
+        | Control::Whole { .. }
+        | Control::PostcopyResume { .. }
+        | Control::PostcopyGoOn { .. } => Ok(()),
     }
 }
 
@@ -386,6 +436,16 @@ fn check_wanted(wanted: &WantedPages) -> Result<(), ControlError> {
 fn check_found(found: &FoundPages) -> Result<(), ControlError> {
     let most = WANTED_PAGES_MAX.div_ceil(8) as u64;
     limit("found.bits", found.bit_bytes() as u64, most)
+}
+
+fn check_missing(missing: &MissingPages) -> Result<(), ControlError> {
+    let blocks = RAM_BLOCKS_MAX as u64 - 1;
+    limit("missing.ram_block", missing.ram_block.into(), blocks)?;
+    limit(
+        "missing.zstd",
+        missing.zstd.len() as u64,
+        MISSING_BYTES_MAX as u64,
+    )
 }
 
 fn check_streams(streams: u16) -> Result<(), ControlError> {

@@ -7,7 +7,7 @@ use crate::limits::{
     CONTROL_BYTES_MAX, DEVICE_BYTES_MAX, FRAME_ENTRIES_MAX, PAYLOAD_BYTES_MAX, RAM_BLOCKS_MAX,
     STREAMS_MAX, TABLE_BYTES_MAX,
 };
-use crate::{Hello, StreamHello, VERSION_CURRENT, VERSION_OLDEST};
+use crate::{Hello, PageRequest, StreamHello, VERSION_CURRENT, VERSION_OLDEST};
 
 /// First four bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"DWCP";
@@ -40,6 +40,8 @@ pub enum FrameKind {
     DeviceZstd = 9,
     /// Nothing, on a device connection: it makes TCP's window grow before it is needed.
     Padding = 10,
+    /// From the destination, on a connection for missing pages: [`crate::PageRequest`].
+    PageRequest = 16,
 }
 
 impl FrameKind {
@@ -55,6 +57,7 @@ impl FrameKind {
             8 => Self::Device,
             9 => Self::DeviceZstd,
             10 => Self::Padding,
+            16 => Self::PageRequest,
             _ => return None,
         })
     }
@@ -69,6 +72,7 @@ impl FrameKind {
             Self::RoundMark | Self::Ack => (0, 0),
             Self::Device => (0, DEVICE_BYTES_MAX),
             Self::DeviceZstd | Self::Padding => (1, DEVICE_BYTES_MAX),
+            Self::PageRequest => (PageRequest::RANGE_BYTES, PageRequest::BYTES_MAX),
         }
     }
 }

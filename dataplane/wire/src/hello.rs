@@ -26,6 +26,8 @@ impl Capabilities {
     pub const DEVICE_STATE: Self = Self(1 << 1);
     /// Pages may come in the window of their stream.
     pub const WINDOW: Self = Self(1 << 2);
+    /// The guest may run at the destination before its pages are there.
+    pub const POSTCOPY: Self = Self(1 << 4);
 
     /// Bits in both.
     #[must_use]
@@ -41,8 +43,12 @@ impl Capabilities {
 }
 
 /// Everything this program can do.
-pub const CAPABILITIES: Capabilities =
-    Capabilities(Capabilities::ZSTD.0 | Capabilities::DEVICE_STATE.0 | Capabilities::WINDOW.0);
+pub const CAPABILITIES: Capabilities = Capabilities(
+    Capabilities::ZSTD.0
+        | Capabilities::DEVICE_STATE.0
+        | Capabilities::WINDOW.0
+        | Capabilities::POSTCOPY.0,
+);
 
 /// Payload of `Hello` and `HelloReply`; 64 bytes, frozen.
 ///
@@ -178,6 +184,8 @@ pub enum StreamRole {
     Data = 1,
     /// Device state, both ways.
     Device = 2,
+    /// Pages that the destination asks for, while its guest runs without them.
+    Missing = 3,
 }
 
 /// Payload of `StreamHello`; 24 bytes.
@@ -224,6 +232,7 @@ impl StreamHello {
         let role = match bytes[18] {
             1 => StreamRole::Data,
             2 => StreamRole::Device,
+            3 => StreamRole::Missing,
             _ => return Err(HelloError::Malformed),
         };
         if bytes[21..].iter().any(|&byte| byte != 0) {

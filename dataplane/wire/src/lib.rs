@@ -13,6 +13,7 @@ mod control;
 mod header;
 mod hello;
 pub mod limits;
+mod missing;
 mod pages;
 mod suspects;
 mod wanted;
@@ -26,6 +27,7 @@ pub use hello::{
     CAPABILITIES, Capabilities, Hello, HelloError, StreamHello, StreamRole, VERSION_CURRENT,
     VERSION_OLDEST, negotiate,
 };
+pub use missing::{FetchSummary, MissingPages, PageRequest, RequestError};
 pub use pages::{ENTRY_BYTES, FINGERPRINT_BYTES, PageClass, PageEntry, TableError, table_bytes};
 pub use suspects::cover;
 pub use wanted::{FoundPages, WantedPages};

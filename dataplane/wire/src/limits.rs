@@ -74,7 +74,20 @@ pub const WANTED_PAGES_MAX: usize = 4096;
 /// Questions that a source may have under way: 2 MiB of hashes, which fill a link of 100 Mbit/s and 150 ms.
 pub const WANTED_UNANSWERED_MAX: usize = 64;
 
+/// Pages that one message says are missing or not: 1 GiB.
+pub const MISSING_PAGES_MAX: usize = 1 << 18;
+
+/// Bytes of such a message's bitmap, compressed: what zstd makes of one that does not compress at most.
+pub const MISSING_BYTES_MAX: usize = MISSING_PAGES_MAX / 8 + MISSING_PAGES_MAX / 2048 + 64;
+
+/// Pages that one request asks for.
+pub const REQUEST_PAGES_MAX: u32 = FRAME_DATA_PAGES_MAX as u32;
+
+/// Runs that one request asks for.
+pub const REQUEST_RANGES_MAX: usize = 64;
+
 const _: () = {
+    assert!(MISSING_BYTES_MAX + 1024 <= CONTROL_BYTES_MAX);
     assert!(CONTROL_BYTES_MAX <= PAYLOAD_BYTES_MAX);
     // One range for each block always fits.
     assert!(RAM_BLOCKS_MAX <= SUSPECT_RANGES_MAX);

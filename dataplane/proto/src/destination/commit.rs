@@ -3,8 +3,8 @@
 use dwcp_wire::{AbortCode, Control};
 
 use super::{
-    Actions, Commit, DestinationAction, DestinationEvent, Owner, Refusing, Running, State, abandon,
-    tell_abort,
+    Actions, Commit, DestinationAction, DestinationEvent, Fetching, Owner, Refusing, Running,
+    State, abandon, tell_abort,
 };
 use crate::source::RESUME_TRIES_MAX;
 use crate::{Ending, Instant, JournalEntry, Outcome, Phase};
@@ -24,6 +24,7 @@ pub(super) fn committing(mut at: Commit, event: DestinationEvent) -> (State, Act
             }
             actions.push(DestinationAction::ResumeVm);
             let running = Running {
+                postcopy: at.postcopy,
                 epoch: at.epoch,
                 failures: 0,
                 again: false,
@@ -98,6 +99,13 @@ impl Refusing {
 /// The VM is owned here: it runs, whatever happens to the source.
 pub(super) fn committed(mut at: Running, event: DestinationEvent) -> (State, Actions) {
     match event {
+        DestinationEvent::Resumed if at.postcopy => {
+            let actions = vec![
+                DestinationAction::Send(Control::Resumed),
+                DestinationAction::Journal(JournalEntry::Resumed),
+            ];
+            (State::Fetching(Fetching::default()), actions)
+        }
         DestinationEvent::Resumed => {
             let actions = vec![
                 DestinationAction::Send(Control::Resumed),

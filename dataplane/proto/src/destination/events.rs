@@ -1,6 +1,9 @@
 //! What a destination is told, and what it wants done.
 
-use dwcp_wire::{AbortCode, Control, Offer, PageRange, RefuseCode, RoundSummary, WantedPages};
+use dwcp_wire::{
+    AbortCode, Control, FetchSummary, MissingPages, Offer, PageRange, RefuseCode, RoundSummary,
+    WantedPages,
+};
 
 use crate::{JournalEntry, Outcome};
 
@@ -43,6 +46,24 @@ pub enum DestinationEvent {
         /// Root of what is held.
         root: u128,
     },
+    /// The guest's faults could be served; all connections for missing pages are there.
+    PostcopyPrepared,
+    /// They could not.
+    PostcopyImpossible(String),
+    /// What was named as missing is missing, and faults are served.
+    MissingTaken {
+        /// Root of what is held.
+        root: u128,
+    },
+    /// In post-copy: no page is missing any more.
+    AllFetched {
+        /// Root of the pages as they came; `None` when it was forgotten.
+        root: Option<u128>,
+        /// What it took.
+        summary: FetchSummary,
+    },
+    /// In post-copy: the source has connected again.
+    SourceIsBack,
     /// RAM was read again and is right.
     Proven {
         /// Pages read.
@@ -80,6 +101,12 @@ pub enum DestinationAction {
     },
     /// Find these pages in RAM, or elsewhere on this node, and answer.
     FindPages(WantedPages),
+    /// Make ready to serve the guest's faults.
+    PreparePostcopy,
+    /// These pages are missing.
+    NoteMissing(MissingPages),
+    /// No more are: take them out of RAM and fetch them; serve faults from now on.
+    TakeMissing,
     /// Read RAM again, as the offer asks, and compare with what was applied.
     Prove,
     /// Let the device state through to the VMM.

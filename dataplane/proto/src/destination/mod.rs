@@ -4,10 +4,12 @@
 
 mod commit;
 mod events;
+mod fetch;
 mod receive;
 
 use commit::{committed, committing, ended, refuse_for_good};
-use receive::{negotiate, receiving, switchover};
+use fetch::Fetching;
+use receive::{negotiate, precopy, switchover};
 
 pub use events::{DestinationAction, DestinationConfig, DestinationEvent};
 
@@ -37,6 +39,8 @@ enum State {
     /// The commit could not be written, or nobody knows: it is being revoked.
     Refusing(Refusing),
     Committed(Running),
+    /// The guest runs, and pages of it are missing.
+    Fetching(Fetching),
     Ended(Phase, Owner),
 }
 
@@ -68,6 +72,20 @@ struct Receiving {
     applied: Option<Applied>,
     proven: bool,
     loaded: bool,
+    postcopy: Postcopy,
+}
+
+/// How far a destination is on its way to post-copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Postcopy {
+    /// Nobody has spoken of it.
+    No,
+    /// It is being prepared.
+    Asked,
+    /// The source was told that it can begin.
+    Ready,
+    /// What is missing is known, and missing.
+    Begun,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -97,11 +115,13 @@ struct Applied {
 struct Commit {
     epoch: u64,
     asked: bool,
+    postcopy: bool,
 }
 
 /// The guest is being run.
 #[derive(Clone, Copy, Debug)]
 struct Running {
+    postcopy: bool,
     epoch: u64,
     failures: u32,
     again: bool,
@@ -139,6 +159,7 @@ impl Destination {
             State::Precopy(_) => Phase::Precopy,
             State::Switchover(_) => Phase::Switchover,
             State::Committing(_) | State::Refusing(_) | State::Committed(_) => Phase::Handover,
+            State::Fetching(_) => Phase::Postcopy,
             State::Ended(phase, _) => *phase,
         }
     }
@@ -176,6 +197,7 @@ impl Destination {
             (State::Committing(commit), event) => committing(commit, event),
             (State::Refusing(refusing), event) => refusing.on_event(now, &event),
             (State::Committed(commit), event) => committed(commit, event),
+            (State::Fetching(fetching), event) => self.fetching(now, fetching, event),
             (state, DestinationEvent::OwnerQuery) => refuse_for_good(&state),
             (state, DestinationEvent::Cancel) => give_up(
                 &state,
@@ -220,7 +242,7 @@ impl Destination {
             (State::Precopy(at), DestinationEvent::Peer(Control::SwitchoverStart)) => {
                 (State::Switchover(at), vec![])
             }
-            (State::Precopy(at), event) => receiving(at, event, State::Precopy),
+            (State::Precopy(at), event) => precopy(at, event),
             (State::Switchover(at), event) => switchover(at, event),
             (state @ (State::Idle | State::Setup(_)), event) => unexpected(&state, &event),
         }
@@ -235,15 +257,12 @@ impl Destination {
             let reason = format!("source silent for {} ms", silent / 1_000_000);
             return give_up(&state, AbortCode::Connection, reason);
         }
+        (state, self.say_alive(now))
+    }
+
+    fn say_alive(&self, now: Instant) -> Actions {
         let due = now.since(self.spoke) > self.silence_ns / 4;
-        (
-            state,
-            if due {
-                vec![DestinationAction::Send(Control::Alive)]
-            } else {
-                vec![]
-            },
-        )
+        Vec::from_iter(due.then_some(DestinationAction::Send(Control::Alive)))
     }
 }
 
@@ -256,6 +275,7 @@ impl Receiving {
             applied: None,
             proven: false,
             loaded: false,
+            postcopy: Postcopy::No,
         }
     }
 

@@ -3,8 +3,8 @@
 use dwcp_wire::{AbortCode, Control, Offer};
 
 use super::{
-    Actions, Applied, Commit, DestinationAction, DestinationEvent, Receiving, RoundEnd, State,
-    give_up, unexpected,
+    Actions, Applied, Commit, DestinationAction, DestinationEvent, Postcopy, Receiving, RoundEnd,
+    State, give_up, unexpected,
 };
 use crate::source::floor_char;
 use crate::{Ending, JournalEntry, Outcome};
@@ -40,7 +40,32 @@ pub(super) fn negotiate(offer: Offer, event: DestinationEvent) -> (State, Action
     }
 }
 
-pub(super) fn receiving(
+/// Rounds while the guest runs at the source; and, between two of them, how it is to go on.
+pub(super) fn precopy(mut at: Receiving, event: DestinationEvent) -> (State, Actions) {
+    let between = at.ended.is_none() && at.applied.is_none();
+    let actions = match (event, at.postcopy) {
+        (DestinationEvent::Peer(Control::PostcopyStart), Postcopy::No) if between => {
+            at.postcopy = Postcopy::Asked;
+            vec![DestinationAction::PreparePostcopy]
+        }
+        (DestinationEvent::PostcopyPrepared, Postcopy::Asked) => {
+            vec![DestinationAction::Journal(JournalEntry::Fetching)]
+        }
+        (DestinationEvent::Journaled(JournalEntry::Fetching), Postcopy::Asked) => {
+            at.postcopy = Postcopy::Ready;
+            vec![DestinationAction::Send(Control::PostcopyReady)]
+        }
+        (DestinationEvent::PostcopyImpossible(mut reason), Postcopy::Asked) => {
+            at.postcopy = Postcopy::No;
+            reason.truncate(floor_char(&reason, dwcp_wire::limits::REASON_BYTES_MAX));
+            vec![DestinationAction::Send(Control::PostcopyRefused { reason })]
+        }
+        (event, _) => return receiving(at, event, State::Precopy),
+    };
+    (State::Precopy(at), actions)
+}
+
+fn receiving(
     mut at: Receiving,
     event: DestinationEvent,
     phase: fn(Receiving) -> State,
@@ -93,18 +118,31 @@ pub(super) fn receiving(
         );
         return give_up(&phase(at), AbortCode::Protocol, reason);
     }
+    if at.postcopy == Postcopy::Ready {
+        if !ended.paused || !applied.suspects.is_empty() {
+            let reason = "a round of pages after they were to be missing".to_owned();
+            return give_up(&phase(at), AbortCode::Protocol, reason);
+        }
+        // The roots are compared when what is missing is no part of them.
+        return (phase(at), vec![DestinationAction::TakeMissing]);
+    }
     if applied.suspects.is_empty() && applied.root != ended.root {
-        let reason = format!(
-            "whole-RAM proof failed after round {}: source {:032x}, destination {:032x}",
-            ended.round, ended.root, applied.root
-        );
-        return give_up(&phase(at), AbortCode::ProofFailed, reason);
+        let root = applied.root;
+        return proof_failed(&phase(at), &ended, root);
     }
     if ended.paused && applied.suspects.is_empty() {
         return (phase(at), vec![DestinationAction::Prove]);
     }
     let report = report(&mut at, None);
     (phase(at), report)
+}
+
+fn proof_failed(state: &State, ended: &RoundEnd, root: u128) -> (State, Actions) {
+    let reason = format!(
+        "whole-RAM proof failed after round {}: source {:032x}, destination {:032x}",
+        ended.round, ended.root, root
+    );
+    give_up(state, AbortCode::ProofFailed, reason)
 }
 
 /// Closes the round: what was applied is reported, and the next may begin.
@@ -126,6 +164,27 @@ pub(super) fn report(at: &mut Receiving, pages_proven: Option<u64>) -> Actions {
 
 pub(super) fn switchover(mut at: Receiving, event: DestinationEvent) -> (State, Actions) {
     match event {
+        DestinationEvent::Peer(Control::Missing(missing))
+            if at.postcopy == Postcopy::Ready && at.ended.is_none() =>
+        {
+            (
+                State::Switchover(at),
+                vec![DestinationAction::NoteMissing(missing)],
+            )
+        }
+        DestinationEvent::MissingTaken { root } if at.postcopy == Postcopy::Ready => {
+            let Some(ended) = at.ended else {
+                return unexpected(&State::Switchover(at), &event);
+            };
+            if ended.root != root {
+                return proof_failed(&State::Switchover(at), &ended, root);
+            }
+            at.postcopy = Postcopy::Begun;
+            if let Some(applied) = &mut at.applied {
+                applied.root = root;
+            }
+            (State::Switchover(at), vec![DestinationAction::Prove])
+        }
         DestinationEvent::Proven { pages } if at.ended.is_some_and(|end| end.paused) => {
             at.proven = true;
             let mut actions = report(&mut at, Some(pages));
@@ -146,6 +205,7 @@ pub(super) fn switchover(mut at: Receiving, event: DestinationEvent) -> (State, 
             let commit = Commit {
                 epoch,
                 asked: false,
+                postcopy: at.postcopy == Postcopy::Begun,
             };
             (
                 State::Committing(commit),

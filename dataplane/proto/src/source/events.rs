@@ -33,7 +33,7 @@ pub struct RoundMeasure {
 pub enum SourceEvent {
     /// Begin.
     Start,
-    /// The control connection stands and the hellos agree.
+    /// The control connection stands and the hellos agree. In post-copy: it stands again.
     Connected,
     /// A control message came.
     Peer(Control),
@@ -65,6 +65,14 @@ pub enum SourceEvent {
     Failed(AbortCode, String),
     /// The operator wants the guest back.
     Cancel,
+    /// The operator wants the guest to run at the destination as soon as the round has ended, before its pages
+    /// are there.
+    GoPostcopy,
+    /// All of RAM was read again.
+    RootRead {
+        /// Its root.
+        root: u128,
+    },
     /// The destination's durable answer on a new connection.
     OwnerAnswer {
         /// Whether it committed.
@@ -106,6 +114,19 @@ pub enum SourceAction {
         /// Trust no tracker: compare all of RAM with what was sent.
         everything: bool,
     },
+    /// Open connections on which the destination asks for pages.
+    OpenMissing,
+    /// Collect dirty pages and name them to the destination as missing, with a mark on each stream.
+    NameMissing {
+        /// Of the round.
+        round: u32,
+        /// Pages that are missing in any case.
+        again: Vec<PageRange>,
+    },
+    /// Connect to the destination once more and go on serving it pages, until that succeeds.
+    ServeAgain,
+    /// Read all of RAM.
+    ReadRoot,
     /// Pause the guest.
     PauseVm,
     /// Read a sample of pages, or all, again and compare with what was sent.

@@ -3,8 +3,8 @@
 use dwcp_wire::{AbortCode, Control};
 
 use super::{
-    Actions, Handover, QUERY_INTERVAL_NS, RESUME_TRIES_MAX, Resuming, Source, SourceAction,
-    SourceEvent, State,
+    Actions, Handover, Postcopy, QUERY_INTERVAL_NS, RESUME_TRIES_MAX, Resuming, Source,
+    SourceAction, SourceEvent, State,
 };
 use crate::{Ending, Instant, JournalEntry, Outcome, Phase};
 
@@ -19,8 +19,17 @@ impl Source {
         match event {
             SourceEvent::Peer(Control::Committed { epoch }) if epoch == at.epoch => {
                 at.committed = true;
-                let entry = JournalEntry::Committed { epoch };
+                let entry = if at.postcopy {
+                    JournalEntry::Serving { epoch }
+                } else {
+                    JournalEntry::Committed { epoch }
+                };
                 (State::Handover(at), vec![SourceAction::Journal(entry)])
+            }
+            SourceEvent::OwnerAnswer { committed: true } if at.postcopy => {
+                let entry = JournalEntry::Serving { epoch: at.epoch };
+                let actions = vec![SourceAction::Journal(entry), SourceAction::ServeAgain];
+                (State::Postcopy(at.serving(true)), actions)
             }
             SourceEvent::OwnerAnswer { committed: true } => {
                 let entry = JournalEntry::Committed { epoch: at.epoch };
@@ -30,6 +39,9 @@ impl Source {
                 );
                 let actions = vec![SourceAction::Journal(entry), SourceAction::Finish(done)];
                 (State::Ended(Phase::Complete), actions)
+            }
+            SourceEvent::Peer(Control::Resumed) if at.committed && at.postcopy => {
+                (State::Postcopy(at.serving(false)), vec![])
             }
             SourceEvent::Peer(Control::Resumed) if at.committed => {
                 let done = Outcome::new(Ending::Completed, "handed over");
@@ -66,6 +78,10 @@ impl Source {
             if !lost && !silent {
                 return (State::Handover(at), vec![]);
             }
+            if at.postcopy {
+                let again = vec![SourceAction::ServeAgain];
+                return (State::Postcopy(at.serving(true)), again);
+            }
             let done = Outcome::new(
                 Ending::Completed,
                 "handed over and committed; the destination was lost before it reported RESUME",
@@ -88,6 +104,16 @@ impl Source {
             State::Handover(at),
             vec![SourceAction::QueryOwner { epoch }],
         )
+    }
+}
+
+impl Handover {
+    /// What follows it in post-copy.
+    const fn serving(&self, lost: bool) -> Postcopy {
+        Postcopy {
+            epoch: self.epoch,
+            lost,
+        }
     }
 }
 

@@ -4,8 +4,11 @@
 
 mod events;
 mod handover;
+mod postcopy;
 mod precopy;
 mod switchover;
+
+pub(crate) use postcopy::outcome as postcopy_outcome;
 
 pub use events::{RoundMeasure, SourceAction, SourceConfig, SourceEvent};
 
@@ -41,6 +44,7 @@ enum State {
     Precopy(Precopy),
     Switchover(Switchover),
     Handover(Handover),
+    Postcopy(Postcopy),
     Resuming(Resuming),
     Ended(Phase),
 }
@@ -62,10 +66,16 @@ struct Precopy {
     pages_before: u64,
     /// The destination has all streams. Pages need not wait for that, the end of a round does.
     ready: bool,
+    /// Post-copy follows the round.
+    go_postcopy: bool,
 }
 
 #[derive(Debug)]
 struct Switchover {
+    /// Pages that are dirty are named as missing, and not sent.
+    postcopy: bool,
+    /// In post-copy: the destination can serve faults.
+    peer_ready: bool,
     round: u32,
     tries: u32,
     again: Vec<PageRange>,
@@ -92,9 +102,18 @@ struct Resuming {
 
 #[derive(Debug)]
 struct Handover {
+    postcopy: bool,
     epoch: u64,
     asked: Option<Instant>,
     committed: bool,
+}
+
+/// The guest runs there.
+#[derive(Debug)]
+struct Postcopy {
+    epoch: u64,
+    /// The connection, until there is another.
+    lost: bool,
 }
 
 type Actions = Vec<SourceAction>;
@@ -121,6 +140,7 @@ impl Source {
             State::Precopy(_) => Phase::Precopy,
             State::Switchover(_) => Phase::Switchover,
             State::Handover(_) => Phase::Handover,
+            State::Postcopy(_) => Phase::Postcopy,
             State::Resuming(_) => Phase::Aborted,
             State::Ended(phase) => *phase,
         }
@@ -137,6 +157,12 @@ impl Source {
                 ..
             })
         )
+    }
+
+    /// Whether the guest runs there, and the way to it is lost.
+    #[must_use]
+    pub const fn is_cut_off(&self) -> bool {
+        matches!(&self.state, State::Postcopy(Postcopy { lost: true, .. }))
     }
 
     /// Takes an event and says what to do.
@@ -168,6 +194,7 @@ impl Source {
             (State::Ended(phase), _) => (State::Ended(phase), vec![]),
             (State::Resuming(resuming), event) => resuming.on_event(&event),
             (State::Handover(handover), event) => self.handover(now, handover, event),
+            (State::Postcopy(postcopy), event) => self.postcopy(now, postcopy, event),
             (State::Idle, SourceEvent::Start) => (State::Negotiate, vec![SourceAction::Connect]),
             (state, SourceEvent::Cancel) => self.give_up(
                 &state,
@@ -183,6 +210,11 @@ impl Source {
             }
             (state, SourceEvent::Peer(Control::Alive)) => (state, vec![]),
             (state, SourceEvent::Tick) => self.tick(now, state),
+            (State::Precopy(mut precopy), SourceEvent::GoPostcopy) => {
+                precopy.go_postcopy = true;
+                (State::Precopy(precopy), vec![])
+            }
+            (state, SourceEvent::GoPostcopy) => (state, vec![]),
             (State::Negotiate, event) => self.negotiate(event),
             (State::Setup(setup), event) => self.setup(now, setup, event),
             (State::Precopy(precopy), event) => self.precopy(now, precopy, event),
@@ -201,15 +233,12 @@ impl Source {
             let reason = format!("destination silent for {} ms", silent / 1_000_000);
             return self.give_up(&state, AbortCode::Connection, reason);
         }
-        let due = self.heard.is_some() && now.since(self.spoke) > silence / 4;
-        (
-            state,
-            if due {
-                vec![SourceAction::Send(Control::Alive)]
-            } else {
-                vec![]
-            },
-        )
+        (state, self.say_alive(now))
+    }
+
+    fn say_alive(&self, now: Instant) -> Actions {
+        let due = self.heard.is_some() && now.since(self.spoke) > self.config.silence_ns / 4;
+        Vec::from_iter(due.then_some(SourceAction::Send(Control::Alive)))
     }
 
     /// Time since the destination was heard, 0 before it ever was.
@@ -286,6 +315,15 @@ pub(crate) const fn message_name(message: &Control) -> &'static str {
         Control::Alive => "Alive",
         Control::Wanted(_) => "Wanted",
         Control::Found(_) => "Found",
+        Control::PostcopyStart => "PostcopyStart",
+        Control::PostcopyReady => "PostcopyReady",
+        Control::PostcopyRefused { .. } => "PostcopyRefused",
+        Control::Missing(_) => "Missing",
+        Control::Fetched => "Fetched",
+        Control::RamRoot { .. } => "RamRoot",
+        Control::Whole { .. } => "Whole",
+        Control::PostcopyResume { .. } => "PostcopyResume",
+        Control::PostcopyGoOn { .. } => "PostcopyGoOn",
     }
 }
 

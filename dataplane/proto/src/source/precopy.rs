@@ -76,6 +76,7 @@ impl Source {
             measure: None,
             pages_before: 0,
             ready: setup.ready,
+            go_postcopy: false,
         };
         (State::Precopy(precopy), vec![start_round(0, vec![], false)])
     }
@@ -133,7 +134,13 @@ impl Source {
             suspects: suspects.iter().map(|range| u64::from(range.count)).sum(),
         };
         let round = precopy.round + 1;
-        match decide_round(&input, &self.config.limits) {
+        let decision = match decide_round(&input, &self.config.limits) {
+            RoundDecision::Continue | RoundDecision::Abort if precopy.go_postcopy => {
+                RoundDecision::PostCopy
+            }
+            decision => decision,
+        };
+        match decision {
             RoundDecision::Continue => {
                 let next = Precopy {
                     round,
@@ -141,33 +148,15 @@ impl Source {
                     measure: None,
                     pages_before: measure.pages,
                     ready: true,
+                    go_postcopy: precopy.go_postcopy,
                 };
                 (
                     State::Precopy(next),
                     vec![start_round(round, suspects, false)],
                 )
             }
-            RoundDecision::Switchover => {
-                let next = Switchover {
-                    round,
-                    tries: 0,
-                    again: suspects,
-                    prepared: false,
-                    paused: false,
-                    measure: None,
-                    ended: false,
-                    missed: false,
-                    device_asked: false,
-                    device_sent: false,
-                    device_loaded: false,
-                    proven: false,
-                };
-                // Durable while the guest still runs, so that the pause does not pay for it.
-                (
-                    State::Switchover(next),
-                    vec![SourceAction::Journal(JournalEntry::Prepared)],
-                )
-            }
+            RoundDecision::Switchover => begin_switchover(round, suspects, false),
+            RoundDecision::PostCopy => begin_switchover(round, suspects, true),
             RoundDecision::Abort => {
                 let reason = format!(
                     "not converging: {} pages dirtied during round {}, limit {} rounds",
@@ -209,6 +198,33 @@ impl Source {
             Some(range) => Err(format!("destination reports {range:?}, outside of RAM")),
         }
     }
+}
+
+fn begin_switchover(round: u32, suspects: Vec<PageRange>, postcopy: bool) -> (State, Actions) {
+    let next = Switchover {
+        postcopy,
+        peer_ready: false,
+        round,
+        tries: 0,
+        again: suspects,
+        prepared: false,
+        paused: false,
+        measure: None,
+        ended: false,
+        missed: false,
+        device_asked: false,
+        device_sent: false,
+        device_loaded: false,
+        proven: false,
+    };
+    let mut actions = vec![];
+    if postcopy {
+        actions.push(SourceAction::Send(Control::PostcopyStart));
+        actions.push(SourceAction::OpenMissing);
+    }
+    // Durable while the guest still runs, so that the pause does not pay for it.
+    actions.push(SourceAction::Journal(JournalEntry::Prepared));
+    (State::Switchover(next), actions)
 }
 
 fn round_end(precopy: &Precopy, measure: &RoundMeasure) -> SourceAction {

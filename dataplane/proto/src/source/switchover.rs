@@ -14,12 +14,24 @@ impl Source {
         match event {
             SourceEvent::Journaled(JournalEntry::Prepared) if !at.prepared => {
                 at.prepared = true;
-                actions.push(SourceAction::Send(Control::SwitchoverStart));
-                actions.push(SourceAction::PauseVm);
+                actions = pause_when_ready(&at);
+            }
+            SourceEvent::Peer(Control::PostcopyReady) if at.postcopy && !at.peer_ready => {
+                at.peer_ready = true;
+                actions = pause_when_ready(&at);
+            }
+            SourceEvent::Peer(Control::PostcopyRefused { reason }) if !at.paused => {
+                let reason = format!("not converging, and no post-copy there: {reason}");
+                return self.give_up(&State::Switchover(at), AbortCode::NotConverging, reason);
             }
             SourceEvent::Paused if at.prepared && !at.paused => {
                 at.paused = true;
-                actions.push(start_round(at.round, std::mem::take(&mut at.again), false));
+                let (round, again) = (at.round, std::mem::take(&mut at.again));
+                actions.push(if at.postcopy {
+                    SourceAction::NameMissing { round, again }
+                } else {
+                    start_round(round, again, false)
+                });
             }
             SourceEvent::RoundSent(measure) if at.paused && at.measure.is_none() => {
                 at.measure = Some(measure);
@@ -33,6 +45,10 @@ impl Source {
                 }
             }
             SourceEvent::SampleRead { missed } if at.measure.is_some() && !at.ended => {
+                if at.postcopy && missed > 0 {
+                    let reason = format!("the tracker missed writes to {missed} pages");
+                    return self.give_up(&State::Switchover(at), AbortCode::ProofFailed, reason);
+                }
                 return sample_read(at, missed);
             }
             SourceEvent::Peer(report @ Control::RoundReport { round, .. })
@@ -55,6 +71,7 @@ impl Source {
         if at.proven && at.device_sent && at.device_loaded {
             let epoch = self.config.offer.epoch + 1;
             let handover = Handover {
+                postcopy: at.postcopy,
                 epoch,
                 asked: None,
                 committed: false,
@@ -93,7 +110,7 @@ impl Source {
         again: Vec<PageRange>,
     ) -> (State, Actions) {
         at.tries += 1;
-        if at.tries >= TRIES_WHILE_PAUSED_MAX {
+        if at.postcopy || at.tries >= TRIES_WHILE_PAUSED_MAX {
             let reason = format!("RAM could not be proven in {} tries", at.tries);
             return self.give_up(&State::Switchover(at), AbortCode::ProofFailed, reason);
         }
@@ -107,6 +124,18 @@ impl Source {
             vec![start_round(round, again, everything)],
         )
     }
+}
+
+/// The guest is paused once it is durable that it may be handed over, and, in post-copy, once the destination
+/// can do without its pages.
+fn pause_when_ready(at: &Switchover) -> Actions {
+    if !at.prepared || (at.postcopy && !at.peer_ready) {
+        return vec![];
+    }
+    vec![
+        SourceAction::Send(Control::SwitchoverStart),
+        SourceAction::PauseVm,
+    ]
 }
 
 /// Ends the paused round. A round that missed writes proves nothing, but must be closed all the

@@ -3,8 +3,9 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use dwcp_proto::{
-    Destination, DestinationAction, DestinationConfig, DestinationEvent, Instant, JournalEntry,
-    Phase, RoundLimits, RoundMeasure, Source, SourceAction, SourceConfig, SourceEvent,
+    Destination, DestinationAction, DestinationConfig, DestinationEvent, IfNotConverged, Instant,
+    JournalEntry, Phase, RoundLimits, RoundMeasure, Source, SourceAction, SourceConfig,
+    SourceEvent,
 };
 use dwcp_wire::{Control, Offer, PageRange, RamBlockInfo, RoundSummary};
 
@@ -66,7 +67,7 @@ pub(crate) fn source_config() -> SourceConfig {
         limits: RoundLimits {
             downtime_ns_max: 1_000_000_000,
             rounds_max: 0,
-            abort_if_not_converged: false,
+            if_not_converged: IfNotConverged::SwitchOver,
         },
         silence_ns: 2_000_000_000,
     }

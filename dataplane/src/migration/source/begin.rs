@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 
-use dwcp_api::{ApiError, Codec, ErrorCode, Role, TransferSettings, Verify};
+use dwcp_api::{ApiError, Codec, ErrorCode, NotConverged, Role, TransferSettings, Verify};
 use dwcp_journal::RecordKind;
-use dwcp_proto::{RoundLimits, Source, SourceConfig};
+use dwcp_proto::{IfNotConverged, RoundLimits, Source, SourceConfig};
 use dwcp_wire::Offer;
 
 use super::{Request, SourceDriver, bytes_per_s};
@@ -16,6 +16,7 @@ use crate::migration::placement::{ACK_BYTES_MIN, stream_window};
 use crate::migration::recorder::{Recorder, Subject};
 use crate::migration::secure::Way;
 use crate::migration::source_path::PathWatch;
+use crate::migration::source_postcopy::Serving;
 use crate::migration::source_streams::Streams;
 use crate::migration::vms::api_error;
 use crate::ram::RamLayout;
@@ -131,6 +132,7 @@ fn prepare(
         vm_stop: Arc::default(),
         device_thread: None,
         asking: None,
+        serving: Serving::default(),
         round: None,
         collected_at: None,
         query_under_way: Arc::default(),
@@ -156,7 +158,11 @@ fn machine(request: &Request, offer: Offer) -> Source {
         limits: RoundLimits {
             downtime_ns_max: u64::from(settings.downtime_limit_ms) * 1_000_000,
             rounds_max: settings.rounds_max,
-            abort_if_not_converged: settings.abort_if_not_converged,
+            if_not_converged: match settings.if_not_converged {
+                NotConverged::Abort => IfNotConverged::Abort,
+                NotConverged::SwitchOver => IfNotConverged::SwitchOver,
+                NotConverged::PostCopy => IfNotConverged::PostCopy,
+            },
         },
         silence_ns: u64::from(settings.peer_silence_ms) * 1_000_000,
     })

@@ -1,4 +1,6 @@
-use dwcp_api::{Attachment, Codec, IoPath, MigrationId, SendChoice, TlsChoice, TrackerChoice};
+use dwcp_api::{
+    Attachment, Codec, IoPath, MigrationId, NotConverged, SendChoice, TlsChoice, TrackerChoice,
+};
 use dwcp_testbed::synthetic::{SyntheticGuest, SyntheticOptions};
 
 use super::*;
@@ -30,7 +32,7 @@ fn request(vm: &str) -> Request {
             sample_pages: 1,
             downtime_limit_ms: 300,
             rounds_max: 1,
-            abort_if_not_converged: true,
+            if_not_converged: NotConverged::Abort,
             connect_timeout_ms: 1000,
             peer_silence_ms: 1000,
             congestion_control: None,

@@ -18,7 +18,7 @@ use super::{Vm, VmmError};
 use crate::ram::{RamBitmap, RamLayout};
 
 pub use soft_dirty::SoftDirty;
-pub use userfaultfd::{Userfaultfd, fetch as fetch_userfaultfd};
+pub use userfaultfd::Userfaultfd;
 
 /// What a tracker found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +95,7 @@ pub fn probe(vm: &mut dyn Vm, pid: i32) -> Result<&'static str, VmmError> {
     let layout = vm.ram()?;
     let tracked = vm
         .userfaultfd()
-        .and_then(|uffd| Userfaultfd::probe(uffd, pid, &layout));
+        .and_then(|handed| Userfaultfd::probe(handed.fd, pid, &layout));
     if tracked.is_ok() {
         return Ok("userfaultfd");
     }
@@ -116,7 +116,7 @@ pub fn choose(
     if matches!(choice, TrackerChoice::Auto | TrackerChoice::Userfaultfd) {
         match vm
             .userfaultfd()
-            .and_then(|uffd| Userfaultfd::new(uffd, pid, layout))
+            .and_then(|handed| Userfaultfd::new(handed.fd, pid, layout))
         {
             Ok(tracker) => {
                 return Ok(Chosen {

@@ -4,61 +4,24 @@
 //! Not seen: writes by other processes (our own at a destination), pwrite to the file, DMA into
 //! pages pinned earlier, hole punching. See userfaultfd(2), ioctl_userfaultfd(2).
 
-use std::io::IoSliceMut;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::os::fd::OwnedFd;
 
 use dwcp_simd::PAGE_BYTES;
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use super::pagemap::Pagemap;
 use super::{Collected, DirtyTracker, VmmError};
 use crate::ram::{RamBitmap, RamBlock, RamLayout};
+use crate::vmm::userfault::{Faults, Userfault};
 
 /// What a probe tracks: the largest page that there is, since a part of one cannot be tracked. Two
 /// milliseconds at most.
 const PROBE_BYTES: u64 = 1 << 30;
 
-const UFFD_API: u64 = 0xAA;
-const FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
-const FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
-const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
-const FEATURE_WP_ASYNC: u64 = 1 << 15;
-const REGISTER_MODE_WP: u64 = 1 << 1;
-
-#[repr(C)]
-#[derive(Debug)]
-struct ApiArgument {
-    api: u64,
-    features: u64,
-    ioctls: u64,
-}
-
-#[repr(C)]
-#[derive(Debug)]
-struct Range {
-    start: u64,
-    len: u64,
-}
-
-#[repr(C)]
-#[derive(Debug)]
-struct RegisterArgument {
-    range: Range,
-    mode: u64,
-    ioctls: u64,
-}
-
-nix::ioctl_readwrite!(uffdio_api, 0xAA, 0x3F, ApiArgument);
-nix::ioctl_readwrite!(uffdio_register, 0xAA, 0x00, RegisterArgument);
-nix::ioctl_read!(uffdio_unregister, 0xAA, 0x01, Range);
-
 /// Tracks the writes of the process that made a userfaultfd.
 #[derive(Debug)]
 pub struct Userfaultfd {
-    uffd: OwnedFd,
+    uffd: Userfault,
     pagemap: Pagemap,
     /// Address and bytes of each block in the VMM.
     blocks: Vec<(u64, u64)>,
@@ -88,21 +51,7 @@ impl Userfaultfd {
     }
 
     fn open(uffd: OwnedFd, pid: i32, blocks: &[RamBlock]) -> Result<Self, VmmError> {
-        let features = FEATURE_PAGEFAULT_FLAG_WP
-            | FEATURE_WP_HUGETLBFS_SHMEM
-            | FEATURE_WP_UNPOPULATED
-            | FEATURE_WP_ASYNC;
-        let mut api = ApiArgument {
-            api: UFFD_API,
-            features,
-            ioctls: 0,
-        };
-        // SAFETY: the kernel reads and writes `api`, ours alone, within its size.
-        match unsafe { uffdio_api(uffd.as_raw_fd(), &raw mut api) } {
-            // A mover before us has done it: registering tells whether it asked for the same.
-            Ok(_) | Err(Errno::EINVAL | Errno::EPERM) => {}
-            Err(errno) => return Err(VmmError::system("UFFDIO_API", errno)),
-        }
+        let uffd = Userfault::new(uffd, Faults::Writes)?;
         let pagemap =
             Pagemap::open(pid).map_err(|e| VmmError::system(format!("/proc/{pid}/pagemap"), e))?;
         let tracker = Self {
@@ -119,19 +68,8 @@ impl Userfaultfd {
     }
 
     fn register(&self) -> Result<(), VmmError> {
-        for &(start, len) in &self.blocks {
-            let range = Range { start, len };
-            let mut argument = RegisterArgument {
-                range,
-                mode: REGISTER_MODE_WP,
-                ioctls: 0,
-            };
-            // SAFETY: the kernel reads and writes `argument`, ours alone, within its size; the
-            // range is in the VMM's address space, where it only changes how writes are noted.
-            unsafe { uffdio_register(self.uffd.as_raw_fd(), &raw mut argument) }
-                .map_err(|errno| VmmError::system("UFFDIO_REGISTER", errno))?;
-        }
-        Ok(())
+        let mut blocks = self.blocks.iter();
+        blocks.try_for_each(|&(start, len)| self.uffd.register(start, len, Faults::Writes))
     }
 
     /// Takes what was written in the first `most` bytes of each block.
@@ -182,10 +120,8 @@ impl DirtyTracker for Userfaultfd {
             return;
         }
         for &(start, len) in &self.blocks {
-            let mut range = Range { start, len };
-            // SAFETY: the kernel reads `range`, ours alone. Unregistering lifts the protection; a
-            // VMM that is gone has none, so that an error changes nothing.
-            let _ = unsafe { uffdio_unregister(self.uffd.as_raw_fd(), &raw mut range) };
+            // A VMM that is gone has no ranges.
+            let _ = self.uffd.unregister(start, len);
         }
     }
 }
@@ -198,41 +134,12 @@ impl Drop for Userfaultfd {
     }
 }
 
-/// Gets the userfaultfd of a VMM from its preload library.
-///
-/// # Errors
-/// When nobody serves `path`, or the library has none to give.
-pub fn fetch(path: &str) -> Result<OwnedFd, VmmError> {
-    let failed =
-        |error: std::io::Error| VmmError::system(format!("userfaultfd socket {path}"), error);
-    let stream = UnixStream::connect(path).map_err(failed)?;
-    stream
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .map_err(failed)?;
-    let mut byte = [0];
-    let mut space = nix::cmsg_space!(RawFd);
-    let mut slices = [IoSliceMut::new(&mut byte)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<()>(stream.as_raw_fd(), &mut slices, Some(&mut space), flags)
-        .map_err(|errno| failed(errno.into()))?;
-    for control in message.cmsgs().map_err(|errno| failed(errno.into()))? {
-        if let ControlMessageOwned::ScmRights(raw) = control
-            && let Some(&fd) = raw.first()
-        {
-            // SAFETY: the kernel has just made this descriptor for this process; there is room for
-            // one only, and it is taken once.
-            return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
-        }
-    }
-    Err(VmmError::Failed(
-        "the kernel refuses userfaultfd to the VMM".into(),
-    ))
-}
-
 const _: () = assert!(PAGE_BYTES == 4096);
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::{FromRawFd, RawFd};
+
     use nix::sys::memfd::{MFdFlags, memfd_create};
 
     use super::*;

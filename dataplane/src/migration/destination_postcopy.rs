@@ -1,0 +1,232 @@
+//! Post-copy at the destination: what is missing is taken out of RAM, and fetched while the guest runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dwcp_proto::{DestinationEvent, Phase};
+use dwcp_simd::RamRoot;
+use dwcp_wire::{AbortCode, Control, MissingPages};
+
+use super::destination::{DestinationDriver, DestinationInput, listen_to_peer};
+use super::destination_streams::StreamJoin;
+use super::node::lock;
+use super::peer::ControlWriter;
+use super::postcopy::{Fetch, FetchEvent, FetchOptions, LINKS, note_missing};
+use crate::ram::{RamBitmap, RamLayout};
+use crate::tls::Connection;
+use crate::vmm::{Faults, Userfault, Vm, VmmError};
+
+/// What post-copy needs, and how far it is.
+#[derive(Debug, Default)]
+pub(super) struct Postcopy {
+    userfault: Option<Userfault>,
+    missing: Option<RamBitmap>,
+    /// Connections that wait to be used.
+    links: [Option<Connection>; LINKS as usize],
+    generations: [u16; LINKS as usize],
+    fetch: Option<Arc<Fetch>>,
+    /// No page is missing.
+    is_whole: bool,
+}
+
+impl Postcopy {
+    /// Ends it. What is missing is zero from now on.
+    pub(super) fn stop(&mut self) {
+        if let Some(fetch) = self.fetch.take() {
+            fetch.stop();
+        }
+    }
+
+    /// Pages that are missing, of how many.
+    pub(super) fn left(&self) -> Option<(u64, u64)> {
+        let fetch = self.fetch.as_ref()?;
+        Some((fetch.left(), fetch.named()))
+    }
+}
+
+/// A userfaultfd that tells of missing pages, if the guest can run without them.
+fn missing_faults(vm: &mut dyn Vm, layout: &RamLayout) -> Result<Userfault, VmmError> {
+    let failed = |text: &str| Err(VmmError::Failed(text.to_owned()));
+    if layout.blocks().iter().any(|block| block.is_in_hugetlbfs()) {
+        return failed("its RAM is of huge pages (hugetlbfs), which do not come one by one");
+    }
+    let handed = vm.userfaultfd()?;
+    if !handed.tells_kernel_faults {
+        return failed(
+            "its userfaultfd does not tell faults of the kernel: give the VMM's user access to \
+             /dev/userfaultfd, or set vm.unprivileged_userfaultfd = 1",
+        );
+    }
+    let userfault = Userfault::new(handed.fd, Faults::Missing)?;
+    let block = &layout.blocks()[0];
+    let (start, bytes) = (block.vmm_address(), block.bytes());
+    userfault.register(start, bytes, Faults::Missing)?;
+    userfault
+        .unregister(start, bytes)
+        .map_err(|errno| VmmError::Failed(format!("UFFDIO_UNREGISTER: {errno}")))?;
+    Ok(userfault)
+}
+
+impl DestinationDriver {
+    /// Looks whether the guest can run on missing pages. The connections for them come by themselves.
+    pub(super) fn prepare_postcopy(&mut self) {
+        let (Some(vm), Some(session)) = (&self.vm, &self.session) else {
+            return;
+        };
+        let faults = missing_faults(&mut **lock(vm), &session.layout);
+        match faults {
+            Ok(userfault) => {
+                self.postcopy.userfault = Some(userfault);
+                self.postcopy.missing = Some(session.layout.empty_bitmap());
+                self.postcopy_is_prepared();
+            }
+            Err(error) => {
+                let event = DestinationEvent::PostcopyImpossible(error.to_string());
+                self.pending.push_back(event);
+            }
+        }
+    }
+
+    /// A connection for missing pages; one that comes later takes the place of one that broke.
+    pub(super) fn join_missing(&mut self, join: StreamJoin) {
+        let at = usize::from(join.index);
+        let Some(known) = self.postcopy.generations.get(at).copied() else {
+            let reason = format!("connection {at} for missing pages joins unasked");
+            return self.failed(AbortCode::Protocol, reason);
+        };
+        if join.generation < known {
+            tracing::debug!(index = at, "a connection that was given up");
+            return;
+        }
+        self.postcopy.generations[at] = join.generation;
+        let Some(fetch) = &self.postcopy.fetch else {
+            self.postcopy.links[at] = Some(join.connection);
+            return self.postcopy_is_prepared();
+        };
+        if let Err(error) = fetch.adopt(join.index, join.connection) {
+            // The source sees it end, and makes another.
+            tracing::error!(%error, "a connection for missing pages was not taken");
+        }
+    }
+
+    fn postcopy_is_prepared(&mut self) {
+        let are_there = self.postcopy.links.iter().all(Option::is_some);
+        if are_there && self.postcopy.userfault.is_some() {
+            self.pending.push_back(DestinationEvent::PostcopyPrepared);
+        }
+    }
+
+    pub(super) fn note_missing(&mut self, message: &MissingPages) {
+        let Some(missing) = &mut self.postcopy.missing else {
+            return;
+        };
+        if let Err(error) = note_missing(message, missing) {
+            self.failed(AbortCode::Protocol, error.to_string());
+        }
+    }
+
+    /// Takes what is missing out of RAM and of the root, and answers faults from now on: loading device state
+    /// reads RAM.
+    pub(super) fn take_missing(&mut self) {
+        let root = match self.try_take_missing() {
+            Ok(forgotten) => self.recorder.add_to_root(forgotten),
+            Err(error) => return self.failed(AbortCode::Vmm, format!("post-copy: {error}")),
+        };
+        self.pending
+            .push_back(DestinationEvent::MissingTaken { root });
+    }
+
+    fn try_take_missing(&mut self) -> Result<RamRoot, VmmError> {
+        let gone = || VmmError::Failed("it was not prepared".into());
+        let session = Arc::clone(self.session.as_ref().ok_or_else(gone)?);
+        let missing = self.postcopy.missing.take().ok_or_else(gone)?;
+        let userfault = self.postcopy.userfault.take().ok_or_else(gone)?;
+        for (index, (block, bitmap)) in session
+            .layout
+            .blocks()
+            .iter()
+            .zip(&missing.blocks)
+            .enumerate()
+        {
+            for (first, count) in bitmap.runs() {
+                let held = |page| session.digests.get(session.layout.global_page(index, page));
+                // Where nothing was there is nothing to take out.
+                if (first..first + count).any(|page| held(page).is_some()) {
+                    block.discard_pages(first, count)?;
+                }
+            }
+        }
+        let root = session.forget(&missing);
+        let mailbox = self.mailbox.clone();
+        let fetch = Fetch::start(FetchOptions {
+            session,
+            userfault,
+            missing,
+            window_bytes: self.settings.window_bytes,
+            meter: Arc::clone(&self.recorder.meter),
+            tell: Box::new(move |event| drop(mailbox.push(DestinationInput::Fetch(event)))),
+        })?;
+        for (index, link) in (0..).zip(&mut self.postcopy.links) {
+            if let Some(link) = link.take() {
+                fetch.adopt(index, link)?;
+            }
+        }
+        self.postcopy.is_whole = fetch.named() == 0;
+        self.postcopy.fetch = Some(fetch);
+        Ok(root)
+    }
+
+    pub(super) fn fetch_event(&mut self, event: FetchEvent) {
+        match event {
+            FetchEvent::All => self.postcopy.is_whole = true,
+            FetchEvent::LinkLost(reason) => self.recorder.stream_broke(reason),
+            FetchEvent::Failed(reason) => self.failed(AbortCode::Vmm, reason),
+        }
+    }
+
+    /// Ends fetching when the last page is here, and the guest runs.
+    pub(super) fn end_fetching(&mut self) {
+        if self.machine.phase() != Phase::Postcopy || !self.postcopy.is_whole {
+            return;
+        }
+        let Some(fetch) = self.postcopy.fetch.take() else {
+            return;
+        };
+        fetch.stop();
+        let summary = fetch.summary();
+        let root = self.recorder.add_to_root(fetch.root());
+        self.recorder.fetched(&summary, None);
+        self.pending.push_back(DestinationEvent::AllFetched {
+            root: Some(root),
+            summary,
+        });
+    }
+
+    /// The source has lost its way to here, and found it again.
+    pub(super) fn source_is_back(&mut self, connection: Connection) {
+        if !matches!(self.machine.phase(), Phase::Handover | Phase::Postcopy) {
+            return connection.shut();
+        }
+        let Some((token, _)) = self.expected else {
+            return;
+        };
+        self.control.shut();
+        let silence = Duration::from_millis(self.offer.peer_silence_ms.into());
+        let meter = Arc::clone(&self.recorder.meter);
+        let listened = connection.try_clone().and_then(|writer| {
+            self.control = ControlWriter::new(writer, silence, &meter)?;
+            listen_to_peer(connection, self.mailbox.clone(), &meter)
+        });
+        if let Err(error) = listened {
+            // The source sees it end, and comes again.
+            return tracing::error!(%error, "the source was not taken back");
+        }
+        self.recorder
+            .note("the source was lost in post-copy, and is back".into());
+        self.send(&Control::PostcopyGoOn {
+            token,
+            fingerprint_seed: self.offer.fingerprint_seed,
+        });
+        self.feed(DestinationEvent::SourceIsBack);
+    }
+}

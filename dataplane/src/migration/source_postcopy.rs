@@ -1,0 +1,284 @@
+//! Post-copy at the source: what is missing is named, pages are served, and a lost way is found again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use dwcp_proto::{Phase, SourceEvent};
+use dwcp_simd::RamRoot;
+use dwcp_wire::{AbortCode, Control, PageRange, StreamHello, StreamRole};
+
+use super::peer::{self, ControlWriter, PeerError};
+use super::postcopy::{LINKS, serve, tell_missing};
+use super::source::{SourceDriver, SourceInput};
+use crate::engine::read_root;
+use crate::tls::Connection;
+
+/// Between tries to connect again. The guest waits for pages, and a source that gave up would lose it.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// Tries to open a connection before the guest is paused: until then it can stay here.
+const TRIES_MAX: u32 = 8;
+
+/// A connection for missing pages that ended.
+#[derive(Debug)]
+pub(super) struct ServeEnded {
+    index: u16,
+    generation: u16,
+    reason: String,
+}
+
+/// The control connection once more.
+#[derive(Debug)]
+pub(super) struct BackAgain {
+    connection: Connection,
+    token: u128,
+}
+
+/// Connections for missing pages.
+#[derive(Debug, Default)]
+pub(super) struct Serving {
+    generations: [u16; LINKS as usize],
+    open: [Option<Connection>; LINKS as usize],
+    tries: u32,
+    /// The migration is over.
+    stop: Arc<AtomicBool>,
+}
+
+impl Serving {
+    pub(super) fn generation(&self, index: u16) -> u16 {
+        self.generations[usize::from(index)]
+    }
+
+    /// Nobody is served any more.
+    pub(super) fn end(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.shut();
+    }
+
+    fn shut(&mut self) {
+        for connection in self.open.iter_mut().filter_map(Option::take) {
+            connection.shut();
+        }
+    }
+}
+
+impl SourceDriver {
+    /// The operator wants it.
+    pub(super) fn go_postcopy(&mut self) {
+        self.recorder
+            .remark("post-copy after this round, as asked meanwhile".into());
+        self.feed(SourceEvent::GoPostcopy);
+    }
+
+    pub(super) fn open_missing(&mut self) {
+        for index in 0..LINKS {
+            self.dial(StreamRole::Missing, index, Duration::ZERO);
+        }
+    }
+
+    /// Serves pages on a connection, on a thread of its own.
+    pub(super) fn serve_on(
+        &mut self,
+        hello: StreamHello,
+        connection: Connection,
+    ) -> Result<(), PeerError> {
+        let StreamHello {
+            index, generation, ..
+        } = hello;
+        let kept = connection.try_clone()?;
+        self.serving.open[usize::from(index)] = Some(kept);
+        let (session, mailbox) = (Arc::clone(&self.session), self.mailbox.clone());
+        let (codec, meter) = (
+            self.request.settings.codec,
+            Arc::clone(&self.recorder.meter),
+        );
+        let run = move || {
+            let _helper = meter.helper();
+            let Err(error) = serve(connection, &session, codec, &meter);
+            let ended = ServeEnded {
+                index,
+                generation,
+                reason: error.to_string(),
+            };
+            // A driver that has ended serves nobody.
+            let _ = mailbox.push(SourceInput::ServeEnded(ended));
+        };
+        let thread = std::thread::Builder::new().name(format!("dwcp-serve-{index}"));
+        thread.spawn(run)?;
+        Ok(())
+    }
+
+    pub(super) fn serve_ended(&mut self, ended: &ServeEnded) {
+        if self.serving.generation(ended.index) == ended.generation {
+            tracing::info!(
+                vm = self.request.vm,
+                index = ended.index,
+                reason = ended.reason,
+                "missing pages"
+            );
+            self.serve_index_again(ended.index);
+        }
+    }
+
+    /// A connection for missing pages could not be made.
+    pub(super) fn not_serving(&mut self, hello: StreamHello, error: &PeerError) {
+        if self.serving.generation(hello.index) != hello.generation {
+            return;
+        }
+        self.serving.tries += 1;
+        if self.recorder.pause.paused.is_none() && self.serving.tries >= TRIES_MAX {
+            let reason = format!("no connection for missing pages: {error}");
+            return self.fail(AbortCode::Connection, reason);
+        }
+        self.serve_index_again(hello.index);
+    }
+
+    fn serve_index_again(&mut self, index: u16) {
+        // Where the way is lost, all of it is found again at once.
+        let phase = self.machine.phase();
+        let is_needed = (Phase::Switchover..=Phase::Postcopy).contains(&phase);
+        if is_needed && !self.machine.is_cut_off() {
+            self.serving.generations[usize::from(index)] += 1;
+            self.dial(StreamRole::Missing, index, AGAIN);
+        }
+    }
+
+    /// Names what is dirty as missing. Both ends forget what the destination held of it, so that the roots say
+    /// what is there.
+    pub(super) fn name_missing(&mut self, round: u32, again: &[PageRange]) {
+        let began = Instant::now();
+        let all = !self.tracker.is_exact();
+        let missing = self
+            .dirty_pages(round, all)
+            .map_err(|error| error.to_string());
+        let named = missing.and_then(|mut missing| {
+            for range in again {
+                missing.blocks[range.ram_block as usize].set_range(range.page, range.count);
+            }
+            tell_missing(&missing).map(|messages| (missing, messages))
+        });
+        let (missing, messages) = match named {
+            Ok(named) => named,
+            Err(reason) => return self.fail(AbortCode::Vmm, reason),
+        };
+        for message in messages {
+            self.send(&Control::Missing(message));
+        }
+        let root = self.session.forget(&missing);
+        self.recorder.add_to_root(root);
+        self.recorder.remark(format!(
+            "post-copy: {} of {} pages follow the guest",
+            missing.count(),
+            self.session.layout.pages()
+        ));
+        let nothing = || self.session.layout.empty_bitmap();
+        self.begin_round(round, (nothing(), nothing()), began);
+    }
+
+    /// Reads all of RAM, which stands still, on a thread of its own.
+    pub(super) fn read_root(&mut self) {
+        let (session, mailbox) = (Arc::clone(&self.session), self.mailbox.clone());
+        let meter = Arc::clone(&self.recorder.meter);
+        let run = move || {
+            let _helper = meter.helper();
+            match read_root(&session) {
+                Ok(RamRoot(root)) => {
+                    let _ = mailbox.push(SourceInput::Event(SourceEvent::RootRead { root }));
+                }
+                Err(reason) => tracing::error!(reason, "RAM was not read again"),
+            }
+        };
+        if let Err(error) = std::thread::Builder::new()
+            .name("dwcp-root".into())
+            .spawn(run)
+        {
+            tracing::error!(%error, "no thread to read RAM again");
+        }
+    }
+
+    /// Looks for the destination until it answers: its guest waits for pages of this node.
+    pub(super) fn serve_again(&mut self) {
+        self.serving.shut();
+        if let Some(control) = self.control.take() {
+            control.shut();
+        }
+        self.recorder
+            .note("the destination was lost in post-copy, and looked for again".into());
+        let (stop, mailbox) = (Arc::clone(&self.serving.stop), self.mailbox.clone());
+        let (address, id) = (self.request.destination.address.clone(), self.request.id.0);
+        let time = Duration::from_millis(self.request.settings.connect_timeout_ms.into());
+        let meter = Arc::clone(&self.recorder.meter);
+        let (node, way) = (Arc::clone(&self.node), self.way.clone());
+        let run = move || {
+            let _helper = meter.helper();
+            while !stop.load(Ordering::Acquire) {
+                let connect = || way.connect(&node, &address, time);
+                match peer::resume_postcopy(connect, id, time, &meter) {
+                    Ok((connection, answer)) => {
+                        return drop(mailbox.push(input(connection, answer)));
+                    }
+                    Err(error) => tracing::info!(%error, "the destination is not back yet"),
+                }
+                std::thread::sleep(AGAIN);
+            }
+        };
+        let thread = std::thread::Builder::new().name("dwcp-query".into());
+        if let Err(error) = thread.spawn(run) {
+            self.fail(AbortCode::Other, format!("no thread: {error}"));
+        }
+    }
+
+    pub(super) fn back_again(&mut self, back: BackAgain) {
+        let BackAgain { connection, token } = back;
+        let silence = Duration::from_millis(self.request.settings.peer_silence_ms.into());
+        let meter = Arc::clone(&self.recorder.meter);
+        let listened = connection.try_clone().and_then(|writer| {
+            self.peer = Some(connection.peer_addr()?);
+            self.control = Some(ControlWriter::new(writer, silence, &meter)?);
+            self.listen(connection)
+        });
+        self.feed(SourceEvent::Connected);
+        if let Err(error) = listened {
+            return self.feed(SourceEvent::PeerLost(error.to_string()));
+        }
+        self.streams.set_token(token);
+        for index in 0..LINKS {
+            self.serving.generations[usize::from(index)] += 1;
+            self.dial(StreamRole::Missing, index, Duration::ZERO);
+        }
+    }
+
+    /// Hears control messages on a thread of its own.
+    fn listen(&self, connection: Connection) -> std::io::Result<()> {
+        let mailbox = self.mailbox.clone();
+        let time = Duration::from_millis(self.request.settings.connect_timeout_ms.into());
+        peer::spawn_reader(
+            connection,
+            &self.recorder.meter,
+            |_, _| true,
+            move |message| {
+                let event = match message {
+                    Ok(message) => SourceEvent::Peer(message),
+                    Err(error) => SourceEvent::PeerLost(format!("control connection: {error}")),
+                };
+                if mailbox
+                    .push_within(SourceInput::Event(event), time)
+                    .is_err()
+                {
+                    tracing::error!("source driver hangs");
+                }
+            },
+        )
+    }
+}
+
+/// A destination that needs nothing more says so instead of going on.
+fn input(connection: Connection, answer: Control) -> SourceInput {
+    match answer {
+        Control::PostcopyGoOn { token, .. } => {
+            SourceInput::BackAgain(BackAgain { connection, token })
+        }
+        answer => SourceInput::Event(SourceEvent::Peer(answer)),
+    }
+}
