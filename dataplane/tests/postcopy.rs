@@ -4,9 +4,12 @@ mod common;
 
 use std::time::Duration;
 
+use common::pki::{peer, with_certificate};
+use common::proxy::{self, Harm, Plan, Proxy, Way};
 use common::{TwoNodes, busy, log, settings, until, wait};
 use dwcp_api::{
-    Codec, MigrationId, MigrationReport, NotConverged, PhaseName, RunResult, TransferSettings, Tune,
+    Codec, MigrationId, MigrationReport, NotConverged, PhaseName, PostcopyReport, RunResult,
+    TlsChoice, TrackerChoice, TransferSettings, Tune,
 };
 use dwcp_testbed::synthetic::SyntheticOptions;
 
@@ -29,7 +32,7 @@ fn slow() -> TransferSettings {
     }
 }
 
-fn check(nodes: &TwoNodes, report: &MigrationReport) {
+fn check(nodes: &TwoNodes, report: &MigrationReport) -> PostcopyReport {
     let place = format!("{} {:?}", report.reason, report.notes);
     assert_eq!(report.result, RunResult::Completed, "{place}");
     assert!(report.verified, "{place}");
@@ -40,22 +43,135 @@ fn check(nodes: &TwoNodes, report: &MigrationReport) {
     assert!(!nodes.old.is_running(), "the source runs on");
     assert!(nodes.new.is_running(), "the destination does not run");
     assert_eq!(nodes.new.bad_pages(), 0);
+    report.postcopy.expect("it was post-copied")
+}
+
+fn moves(settings: &TransferSettings, change: impl Fn(&TwoNodes)) -> PostcopyReport {
+    log::keep();
+    let nodes = TwoNodes::start(settings, outruns);
+    let (node, there) = (&nodes.a.node, &nodes.b.address);
+    node.start_migration(ID, "vm", there, settings.clone(), false)
+        .unwrap();
+    change(&nodes);
+    let report = wait(node, ID);
+    assert!(report.rounds < 10, "{} rounds", report.rounds);
+    check(&nodes, &report)
 }
 
 #[test]
 fn a_guest_that_outruns_its_link_is_post_copied() {
-    log::keep();
-    let settings = slow();
-    let nodes = TwoNodes::start(&settings, outruns);
-    let begun = nodes
-        .a
-        .node
-        .start_migration(ID, "vm", &nodes.b.address, settings, false);
-    begun.unwrap();
-    let report = wait(&nodes.a.node, ID);
-    check(&nodes, &report);
-    let postcopy = report.postcopy.expect("it does not converge");
+    let postcopy = moves(&slow(), |_| {});
     assert!(postcopy.pages > 1000, "{postcopy:?}");
-    assert!(report.rounds < 10, "{} rounds", report.rounds);
-    println!("{}", serde_json::to_string_pretty(&report).unwrap());
+}
+
+#[test]
+fn compressed() {
+    let postcopy = moves(
+        &TransferSettings {
+            codec: Codec::Window {
+                level: 1,
+                window_bytes: 8 << 20,
+            },
+            remember_bytes: 16 << 20,
+            bandwidth_limit_mbit: 50,
+            ..slow()
+        },
+        |_| {},
+    );
+    assert!(postcopy.pages > 1000, "{postcopy:?}");
+}
+
+/// A tracker that is not exact says nothing of pages that were not written.
+#[test]
+fn with_fingerprints_everything_follows() {
+    let postcopy = moves(
+        &TransferSettings {
+            tracker: TrackerChoice::Fingerprint,
+            ..slow()
+        },
+        |_| {},
+    );
+    assert!(postcopy.pages > 10_000, "{postcopy:?}");
+}
+
+#[test]
+fn when_the_operator_says_so() {
+    let settings = TransferSettings {
+        if_not_converged: NotConverged::SwitchOver,
+        ..slow()
+    };
+    moves(&settings, |nodes| {
+        nodes.a.node.tune(ID, Tune::PostCopy).unwrap();
+    });
+}
+
+/// Moves it by way of a proxy that does `harm` to this link for missing pages.
+fn harmed(
+    tls: TlsChoice,
+    index: u16,
+    harm: Harm,
+    meanwhile: impl Fn(&TwoNodes, &Proxy),
+) -> PostcopyReport {
+    log::keep();
+    let settings = TransferSettings { tls, ..slow() };
+    let is_tls = tls == TlsChoice::On;
+    let nodes = TwoNodes::start_with(&settings, outruns, |folder, options| match is_tls {
+        true => with_certificate(folder, options),
+        false => options,
+    });
+    let plan = Plan {
+        connections: proxy::missing(index)..proxy::missing(index) + 1,
+        way: Way::ToDestination,
+        harm,
+    };
+    let proxy = Proxy::start(&nodes.b.address, plan);
+    let node = &nodes.a.node;
+    node.start_migration(ID, "vm", peer("b", &proxy.address), settings, false)
+        .unwrap();
+    meanwhile(&nodes, &proxy);
+    let report = wait(node, ID);
+    assert!(proxy.has_harmed() || is_tls);
+    check(&nodes, &report)
+}
+
+#[test]
+fn a_connection_for_missing_pages_that_breaks_is_replaced() {
+    let postcopy = harmed(TlsChoice::Off, 1, Harm::Cut { bytes: 1 << 20 }, |_, _| {});
+    assert_eq!(postcopy.breaks, 1);
+}
+
+#[test]
+fn a_damaged_page_is_not_placed_and_comes_again() {
+    let harm = Harm::Flip {
+        frame: 3,
+        part: proxy::Part::Data,
+        seed: 4711,
+    };
+    let _ = harmed(TlsChoice::Off, 1, harm, |_, _| {});
+}
+
+#[test]
+fn the_guest_waits_for_a_link_that_is_lost_and_runs_on_when_it_is_back() {
+    let harm = Harm::Sever { bytes: 1 << 20 };
+    let postcopy = harmed(TlsChoice::Off, 1, harm, |nodes, proxy| {
+        let phase = || nodes.a.node.status(ID).unwrap().phase;
+        until("the source is cut off", || {
+            phase() == PhaseName::PostcopyPaused
+        });
+        // A guest that waits for a page is neither lost nor given back.
+        std::thread::sleep(Duration::from_millis(500));
+        assert_eq!(phase(), PhaseName::PostcopyPaused);
+        assert!(!nodes.old.is_running());
+        let refused = nodes.a.node.cancel(ID).unwrap_err();
+        assert!(refused.message.contains("runs"), "{refused}");
+        proxy.restore();
+    });
+    assert!(postcopy.breaks >= 1, "{postcopy:?}");
+}
+
+#[test]
+fn sealed() {
+    let harm = Harm::Cut { bytes: u64::MAX };
+    let postcopy = harmed(TlsChoice::On, 1, harm, |_, _| {});
+    assert_eq!(postcopy.breaks, 0);
 }

@@ -292,6 +292,7 @@ impl DestinationDriver {
             tracing::debug!(vm = self.offer.vm, ?action);
             self.perform(action);
         }
+        self.use_links();
     }
 
     fn perform(&mut self, action: DestinationAction) {

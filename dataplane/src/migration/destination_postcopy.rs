@@ -11,7 +11,7 @@ use super::destination::{DestinationDriver, DestinationInput, listen_to_peer};
 use super::destination_streams::StreamJoin;
 use super::node::lock;
 use super::peer::ControlWriter;
-use super::postcopy::{Fetch, FetchEvent, FetchOptions, LINKS, note_missing};
+use super::postcopy::{DEMAND, Fetch, FetchEvent, FetchOptions, LINKS, note_missing};
 use crate::ram::{RamBitmap, RamLayout};
 use crate::tls::Connection;
 use crate::vmm::{Faults, Userfault, Vm, VmmError};
@@ -99,13 +99,27 @@ impl DestinationDriver {
             return;
         }
         self.postcopy.generations[at] = join.generation;
-        let Some(fetch) = &self.postcopy.fetch else {
-            self.postcopy.links[at] = Some(join.connection);
+        self.postcopy.links[at] = Some(join.connection);
+        if self.postcopy.fetch.is_none() {
             return self.postcopy_is_prepared();
+        }
+        self.use_links();
+    }
+
+    /// Fetches by the connections that are there: those for what nobody waits for once the guest runs.
+    pub(super) fn use_links(&mut self) {
+        let runs = self.machine.phase() == Phase::Postcopy;
+        let Some(fetch) = &self.postcopy.fetch else {
+            return;
         };
-        if let Err(error) = fetch.adopt(join.index, join.connection) {
-            // The source sees it end, and makes another.
-            tracing::error!(%error, "a connection for missing pages was not taken");
+        for (index, link) in (0..).zip(&mut self.postcopy.links) {
+            let Some(link) = link.take_if(|_| runs || index == DEMAND) else {
+                continue;
+            };
+            if let Err(error) = fetch.adopt(index, link) {
+                // The source sees it end, and makes another.
+                tracing::error!(%error, "a connection for missing pages was not taken");
+            }
         }
     }
 
@@ -166,13 +180,10 @@ impl DestinationDriver {
             meter: Arc::clone(&self.recorder.meter),
             tell: Box::new(move |event| drop(mailbox.push(DestinationInput::Fetch(event)))),
         })?;
-        for (index, link) in (0..).zip(&mut self.postcopy.links) {
-            if let Some(link) = link.take() {
-                fetch.adopt(index, link)?;
-            }
-        }
+        // What nobody waits for follows the guest's device state, which it does not run without.
         self.postcopy.is_whole = fetch.named() == 0;
         self.postcopy.fetch = Some(fetch);
+        self.use_links();
         Ok(root)
     }
 

@@ -313,6 +313,11 @@ pub(super) fn too_late(status: &MigrationStatus) -> Option<ApiError> {
             let refusal = ApiError::new(ErrorCode::TooLate, text);
             Some(refusal.with_hint(format!("`dwcp status {vm}` shows the end within moments")))
         }
+        PhaseName::Postcopy | PhaseName::PostcopyPaused => {
+            let text = format!("VM {vm} cannot be taken back: it runs at {owner} (migration {id})");
+            let refusal = ApiError::new(ErrorCode::TooLate, text);
+            Some(refusal.with_hint("once all of its pages are there, move it from there"))
+        }
         _ => None,
     }
 }

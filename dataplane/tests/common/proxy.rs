@@ -44,7 +44,8 @@ pub(crate) enum Harm {
     Cut { bytes: u64 },
     /// The connection ends after so many bytes, and no other is made; those that are there stay.
     Last { bytes: u64 },
-    /// All connections end after so many bytes of one, and no other is made: the link is gone.
+    /// All connections end after so many bytes of one, and no other is made: the link is gone until
+    /// [`Proxy::restore`].
     Sever { bytes: u64 },
     /// Nothing of the connection is carried any more after so many bytes, either way, and nobody says so.
     Swallow { bytes: u64 },
@@ -69,6 +70,11 @@ pub(crate) const CONTROL: usize = 0;
 
 /// The connection for device state.
 pub(crate) const DEVICE: usize = 100;
+
+/// The first connection of a link for missing pages.
+pub(crate) const fn missing(index: u16) -> usize {
+    150 + index as usize
+}
 
 /// A connection that takes the place of one that broke: it is not harmed.
 const REPLACEMENT: usize = 200;
@@ -99,6 +105,7 @@ fn number(source: &TcpStream, order: usize) -> usize {
             return match hello {
                 Some(Ok(hello)) if hello.generation > 0 => REPLACEMENT,
                 Some(Ok(hello)) if hello.role == StreamRole::Device => DEVICE,
+                Some(Ok(hello)) if hello.role == StreamRole::Missing => missing(hello.index),
                 Some(Ok(hello)) => data(hello.index),
                 _ => order,
             };
@@ -185,6 +192,11 @@ impl Proxy {
             }
         });
         proxy
+    }
+
+    /// Other connections are made again.
+    pub(crate) fn restore(&self) {
+        self.progress.severed.store(false, Ordering::Release);
     }
 
     /// Whether the harm was done: a short migration may not come to its place.

@@ -31,6 +31,8 @@ const QUERY_INTERVAL_NS: u64 = 1_000_000_000;
 #[derive(Debug)]
 pub struct Source {
     config: SourceConfig,
+    /// The operator wants post-copy as soon as a round has ended.
+    go_postcopy: bool,
     state: State,
     heard: Option<Instant>,
     spoke: Instant,
@@ -66,8 +68,6 @@ struct Precopy {
     pages_before: u64,
     /// The destination has all streams. Pages need not wait for that, the end of a round does.
     ready: bool,
-    /// Post-copy follows the round.
-    go_postcopy: bool,
 }
 
 #[derive(Debug)]
@@ -124,6 +124,7 @@ impl Source {
     pub const fn new(config: SourceConfig) -> Self {
         Self {
             config,
+            go_postcopy: false,
             state: State::Idle,
             heard: None,
             spoke: Instant(0),
@@ -172,6 +173,10 @@ impl Source {
         if matches!(event, SourceEvent::Peer(_) | SourceEvent::Connected) {
             self.heard = Some(now);
         }
+        if matches!(event, SourceEvent::GoPostcopy) {
+            self.go_postcopy = true;
+            return vec![];
+        }
         let state = std::mem::replace(&mut self.state, State::Ended(before));
         let (next, actions) = self.step(now, state, event);
         self.state = next;
@@ -210,11 +215,6 @@ impl Source {
             }
             (state, SourceEvent::Peer(Control::Alive)) => (state, vec![]),
             (state, SourceEvent::Tick) => self.tick(now, state),
-            (State::Precopy(mut precopy), SourceEvent::GoPostcopy) => {
-                precopy.go_postcopy = true;
-                (State::Precopy(precopy), vec![])
-            }
-            (state, SourceEvent::GoPostcopy) => (state, vec![]),
             (State::Negotiate, event) => self.negotiate(event),
             (State::Setup(setup), event) => self.setup(now, setup, event),
             (State::Precopy(precopy), event) => self.precopy(now, precopy, event),

@@ -76,7 +76,6 @@ impl Source {
             measure: None,
             pages_before: 0,
             ready: setup.ready,
-            go_postcopy: false,
         };
         (State::Precopy(precopy), vec![start_round(0, vec![], false)])
     }
@@ -135,7 +134,7 @@ impl Source {
         };
         let round = precopy.round + 1;
         let decision = match decide_round(&input, &self.config.limits) {
-            RoundDecision::Continue | RoundDecision::Abort if precopy.go_postcopy => {
+            RoundDecision::Continue | RoundDecision::Abort if self.go_postcopy => {
                 RoundDecision::PostCopy
             }
             decision => decision,
@@ -148,7 +147,6 @@ impl Source {
                     measure: None,
                     pages_before: measure.pages,
                     ready: true,
-                    go_postcopy: precopy.go_postcopy,
                 };
                 (
                     State::Precopy(next),

@@ -207,7 +207,8 @@ impl Fetch {
     /// A frame's pages are in their places.
     pub(super) fn placed(&self, place: Place<'_>) {
         lock(&self.root).merge(place.root);
-        if let Some(errno) = place.failure {
+        // What comes twice may come when faults are the kernel's again.
+        if let Some(errno) = place.failure.filter(|_| self.is_under_way()) {
             // The VMM is gone, or there is no memory.
             (self.tell)(FetchEvent::Failed(errno.desc().to_owned()));
         }

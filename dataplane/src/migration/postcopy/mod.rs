@@ -27,4 +27,4 @@ pub(super) use serve::serve;
 pub(super) const LINKS: u16 = 3;
 
 /// The connection for pages that somebody waits for.
-const DEMAND: u16 = 0;
+pub(super) const DEMAND: u16 = 0;
