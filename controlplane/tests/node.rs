@@ -45,7 +45,8 @@ fn a_vm_is_attached_moved_and_forgotten() {
     assert!(plane.seen(|request| *request == dataplane::Request::CancelMigration { id }));
     let tune = Request::Tune {
         which: "web".into(),
-        bandwidth_limit_mbit: 200,
+        bandwidth_limit_mbit: Some(200),
+        post_copy: false,
     };
     assert_eq!(node.ask(&tune), Reply::Done);
     assert!(plane.seen(|request| {

@@ -2,7 +2,7 @@
 
 use dwcp_api::codec;
 use dwcp_api::node::{Reply, Request};
-use dwcp_api::{ApiError, ErrorCode};
+use dwcp_api::{ApiError, ErrorCode, Tune};
 use futures_util::StreamExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -86,9 +86,13 @@ async fn try_answer(request: Request, node: &Node) -> Result<Reply, ApiError> {
         Request::Tune {
             which,
             bandwidth_limit_mbit,
+            post_copy,
         } => {
-            let migrations = node.migrations();
-            migrations.tune(&which, bandwidth_limit_mbit).await?;
+            let limit = bandwidth_limit_mbit.map(Tune::BandwidthLimitMbit);
+            let tunes = limit.into_iter().chain(post_copy.then_some(Tune::PostCopy));
+            for tune in tunes {
+                node.migrations().tune(&which, tune).await?;
+            }
             Reply::Done
         }
         Request::Probe { to } => {

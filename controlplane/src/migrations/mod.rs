@@ -122,13 +122,12 @@ impl Migrations {
         Ok(())
     }
 
-    /// Changes how fast a VM is moved away, by id or VM name.
+    /// Changes how a VM is moved away, by id or VM name.
     ///
     /// # Errors
     /// As [`Self::cancel`].
-    pub async fn tune(&self, which: &str, bandwidth_limit_mbit: u32) -> Result<(), ApiError> {
+    pub async fn tune(&self, which: &str, tune: Tune) -> Result<(), ApiError> {
         let id = self.id_of(which).await?;
-        let tune = Tune::BandwidthLimitMbit(bandwidth_limit_mbit);
         let request = Request::TuneMigration { id, tune };
         self.client.call(request).await?;
         Ok(())

@@ -1,8 +1,8 @@
 //! Values of keys to settings, and back.
 
 use dwcp_api::{
-    Codec, IoPath, Prefer, STREAMS_MAX, SendChoice, TlsChoice, TrackerChoice, TransferSettings,
-    Verify,
+    Codec, IoPath, NotConverged, Prefer, STREAMS_MAX, SendChoice, TlsChoice, TrackerChoice,
+    TransferSettings, Verify,
 };
 
 use super::keys::HOST;

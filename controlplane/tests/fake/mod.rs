@@ -183,6 +183,7 @@ pub fn report(id: MigrationId, vm: &str, result: RunResult) -> MigrationReport {
         },
         streams_replaced: 0,
         streams_in_use: 2,
+        postcopy: None,
         streams: 2,
         transport: "tcp-uring".into(),
         tls: None,

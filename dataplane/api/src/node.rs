@@ -50,7 +50,9 @@ pub enum Request {
         /// 32 hex digits, or a VM name.
         which: String,
         /// Bits that are sent in a second at most, in millions; 0 is no limit.
-        bandwidth_limit_mbit: u32,
+        bandwidth_limit_mbit: Option<u32>,
+        /// Run the guest at the destination after this round, before its pages are there.
+        post_copy: bool,
     },
     /// Look at the path to another node, and say what kind of path it is.
     Probe {

@@ -172,8 +172,10 @@ impl SourceDriver {
             missing.count(),
             self.session.layout.pages()
         ));
+        let pages = missing.count();
         let nothing = || self.session.layout.empty_bitmap();
         self.begin_round(round, (nothing(), nothing()), began);
+        self.recorder.pages_in_round = pages;
     }
 
     /// Reads all of RAM, which stands still, on a thread of its own.

@@ -6,7 +6,7 @@ mod common;
 use common::{check, messages, read};
 use dwcp_wire::{
     Capabilities, Control, FrameHeader, FrameKind, HEADER_BYTES, Hello, PageClass, PageEntry,
-    StreamHello, StreamRole, decode_control, encode_control,
+    PageRange, PageRequest, StreamHello, StreamRole, decode_control, encode_control,
 };
 
 fn headers() -> Vec<(&'static str, FrameHeader)> {
@@ -47,6 +47,7 @@ fn headers() -> Vec<(&'static str, FrameHeader)> {
         ("device-end", of(FrameKind::Device, 0, 0)),
         ("padding", of(FrameKind::Padding, 0, 32)),
         ("device-zstd", of(FrameKind::DeviceZstd, 0, 17)),
+        ("page-request", of(FrameKind::PageRequest, 2, 24)),
     ]
 }
 
@@ -144,6 +145,22 @@ fn control_messages_are_as_frozen() {
     }
 }
 
+#[test]
+fn page_requests_are_as_frozen() {
+    let range = |ram_block, page, count| PageRange {
+        ram_block,
+        page,
+        count,
+    };
+    let request = PageRequest {
+        ranges: vec![range(0, 4711, 1), range(0, 4712, 15), range(3, u32::MAX, 2)],
+    };
+    let bytes = request.to_bytes();
+    check("page-request.hex", &[("request".to_owned(), bytes)]);
+    let (_, bytes) = &read("page-request.hex")[0];
+    assert_eq!(PageRequest::from_bytes(bytes), Ok(request));
+}
+
 /// A variant that is added must be added to the vectors.
 #[test]
 fn every_control_message_has_a_vector() {
@@ -165,8 +182,17 @@ fn every_control_message_has_a_vector() {
         Control::Alive => 14,
         Control::Wanted(_) => 15,
         Control::Found(_) => 16,
+        Control::PostcopyStart => 17,
+        Control::PostcopyReady => 18,
+        Control::PostcopyRefused { .. } => 19,
+        Control::Missing(_) => 20,
+        Control::Fetched => 21,
+        Control::RamRoot { .. } => 22,
+        Control::Whole { .. } => 23,
+        Control::PostcopyResume { .. } => 24,
+        Control::PostcopyGoOn { .. } => 25,
     };
-    let mut seen = [false; 17];
+    let mut seen = [false; 26];
     for (name, message) in messages() {
         let index = count(&message);
         seen[index] = true;
@@ -177,5 +203,5 @@ fn every_control_message_has_a_vector() {
             "the first byte names the message"
         );
     }
-    assert_eq!(seen, [true; 17]);
+    assert_eq!(seen, [true; 26]);
 }

@@ -60,6 +60,7 @@ pub(in crate::migration) fn serve(
             let bytes = &buffer[frame.head];
             std::io::Write::write_all(&mut connection, bytes)?;
             meter.count_bytes(bytes.len());
+            session.count(0, range.count.into());
         }
     }
 }

@@ -3,8 +3,8 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use dwcp_wire::{
-    AbortCode, Control, FoundPages, Offer, PageRange, RamBlockInfo, RefuseCode, RoundSummary,
-    WantedPages,
+    AbortCode, Control, FetchSummary, FoundPages, MissingPages, Offer, PageRange, RamBlockInfo,
+    RefuseCode, RoundSummary, WantedPages,
 };
 
 /// The lines of a vector file: name and bytes.
@@ -84,6 +84,7 @@ pub(crate) const SUMMARY: RoundSummary = RoundSummary {
 pub(crate) fn messages() -> Vec<(&'static str, Control)> {
     let mut messages = agreement();
     messages.extend(movement());
+    messages.extend(postcopy());
     messages
 }
 
@@ -143,6 +144,56 @@ fn agreement() -> Vec<(&'static str, Control)> {
             )),
         ),
         ("found", Control::Found(found())),
+    ]
+}
+
+fn postcopy() -> Vec<(&'static str, Control)> {
+    let summary = FetchSummary {
+        pages: 70_000,
+        faults: 118,
+        fault_p50_us: 90,
+        fault_p99_us: 411,
+        fault_max_us: 419,
+        fetch_ms: 22_000,
+        breaks: 1,
+    };
+    vec![
+        ("postcopy-start", Control::PostcopyStart),
+        ("postcopy-ready", Control::PostcopyReady),
+        (
+            "postcopy-refused",
+            Control::PostcopyRefused {
+                reason: "huge pages".into(),
+            },
+        ),
+        (
+            "missing",
+            Control::Missing(MissingPages {
+                ram_block: 1,
+                page: 1 << 18,
+                zstd: vec![0x28, 0xb5, 0x2f, 0xfd],
+            }),
+        ),
+        ("fetched", Control::Fetched),
+        ("ram-root", Control::RamRoot { root: 1 << 99 }),
+        (
+            "whole",
+            Control::Whole {
+                verified: Some(true),
+                summary,
+            },
+        ),
+        (
+            "postcopy-resume",
+            Control::PostcopyResume { migration: 1 << 98 },
+        ),
+        (
+            "postcopy-go-on",
+            Control::PostcopyGoOn {
+                token: 1 << 97,
+                fingerprint_seed: 5,
+            },
+        ),
     ]
 }
 

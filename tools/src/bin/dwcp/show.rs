@@ -2,7 +2,8 @@
 
 use comfy_table::{Cell, Table, presets};
 use dwcp_api::{
-    Limit, MigrationReport, MigrationStatus, PhaseName, Progress, RunResult, TlsReport,
+    Limit, MigrationReport, MigrationStatus, PhaseName, PostcopyReport, Progress, RunResult,
+    TlsReport,
 };
 
 /// Bytes with a binary unit, three digits.
@@ -68,6 +69,8 @@ pub(crate) fn phase(phase: PhaseName) -> String {
     match phase {
         PhaseName::InDoubt => "in doubt".to_owned(),
         PhaseName::DryRun => "dry run".to_owned(),
+        PhaseName::Postcopy => "post-copy".to_owned(),
+        PhaseName::PostcopyPaused => "post-copy, link lost".to_owned(),
         other => format!("{other:?}").to_lowercase(),
     }
 }
@@ -190,7 +193,7 @@ fn verified(report: &MigrationReport) -> String {
 fn measured(report: &MigrationReport) -> Vec<(&'static str, String)> {
     let parts = &report.downtime_parts_ms;
     let pages = &report.pages;
-    vec![
+    let mut lines = vec![
         ("downtime", duration(report.downtime_ms)),
         (
             "  parts",
@@ -216,7 +219,30 @@ fn measured(report: &MigrationReport) -> Vec<(&'static str, String)> {
         ),
         ("moved by", means(report)),
         ("CPU here", format!("{:.2} s", report.cpu_s)),
-    ]
+    ];
+    if let Some(postcopy) = &report.postcopy {
+        let at = lines.iter().position(|(name, _)| *name == "guest RAM");
+        lines.insert(at.unwrap_or(0), ("post-copy", fetched(postcopy)));
+    }
+    lines
+}
+
+/// What post-copy took.
+fn fetched(postcopy: &PostcopyReport) -> String {
+    let us = |us: u64| duration(us as f64 / 1000.0);
+    let mut text = format!(
+        "{} pages in {}; {} faults, half within {}, 99 of 100 within {}, the longest {}",
+        postcopy.pages,
+        duration(postcopy.fetch_ms as f64),
+        postcopy.faults,
+        us(postcopy.fault_p50_us),
+        us(postcopy.fault_p99_us),
+        us(postcopy.fault_max_us),
+    );
+    if postcopy.breaks > 0 {
+        text.push_str(&format!("; {} connections broke", postcopy.breaks));
+    }
+    text
 }
 
 /// What was used, as far as there is anything to say.

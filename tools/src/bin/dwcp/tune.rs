@@ -9,10 +9,14 @@ const HELP: &str = "At the source of the migration. It holds from the next frame
 migration alone; `transfer.bandwidth_limit_mbit` in a profile is where one begins. While the guest is \
 paused nothing is limited.
 
+With --post-copy the guest runs at the destination when the round under way has ended, before all of its \
+pages are there: for one that writes faster than the link takes. It cannot be taken back then, and until \
+the last page is there, to lose either node is to lose the guest; a lost link is waited for.
+
 Examples:
   dwcp tune web --bandwidth-limit 200mbit
-  dwcp tune web --bandwidth-limit 2gbit
-  dwcp tune web --bandwidth-limit none";
+  dwcp tune web --bandwidth-limit none
+  dwcp tune web --post-copy";
 
 /// `dwcp tune`.
 #[derive(clap::Args, Debug)]
@@ -23,7 +27,10 @@ pub(crate) struct Args {
     which: String,
     /// Bits sent in a second at most, over all streams, or `none`.
     #[arg(long, value_name = "RATE", value_parser = rate)]
-    bandwidth_limit: u32,
+    bandwidth_limit: Option<u32>,
+    /// Run the guest at the destination after this round.
+    #[arg(long, required_unless_present = "bandwidth_limit")]
+    post_copy: bool,
 }
 
 /// A rate in Mbit/s, 0 for none.
@@ -48,15 +55,24 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     let request = Request::Tune {
         which: args.which.clone(),
         bandwidth_limit_mbit: args.bandwidth_limit,
+        post_copy: args.post_copy,
     };
     context.node.ask(&request)?;
     let done = serde_json::json!({
         "tuned": args.which,
         "bandwidth_limit_mbit": args.bandwidth_limit,
+        "post_copy": args.post_copy,
     });
-    context.print(&done, || match args.bandwidth_limit {
-        0 => format!("{}: bandwidth is not limited", args.which),
-        mbit => format!("{}: {mbit} Mbit/s at most", args.which),
+    context.print(&done, || {
+        let limit = args.bandwidth_limit.map(|mbit| match mbit {
+            0 => "bandwidth is not limited".to_owned(),
+            mbit => format!("{mbit} Mbit/s at most"),
+        });
+        let post_copy = args
+            .post_copy
+            .then(|| "post-copy after this round".to_owned());
+        let said: Vec<_> = limit.into_iter().chain(post_copy).collect();
+        format!("{}: {}", args.which, said.join(", "))
     })
 }
 
