@@ -122,7 +122,7 @@ fn run(options: Options) -> anyhow::Result<()> {
     let listener = Listener::bind(&node)?;
     let address = listener.address()?.to_string();
     tracing::info!(address, pid = std::process::id(), "data plane serves");
-    recover(&node);
+    recover(&node, &settings);
     let accepting = Arc::clone(&node);
     std::thread::Builder::new()
         .name("dwcp-accept".into())

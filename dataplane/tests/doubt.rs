@@ -71,7 +71,7 @@ fn settles(committed: bool) {
         };
         a.node.journal().append(&record).unwrap();
     }
-    recover(&a.node);
+    recover(&a.node, &settings());
 
     let started = a
         .node
@@ -169,7 +169,7 @@ fn a_vmm_that_does_not_answer_after_a_restart_has_not_gone() {
             },
         };
         a.node.journal().append(&record).unwrap();
-        recover(&a.node);
+        recover(&a.node, &settings());
         let stage = || a.node.journal().state().stage(id, role);
         assert_eq!(stage(), Some(Stage::Begun), "{role:?}");
         let refused = a.node.attach("vm", attachment).unwrap_err();

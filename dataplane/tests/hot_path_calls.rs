@@ -6,22 +6,16 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use common::calls::{Counted, Counts, Tracer, call_name};
+use common::daemon::Daemon;
 use common::{TestGuest, settings};
-use dwcp_api::dataplane::{Reply, Request};
-use dwcp_api::{
-    IoPath, MigrationId, MigrationReport, NodeIdentity, RunResult, SendChoice, TransferSettings,
-};
+use dwcp_api::dataplane::Request;
+use dwcp_api::{IoPath, MigrationId, MigrationReport, RunResult, SendChoice, TransferSettings};
 use dwcp_guest_page::Kind;
 use dwcp_testbed::synthetic::SyntheticOptions;
 use dwcp_wire::limits::FRAME_DATA_PAGES_MAX;
 use nix::libc;
-use nix::unistd::Pid;
 
 const RAM_MIB: u64 = 128;
 
@@ -52,89 +46,6 @@ const CALLS_BESIDE_MAX: u64 = 150;
 /// Of a worker, for all of its life: a lock that was contended while it was started or ended.
 const FUTEX_CALLS_MAX: u64 = 10;
 
-/// A traced daemon stops twice at every call.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// A data plane as a process.
-struct Daemon {
-    child: Child,
-    control: UnixStream,
-    listen: String,
-}
-
-impl Daemon {
-    fn start(folder: &Path, name: &str, io: &str) -> Self {
-        let state = folder.join(name);
-        let child = Command::new(env!("CARGO_BIN_EXE_dwcp-dataplane"))
-            .args(["--name", name, "--listen", "127.0.0.1:0", "--io", io])
-            .arg("--state-folder")
-            .arg(&state)
-            .env("DWCP_LOG", "warn")
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        let socket = state.join("dataplane.sock");
-        let mut control = None;
-        common::until("the data plane does not serve", || {
-            control = dwcp_api::connect(&socket, PATIENCE).ok();
-            control.is_some()
-        });
-        let mut daemon = Self {
-            child,
-            control: control.unwrap(),
-            listen: String::new(),
-        };
-        let identity = NodeIdentity {
-            name: name.into(),
-            id: "0".repeat(32),
-        };
-        match daemon.ask(&Request::Hello(identity)) {
-            Reply::Hello { listen, .. } => daemon.listen = listen,
-            other => panic!("{other:?}"),
-        }
-        daemon
-    }
-
-    fn ask(&mut self, request: &Request) -> Reply {
-        dwcp_api::send(&mut self.control, request, &[]).unwrap();
-        match dwcp_api::receive(&mut self.control).unwrap().0 {
-            Reply::Error(error) => panic!("{error}"),
-            reply => reply,
-        }
-    }
-
-    fn attach(&mut self, guest: &TestGuest) {
-        self.ask(&Request::AttachVm {
-            name: "vm".into(),
-            attachment: guest.attachment.clone(),
-        });
-    }
-
-    fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.id() as i32)
-    }
-
-    fn report(&mut self, id: MigrationId) -> MigrationReport {
-        let began = Instant::now();
-        loop {
-            if let Reply::Migration(status) = self.ask(&Request::Status { id })
-                && let Some(report) = status.report
-            {
-                return report;
-            }
-            assert!(began.elapsed() < PATIENCE, "the migration hangs");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // Not waited for: that would take from the tracer what only the tracer can answer.
-        let _ = self.child.kill();
-    }
-}
-
 /// An idle guest without a zero page: how many pages are sent is known.
 fn full(incoming: bool) -> SyntheticOptions {
     SyntheticOptions {
@@ -153,8 +64,8 @@ fn full(incoming: bool) -> SyntheticOptions {
 /// permits no tracing.
 fn moved(io: &str, settings: &TransferSettings) -> Option<(MigrationReport, Vec<Counted>)> {
     let folder = tempfile::tempdir().unwrap();
-    let mut a = Daemon::start(folder.path(), "a", io);
-    let mut b = Daemon::start(folder.path(), "b", io);
+    let mut a = Daemon::start(folder.path(), "a", ("127.0.0.1:0", io));
+    let mut b = Daemon::start(folder.path(), "b", ("127.0.0.1:0", io));
     let old = TestGuest::start(folder.path(), "source", &full(false));
     let new = TestGuest::start(folder.path(), "destination", &full(true));
     a.attach(&old);

@@ -392,7 +392,7 @@ fn a_question_after_a_restart() {
         let record = record(Role::Source, "b", &nodes.b.address, kind);
         nodes.a.node.journal().append(&record).unwrap();
     }
-    recover(&nodes.a.node);
+    recover(&nodes.a.node, &settings());
     // The destination knows nothing of it: the guest is the source's.
     let report = wait(&nodes.a.node, ID);
     assert_eq!(report.result, RunResult::Aborted, "{}", report.reason);

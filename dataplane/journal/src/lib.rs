@@ -31,5 +31,5 @@ mod state;
 pub use error::JournalError;
 pub use journal::{COMPACT_ABOVE_BYTES, Contents, FILE_NAME, Journal, LOCK_NAME};
 pub use line::{LINE_BYTES_MAX, TornTail};
-pub use record::{Record, RecordKind, wall_ms};
+pub use record::{GuestMemory, MemoryBlock, Record, RecordKind, wall_ms};
 pub use state::{Stage, State, Unfinished};

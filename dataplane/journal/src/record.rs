@@ -45,6 +45,32 @@ impl Record {
     }
 }
 
+/// A guest's memory, as its VMM has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestMemory {
+    /// Process id of the VMM.
+    pub pid: i32,
+    /// When that process began, in clock ticks since the boot: another of the same id is another.
+    pub started_ticks: u64,
+    /// Seed of the page fingerprints.
+    pub fingerprint_seed: u64,
+    /// RAM blocks in order.
+    pub blocks: Vec<MemoryBlock>,
+}
+
+/// One RAM block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryBlock {
+    /// The VMM's name of it.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Where the VMM has mapped it.
+    pub address: u64,
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -56,12 +82,17 @@ pub enum RecordKind {
     },
     /// Source: the handover message may leave after this.
     Prepared,
+    /// The same, for post-copy: what is handed over needs the guest's RAM here.
+    PreparedPostcopy,
     /// Destination: the VM is owned here from now on. Source: learned that it is owned there.
     Committed,
     /// Source: learned that it is owned there by post-copy: the guest's RAM here is needed until `Committed`.
     Serving,
     /// Destination: if it is committed, pages of the guest are missing here until `Whole`.
-    Fetching,
+    Fetching {
+        /// How its memory is reached, also while its VMM waits for a page and answers nobody.
+        memory: GuestMemory,
+    },
     /// Destination: no page is missing.
     Whole,
     /// Destination: this migration will never be committed. Its copy of the guest may still be
@@ -89,9 +120,10 @@ impl RecordKind {
         match self {
             Self::Begin { .. } => "begin",
             Self::Prepared => "prepared",
+            Self::PreparedPostcopy => "prepared-postcopy",
             Self::Committed => "committed",
             Self::Serving => "serving",
-            Self::Fetching => "fetching",
+            Self::Fetching { .. } => "fetching",
             Self::Whole => "whole",
             Self::Refused => "refused",
             Self::Resumed => "resumed",

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dwcp_api::{Attachment, MigrationId, Role, node::Ownership};
 
-use crate::{JournalError, Record, RecordKind};
+use crate::{GuestMemory, JournalError, Record, RecordKind};
 
 /// How far a migration got at this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +44,10 @@ pub struct Unfinished {
     pub attachment: Option<Attachment>,
     /// How far it got.
     pub stage: Stage,
-    /// Destination: pages of the guest may be missing.
-    pub fetching: bool,
+    /// Source: what was handed over needs the guest's RAM here.
+    pub postcopy: bool,
+    /// Destination: pages of the guest may be missing; how its memory is reached.
+    pub fetching: Option<GuestMemory>,
     /// Its newest record.
     pub last: Record,
     /// A newer migration of the same VM has begun here: the VM is that one's, not this one's.
@@ -56,8 +58,9 @@ pub struct Unfinished {
 struct Migration {
     stage: Stage,
     failed: bool,
+    postcopy: bool,
     /// Between `Fetching` and `Whole`.
-    fetching: bool,
+    fetching: Option<GuestMemory>,
     attachment: Option<Attachment>,
     /// Sequence of its first record.
     began: u64,
@@ -103,13 +106,13 @@ impl State {
         self.apply_to_vm(record);
         let stage = match record.kind {
             RecordKind::Begin { .. } => Some(Stage::Begun),
-            RecordKind::Prepared => Some(Stage::Prepared),
+            RecordKind::Prepared | RecordKind::PreparedPostcopy => Some(Stage::Prepared),
             RecordKind::Committed => Some(Stage::Committed),
             RecordKind::Refused => Some(Stage::Refused),
             RecordKind::Resumed => Some(Stage::Resumed),
             RecordKind::Aborted { .. } => Some(Stage::Aborted),
             RecordKind::Serving => Some(Stage::Serving),
-            RecordKind::Fetching | RecordKind::Whole | RecordKind::Failed { .. } => None,
+            RecordKind::Fetching { .. } | RecordKind::Whole | RecordKind::Failed { .. } => None,
         };
         let migration = self
             .migrations
@@ -117,16 +120,18 @@ impl State {
             .or_insert_with(|| Migration {
                 stage: Stage::Begun,
                 failed: false,
-                fetching: false,
+                postcopy: false,
+                fetching: None,
                 attachment: None,
                 began: record.sequence,
                 last: record.clone(),
             });
         migration.stage = stage.unwrap_or(migration.stage);
-        match record.kind {
+        match &record.kind {
             RecordKind::Failed { .. } => migration.failed = true,
-            RecordKind::Fetching => migration.fetching = true,
-            RecordKind::Whole => migration.fetching = false,
+            RecordKind::PreparedPostcopy => migration.postcopy = true,
+            RecordKind::Fetching { memory } => migration.fetching = Some(memory.clone()),
+            RecordKind::Whole => migration.fetching = None,
             _ => {}
         }
         if let RecordKind::Begin { attachment } = &record.kind {
@@ -154,7 +159,9 @@ impl State {
         let owner = match (record.role, &record.kind) {
             (Role::Source, RecordKind::Begin { .. })
             | (Role::Destination, RecordKind::Committed | RecordKind::Resumed) => Owner::Here,
-            (Role::Source, RecordKind::Prepared) if decides => Owner::InDoubt,
+            (Role::Source, RecordKind::Prepared | RecordKind::PreparedPostcopy) if decides => {
+                Owner::InDoubt
+            }
             (Role::Source, RecordKind::Serving | RecordKind::Committed) if decides => Owner::Away,
             (Role::Source, RecordKind::Aborted { .. }) if decides => Owner::Here,
             _ => return,
@@ -169,7 +176,7 @@ impl State {
     /// | role | record | allowed after |
     /// |---|---|---|
     /// | source | `Begin` | nothing, and the VM is not in doubt |
-    /// | source | `Prepared` | `Begin`, `Prepared` |
+    /// | source | `Prepared`, `PreparedPostcopy` | `Begin`, `Prepared` |
     /// | source | `Serving` | `Prepared`, `Serving` |
     /// | source | `Committed` | `Prepared`, `Serving`, `Committed` |
     /// | source | `Aborted` | `Begin`, `Prepared`, `Aborted` |
@@ -297,7 +304,9 @@ const fn is_allowed(role: Role, stage: Option<Stage>, next: &RecordKind) -> bool
     match (role, next) {
         (_, RecordKind::Begin { .. }) => stage.is_none(),
         (_, RecordKind::Failed { .. }) => stage.is_some(),
-        (Role::Source, RecordKind::Prepared) => matches!(stage, Some(Begun | Prepared)),
+        (Role::Source, RecordKind::Prepared | RecordKind::PreparedPostcopy) => {
+            matches!(stage, Some(Begun | Prepared))
+        }
         (Role::Source, RecordKind::Serving) => matches!(stage, Some(Prepared | Serving)),
         (Role::Source, RecordKind::Committed) => {
             matches!(stage, Some(Prepared | Serving | Committed))
@@ -307,7 +316,7 @@ const fn is_allowed(role: Role, stage: Option<Stage>, next: &RecordKind) -> bool
         }
         (Role::Destination, RecordKind::Committed) => matches!(stage, Some(Begun | Committed)),
         (Role::Destination, RecordKind::Resumed) => matches!(stage, Some(Committed | Resumed)),
-        (Role::Destination, RecordKind::Fetching) => matches!(stage, Some(Begun)),
+        (Role::Destination, RecordKind::Fetching { .. }) => matches!(stage, Some(Begun)),
         (Role::Destination, RecordKind::Whole) => matches!(stage, Some(Committed | Resumed)),
         (Role::Destination, RecordKind::Refused) => {
             matches!(stage, None | Some(Begun | Refused | Aborted))
@@ -317,9 +326,15 @@ const fn is_allowed(role: Role, stage: Option<Stage>, next: &RecordKind) -> bool
         }
         (
             Role::Source,
-            RecordKind::Refused | RecordKind::Resumed | RecordKind::Fetching | RecordKind::Whole,
+            RecordKind::Refused
+            | RecordKind::Resumed
+            | RecordKind::Fetching { .. }
+            | RecordKind::Whole,
         )
-        | (Role::Destination, RecordKind::Prepared | RecordKind::Serving) => false,
+        | (
+            Role::Destination,
+            RecordKind::Prepared | RecordKind::PreparedPostcopy | RecordKind::Serving,
+        ) => false,
     }
 }
 
@@ -329,7 +344,7 @@ impl Migration {
             (Role::Source, Stage::Prepared | Stage::Serving) => true,
             (Role::Source | Role::Destination, Stage::Begun)
             | (Role::Destination, Stage::Committed) => !self.failed,
-            (Role::Destination, Stage::Resumed) => self.fetching && !self.failed,
+            (Role::Destination, Stage::Resumed) => self.fetching.is_some() && !self.failed,
             // The copy that it refused may still be loaded: `Aborted` says that it is not.
             (Role::Destination, Stage::Refused) => self.attachment.is_some(),
             _ => false,
@@ -346,7 +361,8 @@ impl Migration {
             epoch: self.last.epoch,
             attachment: self.attachment.clone(),
             stage: self.stage,
-            fetching: self.fetching,
+            postcopy: self.postcopy,
+            fetching: self.fetching.clone(),
             last: self.last.clone(),
             superseded,
         }
@@ -397,7 +413,7 @@ impl Vm {
             (Role::Destination, RecordKind::Resumed | RecordKind::Whole, _) => {
                 format!("taken over from {peer}")
             }
-            (Role::Destination, RecordKind::Begin { .. } | RecordKind::Fetching, _) => {
+            (Role::Destination, RecordKind::Begin { .. } | RecordKind::Fetching { .. }, _) => {
                 format!("arriving from {peer}; not owned here until the handover")
             }
             (Role::Destination, RecordKind::Refused | RecordKind::Aborted { .. }, _) => {

@@ -51,6 +51,8 @@ impl Instant {
 pub enum JournalEntry {
     /// Source: the answer to a handover decides from now on, not this node alone.
     Prepared,
+    /// The same, and after a handover the pages here are still needed.
+    PreparedPostcopy,
     /// Destination: THE commit. Source: the commit was learned.
     Committed {
         /// Epoch of the new owner.

@@ -14,6 +14,10 @@ pub enum LastRecord {
     Begin,
     /// Source: a handover may have been sent.
     Prepared,
+    /// Source: owned there, and its pages here are needed.
+    Serving,
+    /// Destination: owned here, and pages of it are missing. It was run, or was about to be.
+    Fetching,
     /// Destination: owned here. Source: learned that it is owned there.
     Committed,
     /// Destination: promised never to commit; its copy may still be loaded.
@@ -42,6 +46,8 @@ pub enum SourceRecovery {
     RunsHere,
     /// Ask the destination, and keep the guest paused until it answers.
     AskDestination,
+    /// The destination owns it, and needs pages of it: serve them.
+    Serve,
     /// The destination owns it: nothing to do.
     GivenAway,
     /// The VMM died here before the guest was given away: say so.
@@ -55,6 +61,8 @@ pub enum DestinationRecovery {
     Resume,
     /// Owned here and running: write `Resumed`.
     RunsHere,
+    /// Owned here, pages are missing: fetch them, and run it if it stands.
+    Fetch,
     /// Not owned here: discard what was loaded, then write `Aborted`.
     Refuse,
     /// Owned here, but the VMM is gone: say so.
@@ -64,6 +72,8 @@ pub enum DestinationRecovery {
 /// | last record | guest | do |
 /// |---|---|---|
 /// | `Committed` | any | `GivenAway` |
+/// | `Serving` | stands | `Serve` |
+/// | `Serving` | gone | `Lost`: what the destination had fetched is all there is |
 /// | any other | runs | `RunsHere`: a guest handed over stands still here |
 /// | `Prepared` | any other | `AskDestination` |
 /// | `Begin` | stands | `Resume` |
@@ -72,6 +82,8 @@ pub enum DestinationRecovery {
 pub const fn recover_source(last: LastRecord, vm: VmState) -> SourceRecovery {
     match (last, vm) {
         (LastRecord::Committed, _) => SourceRecovery::GivenAway,
+        (LastRecord::Serving, VmState::Paused) => SourceRecovery::Serve,
+        (LastRecord::Serving, _) => SourceRecovery::Lost,
         (_, VmState::Running) => SourceRecovery::RunsHere,
         (LastRecord::Prepared, _) => SourceRecovery::AskDestination,
         (_, VmState::Paused) => SourceRecovery::Resume,
@@ -81,6 +93,7 @@ pub const fn recover_source(last: LastRecord, vm: VmState) -> SourceRecovery {
 
 /// | last record | guest | do |
 /// |---|---|---|
+/// | `Fetching` | any: it cannot answer while it waits for a page | `Fetch` |
 /// | `Committed` | stands | `Resume` |
 /// | `Committed` | runs | `RunsHere` |
 /// | `Committed` | gone | `Lost`: so too when an empty VMM waits in its place |
@@ -88,11 +101,13 @@ pub const fn recover_source(last: LastRecord, vm: VmState) -> SourceRecovery {
 #[must_use]
 pub const fn recover_destination(last: LastRecord, vm: VmState) -> DestinationRecovery {
     match (last, vm) {
+        (LastRecord::Fetching, _) => DestinationRecovery::Fetch,
         (LastRecord::Committed, VmState::Running) => DestinationRecovery::RunsHere,
         (LastRecord::Committed, VmState::Incoming | VmState::Gone) => DestinationRecovery::Lost,
         (LastRecord::Committed, VmState::Paused) => DestinationRecovery::Resume,
-        (LastRecord::Begin | LastRecord::Prepared | LastRecord::Refused, _) => {
-            DestinationRecovery::Refuse
-        }
+        (
+            LastRecord::Begin | LastRecord::Prepared | LastRecord::Serving | LastRecord::Refused,
+            _,
+        ) => DestinationRecovery::Refuse,
     }
 }

@@ -149,7 +149,7 @@ impl Journal {
 
     fn apply(&mut self, attempt: usize, entry: &JournalEntry) {
         let stage = match entry {
-            JournalEntry::Prepared => Stage::Prepared,
+            JournalEntry::Prepared | JournalEntry::PreparedPostcopy => Stage::Prepared,
             JournalEntry::Committed { .. } | JournalEntry::Serving { .. } => Stage::Committed,
             // Beside the order of the handover.
             JournalEntry::Fetching | JournalEntry::Whole => return,
@@ -170,7 +170,9 @@ impl Journal {
         let stage = self.stage(attempt);
         match (self.side, entry) {
             (_, JournalEntry::Failed { .. }) => stage.is_some(),
-            (Side::Source, JournalEntry::Prepared) => matches!(stage, Some(Begun | Prepared)),
+            (Side::Source, JournalEntry::Prepared | JournalEntry::PreparedPostcopy) => {
+                matches!(stage, Some(Begun | Prepared))
+            }
             (Side::Source, JournalEntry::Committed { .. } | JournalEntry::Serving { .. }) => {
                 matches!(stage, Some(Prepared | Committed))
             }
@@ -198,7 +200,12 @@ impl Journal {
                 | JournalEntry::Fetching
                 | JournalEntry::Whole,
             )
-            | (Side::Destination, JournalEntry::Prepared | JournalEntry::Serving { .. }) => false,
+            | (
+                Side::Destination,
+                JournalEntry::Prepared
+                | JournalEntry::PreparedPostcopy
+                | JournalEntry::Serving { .. },
+            ) => false,
         }
     }
 }

@@ -173,7 +173,7 @@ impl World {
             SourceRecovery::Resume => self.source_recovery_resumes(attempt),
             SourceRecovery::RunsHere => self.source_recovery_ends(attempt, true, "it runs here"),
             SourceRecovery::AskDestination => self.source.asking = Some(attempt),
-            SourceRecovery::GivenAway => {}
+            SourceRecovery::GivenAway | SourceRecovery::Serve => {}
             SourceRecovery::Lost => self.source_recovery_ends(attempt, false, "the VMM is gone"),
         }
     }
@@ -263,7 +263,9 @@ impl World {
                 let instance = self.destination.vmm.instance;
                 self.order_destination_run(attempt, instance);
             }
-            DestinationRecovery::RunsHere => self.destination_recovery_resumed(attempt, true),
+            DestinationRecovery::RunsHere | DestinationRecovery::Fetch => {
+                self.destination_recovery_resumed(attempt, true);
+            }
             DestinationRecovery::Refuse => {
                 if self.destination.journal.newest() == Some(attempt) {
                     self.discard_refused();

@@ -1,5 +1,8 @@
 //! The destination's driver.
 
+mod again;
+mod begin;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
@@ -7,22 +10,21 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use dwcp_api::TransferSettings;
 use dwcp_api::counters::Counters;
-use dwcp_api::{MigrationId, Role, TransferSettings};
 use dwcp_proto::{
-    Destination, DestinationAction, DestinationConfig, DestinationEvent, Ending,
-    Instant as ProtoInstant, JournalEntry, Outcome,
+    Destination, DestinationAction, DestinationEvent, Ending, Instant as ProtoInstant,
+    JournalEntry, Outcome,
 };
 use dwcp_wire::{AbortCode, Control, HEADER_BYTES, Offer, StreamHello};
 
 use super::destination_found::{Finding, Looked};
 use super::destination_postcopy::Postcopy;
 use super::destination_streams::{LostConnection, StreamJoin};
-use super::meter::Meter;
 use super::node::{JournalScope, MigrationHandle, Node};
-use super::peer::{self, ControlWriter};
+use super::peer::ControlWriter;
 use super::postcopy::FetchEvent;
-use super::recorder::{End, Recorder, Subject, no_outcome, tls_report};
+use super::recorder::{End, Recorder, no_outcome};
 use super::relay::Relay;
 use crate::engine::{
     DestinationCommand, Found, Mailbox, NotWiped, Reread, Session, StreamRound, WorkerEvent,
@@ -30,6 +32,9 @@ use crate::engine::{
 };
 use crate::tls::Connection;
 use crate::vmm::Vm;
+
+pub(super) use again::fetch_again;
+pub(super) use begin::{listen_to_peer, run};
 
 const TICK: Duration = Duration::from_millis(50);
 
@@ -57,6 +62,8 @@ pub(super) enum DestinationInput {
     Looked(Looked),
     /// Missing pages come, or do not.
     Fetch(FetchEvent),
+    /// The VM answers again, after a restart.
+    VmIsBack(Box<dyn Vm>),
     /// The source connects again, in post-copy.
     SourceIsBack(Connection),
     /// Pages were looked for.
@@ -81,7 +88,8 @@ pub(super) struct DestinationDriver {
     pub(super) mailbox: Mailbox<DestinationInput>,
     pub(super) pending: VecDeque<DestinationEvent>,
     pub(super) recorder: Recorder,
-    pub(super) control: ControlWriter,
+    /// None until the source is back, where this data plane was started anew.
+    pub(super) control: Option<ControlWriter>,
     pub(super) relay: Option<Relay>,
     pub(super) joined: Vec<StreamJoin>,
     pub(super) expected: Option<(u128, u16)>,
@@ -110,115 +118,6 @@ pub(super) struct DestinationDriver {
     /// Connections that ended.
     pub(super) lost: Vec<LostConnection>,
     pub(super) outcome: Option<Outcome>,
-}
-
-/// Takes a migration that a source offers on `stream`, to its end. Runs on the caller's thread.
-pub(super) fn run(
-    node: &Arc<Node>,
-    stream: Connection,
-    offer: Offer,
-    settings: TransferSettings,
-    meter: &Arc<Meter>,
-) -> Result<(), String> {
-    let id = MigrationId(offer.migration);
-    if node.incoming(id).is_some() {
-        return Err(format!("migration {id} is under way already"));
-    }
-    let journal = scope(&stream, &offer);
-    let mut recorder = Recorder::new(Subject {
-        id,
-        vm: offer.vm.clone(),
-        role: Role::Destination,
-        peer: offer.source_node.clone(),
-        mode: settings.mode.clone(),
-        meter: Arc::clone(meter),
-    });
-    recorder.tls = tls_report(&stream);
-    recorder.dry_run = offer.dry_run;
-    recorder.ram_bytes = offer.ram.iter().map(|block| block.bytes).sum();
-    let silence = Duration::from_millis(offer.peer_silence_ms.into()).min(FIRST_SILENCE * 6);
-    let machine = Destination::new(DestinationConfig {
-        silence_ns: FIRST_SILENCE.as_nanos() as u64,
-    });
-    let mailbox = Mailbox::new().map_err(|error| error.to_string())?;
-    let control = stream
-        .try_clone()
-        .and_then(|stream| ControlWriter::new(stream, silence, meter))
-        .map_err(|error| error.to_string())?;
-    listen_to_peer(stream, mailbox.clone(), meter).map_err(|error| error.to_string())?;
-    let handle = node.register(id, recorder.status(machine.phase(), false, None));
-    node.incoming_began(id, mailbox.clone());
-    let driver = DestinationDriver {
-        node: Arc::clone(node),
-        settings,
-        handle,
-        journal,
-        machine,
-        mailbox,
-        pending: VecDeque::from([DestinationEvent::Peer(Control::Offer(offer.clone()))]),
-        offer,
-        recorder,
-        control,
-        relay: None,
-        joined: vec![],
-        expected: None,
-        workers: vec![],
-        session: None,
-        vm: None,
-        vm_taken: false,
-        began: false,
-        copy_stays: false,
-        vm_stop: Arc::default(),
-        device_thread: None,
-        ram_thread: None,
-        finding: Finding::default(),
-        postcopy: Postcopy::default(),
-        round: vec![],
-        round_began: Instant::now(),
-        questions: vec![],
-        peer_lost: false,
-        generations: vec![],
-        lost: vec![],
-        outcome: None,
-    };
-    driver.run();
-    Ok(())
-}
-
-fn scope(stream: &Connection, offer: &Offer) -> JournalScope {
-    // The port is this connection's, not its data plane's.
-    let address = stream.peer_addr().map(|address| address.ip().to_string());
-    JournalScope {
-        migration: MigrationId(offer.migration),
-        vm: offer.vm.clone(),
-        role: Role::Destination,
-        peer_node: offer.source_node.clone(),
-        peer_address: address.unwrap_or_default(),
-        tls: stream.is_sealed(),
-        epoch: offer.epoch,
-    }
-}
-
-pub(super) fn listen_to_peer(
-    stream: Connection,
-    reader: Mailbox<DestinationInput>,
-    meter: &Arc<Meter>,
-) -> std::io::Result<()> {
-    peer::spawn_reader(
-        stream,
-        meter,
-        |_, _| true,
-        move |message| {
-            let event = match message {
-                Ok(message) => DestinationEvent::Peer(message),
-                Err(error) => DestinationEvent::PeerLost(format!("control connection: {error}")),
-            };
-            let event = DestinationInput::Event(event);
-            if reader.push_within(event, FIRST_SILENCE).is_err() {
-                tracing::error!("destination driver hangs");
-            }
-        },
-    )
 }
 
 impl DestinationDriver {
@@ -261,6 +160,7 @@ impl DestinationDriver {
             DestinationInput::Looked(looked) => self.was_looked_at(looked),
             DestinationInput::Found(found) => self.found_pages(found),
             DestinationInput::Fetch(event) => self.fetch_event(event),
+            DestinationInput::VmIsBack(vm) => self.vm_is_back(vm),
             DestinationInput::SourceIsBack(connection) => self.source_is_back(connection),
             DestinationInput::Join(join) => {
                 // Its hello was read before it was known to be ours.
@@ -350,7 +250,8 @@ impl DestinationDriver {
         {
             session.unseal();
         }
-        if let Err(error) = self.control.send(message) {
+        let sent = self.control.as_mut().map(|control| control.send(message));
+        if let Some(Err(error)) = sent {
             let reason = format!("control connection: {error}");
             self.pending.push_back(DestinationEvent::PeerLost(reason));
         }
@@ -426,7 +327,9 @@ impl DestinationDriver {
         self.relay = None;
         self.postcopy.stop();
         self.join_helpers();
-        self.control.shut();
+        if let Some(control) = &self.control {
+            control.shut();
+        }
         let outcome = self.outcome.take().unwrap_or_else(no_outcome);
         let (owner, epoch) = match outcome.result {
             Ending::Completed => ("destination", self.offer.epoch + 1),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dwcp_journal::{GuestMemory, MemoryBlock};
 use dwcp_proto::{DestinationEvent, Phase};
 use dwcp_simd::RamRoot;
 use dwcp_wire::{AbortCode, Control, MissingPages};
@@ -14,7 +15,7 @@ use super::peer::ControlWriter;
 use super::postcopy::{DEMAND, Fetch, FetchEvent, FetchOptions, LINKS, note_missing};
 use crate::ram::{RamBitmap, RamLayout};
 use crate::tls::Connection;
-use crate::vmm::{Faults, Userfault, Vm, VmmError};
+use crate::vmm::{Faults, Userfault, Vm, VmmError, started_ticks};
 
 /// What post-copy needs, and how far it is.
 #[derive(Debug, Default)]
@@ -27,6 +28,8 @@ pub(super) struct Postcopy {
     fetch: Option<Arc<Fetch>>,
     /// No page is missing.
     is_whole: bool,
+    /// This data plane was started anew: what came before is in nobody's root.
+    is_root_forgotten: bool,
 }
 
 impl Postcopy {
@@ -35,6 +38,11 @@ impl Postcopy {
         if let Some(fetch) = self.fetch.take() {
             fetch.stop();
         }
+    }
+
+    /// What came before this data plane was started is in no root.
+    pub(super) const fn root_is_forgotten(&mut self) {
+        self.is_root_forgotten = true;
     }
 
     /// Pages that are missing, of how many.
@@ -67,15 +75,41 @@ fn missing_faults(vm: &mut dyn Vm, layout: &RamLayout) -> Result<Userfault, VmmE
     Ok(userfault)
 }
 
+/// What a data plane that is started anew must know, to answer faults before the VMM answers it.
+fn memory(
+    vm: &mut dyn Vm,
+    layout: &RamLayout,
+    fingerprint_seed: u64,
+) -> Result<GuestMemory, VmmError> {
+    let pid = vm.facts()?.pid;
+    let blocks = layout.blocks().iter().map(|block| MemoryBlock {
+        name: block.name().to_owned(),
+        bytes: block.bytes(),
+        address: block.vmm_address(),
+    });
+    Ok(GuestMemory {
+        pid,
+        started_ticks: started_ticks(pid)?,
+        fingerprint_seed,
+        blocks: blocks.collect(),
+    })
+}
+
 impl DestinationDriver {
     /// Looks whether the guest can run on missing pages. The connections for them come by themselves.
     pub(super) fn prepare_postcopy(&mut self) {
         let (Some(vm), Some(session)) = (&self.vm, &self.session) else {
             return;
         };
-        let faults = missing_faults(&mut **lock(vm), &session.layout);
-        match faults {
-            Ok(userfault) => {
+        let seed = self.offer.fingerprint_seed;
+        let prepared = {
+            let vm = &mut **lock(vm);
+            missing_faults(vm, &session.layout)
+                .and_then(|faults| Ok((faults, memory(vm, &session.layout, seed)?)))
+        };
+        match prepared {
+            Ok((userfault, memory)) => {
+                self.journal.memory = memory;
                 self.postcopy.userfault = Some(userfault);
                 self.postcopy.missing = Some(session.layout.empty_bitmap());
                 self.postcopy_is_prepared();
@@ -171,12 +205,24 @@ impl DestinationDriver {
             }
         }
         let root = session.forget(&missing);
+        self.start_fetching(userfault, missing)?;
+        Ok(root)
+    }
+
+    /// Answers faults from now on. RAM has no memory for what is missing.
+    pub(super) fn start_fetching(
+        &mut self,
+        userfault: Userfault,
+        missing: RamBitmap,
+    ) -> Result<(), VmmError> {
+        let Some(session) = self.session.clone() else {
+            return Ok(());
+        };
         let mailbox = self.mailbox.clone();
         let fetch = Fetch::start(FetchOptions {
             session,
             userfault,
             missing,
-            window_bytes: self.settings.window_bytes,
             meter: Arc::clone(&self.recorder.meter),
             tell: Box::new(move |event| drop(mailbox.push(DestinationInput::Fetch(event)))),
         })?;
@@ -184,7 +230,7 @@ impl DestinationDriver {
         self.postcopy.is_whole = fetch.named() == 0;
         self.postcopy.fetch = Some(fetch);
         self.use_links();
-        Ok(root)
+        Ok(())
     }
 
     pub(super) fn fetch_event(&mut self, event: FetchEvent) {
@@ -208,7 +254,7 @@ impl DestinationDriver {
         let root = self.recorder.add_to_root(fetch.root());
         self.recorder.fetched(&summary, None);
         self.pending.push_back(DestinationEvent::AllFetched {
-            root: Some(root),
+            root: (!self.postcopy.is_root_forgotten).then_some(root),
             summary,
         });
     }
@@ -221,11 +267,15 @@ impl DestinationDriver {
         let Some((token, _)) = self.expected else {
             return;
         };
-        self.control.shut();
+        if let Some(control) = self.control.take() {
+            control.shut();
+        }
+        // It may have been started anew, and count from the beginning.
+        self.postcopy.generations = Default::default();
         let silence = Duration::from_millis(self.offer.peer_silence_ms.into());
         let meter = Arc::clone(&self.recorder.meter);
         let listened = connection.try_clone().and_then(|writer| {
-            self.control = ControlWriter::new(writer, silence, &meter)?;
+            self.control = Some(ControlWriter::new(writer, silence, &meter)?);
             listen_to_peer(connection, self.mailbox.clone(), &meter)
         });
         if let Err(error) = listened {

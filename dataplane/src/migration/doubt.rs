@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dwcp_api::{MigrationId, Role};
+use dwcp_api::{MigrationId, Role, TransferSettings};
 use dwcp_journal::{RecordKind, Unfinished};
 use dwcp_proto::{Ending, LastRecord, Outcome, Phase, SourceRecovery, recover_source};
 
@@ -14,7 +14,7 @@ use super::meter::Meter;
 use super::node::{JournalScope, MigrationHandle, Node};
 use super::peer;
 use super::recorder::{End, Recorder, Subject};
-use super::recovery::{Reached, fail, note, reach_at_last, resume_here};
+use super::recovery::{Reached, fail, note, reach_at_last, recover_serving, resume_here};
 use super::secure::Way;
 use super::vms::Doubt;
 
@@ -32,6 +32,7 @@ pub(super) struct Question {
     pid: Option<i32>,
     recorder: Recorder,
     handle: Arc<MigrationHandle>,
+    settings: TransferSettings,
 }
 
 impl Question {
@@ -41,6 +42,7 @@ impl Question {
         scope: JournalScope,
         unfinished: Unfinished,
         pid: Option<i32>,
+        settings: &TransferSettings,
     ) -> Self {
         let id: MigrationId = scope.migration;
         let doubt = Doubt {
@@ -70,14 +72,22 @@ impl Question {
             pid,
             recorder,
             handle,
+            settings: settings.clone(),
         }
     }
 
     /// Asks until there is an answer, acts on it, and lets the name go.
     pub(super) fn settle(mut self) {
-        let (result, reason) = if ask(&self.node, &self.scope, &self.recorder.meter) {
+        let committed = ask(&self.node, &self.scope, &self.recorder.meter);
+        let serves = committed && self.unfinished.postcopy;
+        let (result, reason) = if committed {
             tracing::info!(vm = self.scope.vm, "the destination owns the VM");
-            note(&self.node, &self.scope, RecordKind::Committed);
+            let kind = if serves {
+                RecordKind::Serving
+            } else {
+                RecordKind::Committed
+            };
+            note(&self.node, &self.scope, kind);
             let reason = "handed over; the destination confirmed it after a restart";
             (Ending::Completed, reason.to_owned())
         } else {
@@ -85,6 +95,9 @@ impl Question {
         };
         self.node.end_doubt(&self.scope.vm);
         self.finish(&Outcome { result, reason });
+        if serves {
+            recover_serving(&self.node, &self.unfinished, &self.settings);
+        }
     }
 
     fn take_back(&self) -> (Ending, String) {

@@ -116,28 +116,10 @@ fn greet(
     let meter = Arc::default();
     let (header, payload) = peer::read_frame(&mut stream, &meter).map_err(text)?;
     match header.kind {
-        FrameKind::StreamHello => {
-            if let Some(why) = refusal {
-                return Err(why);
-            }
-            let hello = payload.first_chunk().map(StreamHello::from_bytes);
-            let Some(Ok(hello)) = hello else {
-                return Err("malformed stream hello".into());
-            };
-            stream.set_read_timeout(None).map_err(io)?;
-            let mailbox = node
-                .joins_of(hello.token)
-                .ok_or("no migration has this token")?;
-            let join = StreamJoin {
-                role: hello.role,
-                index: hello.index,
-                generation: hello.generation,
-                connection: stream,
-            };
-            mailbox
-                .push(DestinationInput::Join(join))
-                .map_err(|error| error.to_string())
-        }
+        FrameKind::StreamHello => match refusal {
+            Some(why) => Err(why),
+            None => join(node, stream, &payload),
+        },
         FrameKind::Hello => {
             peer::answer_hello(&mut stream, &payload, &meter).map_err(text)?;
             match peer::read_control(&mut stream, &meter).map_err(text)? {
@@ -173,6 +155,29 @@ fn greet(
         }
         kind => Err(format!("{kind:?} frame before a hello")),
     }
+}
+
+/// A further connection of a migration: its driver takes it.
+fn join(node: &Node, stream: Connection, payload: &[u8]) -> Result<(), String> {
+    let hello = payload.first_chunk().map(StreamHello::from_bytes);
+    let Some(Ok(hello)) = hello else {
+        return Err("malformed stream hello".into());
+    };
+    stream
+        .set_read_timeout(None)
+        .map_err(|error| error.to_string())?;
+    let mailbox = node
+        .joins_of(hello.token)
+        .ok_or("no migration has this token")?;
+    let join = StreamJoin {
+        role: hello.role,
+        index: hello.index,
+        generation: hello.generation,
+        connection: stream,
+    };
+    mailbox
+        .push(DestinationInput::Join(join))
+        .map_err(|error| error.to_string())
 }
 
 /// Says why a migration does not come in. That does not pass: it is not `Busy`.

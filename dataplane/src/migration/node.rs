@@ -11,7 +11,7 @@ use dwcp_api::{
     ApiError, ErrorCode, MigrationId, MigrationReport, MigrationStatus, Role, TransferSettings,
     Tune,
 };
-use dwcp_journal::{Journal, Record, RecordKind, wall_ms};
+use dwcp_journal::{GuestMemory, Journal, Record, RecordKind, wall_ms};
 use dwcp_pki::CertificateFacts;
 use dwcp_proto::JournalEntry;
 
@@ -398,6 +398,8 @@ pub(super) struct JournalScope {
     /// Its connections are TLS.
     pub(super) tls: bool,
     pub(super) epoch: u64,
+    /// Destination in post-copy: the guest's memory here.
+    pub(super) memory: GuestMemory,
 }
 
 impl JournalScope {
@@ -435,9 +437,12 @@ impl JournalScope {
     pub(super) fn write_entry(&self, node: &Node, entry: &JournalEntry) -> Result<(), String> {
         let kind = match entry {
             JournalEntry::Prepared => RecordKind::Prepared,
+            JournalEntry::PreparedPostcopy => RecordKind::PreparedPostcopy,
             JournalEntry::Committed { .. } => RecordKind::Committed,
             JournalEntry::Serving { .. } => RecordKind::Serving,
-            JournalEntry::Fetching => RecordKind::Fetching,
+            JournalEntry::Fetching => RecordKind::Fetching {
+                memory: self.memory.clone(),
+            },
             JournalEntry::Whole => RecordKind::Whole,
             JournalEntry::Refused => RecordKind::Refused,
             JournalEntry::Resumed => RecordKind::Resumed,

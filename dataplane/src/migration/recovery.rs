@@ -2,21 +2,25 @@
 
 use std::sync::Arc;
 
-use dwcp_api::Role;
+use dwcp_api::{Role, TransferSettings};
 use dwcp_journal::{RecordKind, Stage, Unfinished};
 use dwcp_proto::{
     DestinationRecovery, Ending, LastRecord, SourceRecovery, VmState, recover_destination,
     recover_source,
 };
 
+use super::destination::fetch_again;
 use super::doubt::{ASK_AGAIN, Question, ask};
 use super::node::{JournalScope, Node};
+use super::source::serve_again;
 use super::vms::Doubt;
 use crate::vmm::{self, RunState, Vm, VmmError};
 
 /// Finishes what the journal says is unfinished. Questions to other nodes that are not answered at
 /// once are asked again on a thread; until then the guest stays paused.
-pub fn recover(node: &Arc<Node>) {
+///
+/// What was agreed on with the other node is forgotten: `settings` take its place.
+pub fn recover(node: &Arc<Node>, settings: &TransferSettings) {
     for unfinished in node.journal().state().unfinished() {
         let scope = scope_of(&unfinished);
         tracing::warn!(
@@ -28,17 +32,84 @@ pub fn recover(node: &Arc<Node>) {
             close_superseded(node, scope, unfinished.stage);
             continue;
         }
+        if is_fetching(&unfinished) {
+            // Its VMM may wait for a page, and answer when that has come.
+            let (node, settings) = (Arc::clone(node), settings.clone());
+            spawn_question(move || recover_fetching(&node, &unfinished, &settings));
+            continue;
+        }
+        if unfinished.stage == Stage::Serving {
+            let (node, settings) = (Arc::clone(node), settings.clone());
+            spawn_question(move || recover_serving(&node, &unfinished, &settings));
+            continue;
+        }
         match reach(&unfinished) {
-            Ok(reached) => recover_one(node, &unfinished, reached),
-            Err(error) => recover_later(node, unfinished, &error),
+            Ok(reached) => recover_one(node, &unfinished, reached, settings),
+            Err(error) => recover_later(node, unfinished, &error, settings),
         }
     }
 }
 
-fn recover_one(node: &Arc<Node>, unfinished: &Unfinished, reached: Reached) {
+/// Whether pages of a guest that this node owns may be missing.
+const fn is_fetching(unfinished: &Unfinished) -> bool {
+    unfinished.fetching.is_some() && matches!(unfinished.stage, Stage::Committed | Stage::Resumed)
+}
+
+fn recover_fetching(node: &Arc<Node>, unfinished: &Unfinished, settings: &TransferSettings) {
+    loop {
+        match fetch_again(node, scope_of(unfinished), unfinished, settings) {
+            Ok(()) => return,
+            Err(VmmError::Gone(reason)) => {
+                let reason =
+                    format!("owned here, and its VMM is gone with the pages it had: {reason}");
+                fail(node, &scope_of(unfinished), reason);
+                return;
+            }
+            Err(error) => {
+                tracing::error!(vm = unfinished.vm, %error, "its pages cannot be fetched yet");
+                std::thread::sleep(ASK_AGAIN);
+            }
+        }
+    }
+}
+
+/// The destination needs pages of a guest that stands here.
+pub(super) fn recover_serving(
+    node: &Arc<Node>,
+    unfinished: &Unfinished,
+    settings: &TransferSettings,
+) {
+    loop {
+        let Reached { vm, state, .. } = reach_at_last(unfinished);
+        let (SourceRecovery::Serve, Some(vm), Some(attachment)) = (
+            recover_source(LastRecord::Serving, state),
+            vm,
+            &unfinished.attachment,
+        ) else {
+            let reason = "handed over, and its VMM is gone from here with pages that the \
+                          destination may still need";
+            fail(node, &scope_of(unfinished), reason.into());
+            return;
+        };
+        match serve_again(node, scope_of(unfinished), attachment, vm, settings) {
+            Ok(()) => return,
+            Err(error) => {
+                tracing::error!(vm = unfinished.vm, %error, "pages cannot be served yet");
+                std::thread::sleep(ASK_AGAIN);
+            }
+        }
+    }
+}
+
+fn recover_one(
+    node: &Arc<Node>,
+    unfinished: &Unfinished,
+    reached: Reached,
+    settings: &TransferSettings,
+) {
     let scope = scope_of(unfinished);
     match scope.role {
-        Role::Source => recover_as_source(node, scope, unfinished, reached),
+        Role::Source => recover_as_source(node, scope, unfinished, reached, settings),
         Role::Destination => recover_as_destination(node, &scope, unfinished, reached),
     }
 }
@@ -46,7 +117,12 @@ fn recover_one(node: &Arc<Node>, unfinished: &Unfinished, reached: Reached) {
 /// A VMM that is there and does not answer (its monitor may be somebody else's for the moment) says
 /// nothing of its guest. It is asked until it does; until then nobody gets the VM's name, and the
 /// journal stays open.
-fn recover_later(node: &Arc<Node>, unfinished: Unfinished, error: &VmmError) {
+fn recover_later(
+    node: &Arc<Node>,
+    unfinished: Unfinished,
+    error: &VmmError,
+    settings: &TransferSettings,
+) {
     let vm = unfinished.last.vm.clone();
     tracing::error!(vm, %error, "its VMM does not say what its guest does; it is asked again");
     let doubt = Doubt {
@@ -55,14 +131,14 @@ fn recover_later(node: &Arc<Node>, unfinished: Unfinished, error: &VmmError) {
         attachment: unfinished.attachment.clone(),
     };
     node.hold_in_doubt(&vm, doubt);
-    let node = Arc::clone(node);
+    let (node, settings) = (Arc::clone(node), settings.clone());
     spawn_question(move || {
         let reached = reach_at_last(&unfinished);
         // The other node may have been answered meanwhile.
         let id = unfinished.last.migration;
         let open = node.journal().state().unfinished();
         match open.iter().find(|other| other.last.migration == id) {
-            Some(now) => recover_one(&node, now, reached),
+            Some(now) => recover_one(&node, now, reached, &settings),
             None => drop(reached),
         }
         // Attaching asks the VMM again, which serves one client: ours is gone by now.
@@ -85,13 +161,15 @@ fn scope_of(unfinished: &Unfinished) -> JournalScope {
         tls: record.tls,
         // A committed record carries the epoch after the move.
         epoch: record.epoch - u64::from(is_committed && record.epoch > 0),
+        memory: unfinished.fetching.clone().unwrap_or_default(),
     }
 }
 
 const fn last_record(stage: Stage) -> LastRecord {
     match stage {
         Stage::Prepared => LastRecord::Prepared,
-        Stage::Serving | Stage::Committed | Stage::Resumed => LastRecord::Committed,
+        Stage::Serving => LastRecord::Serving,
+        Stage::Committed | Stage::Resumed => LastRecord::Committed,
         Stage::Refused | Stage::Aborted => LastRecord::Refused,
         Stage::Begun => LastRecord::Begin,
     }
@@ -184,10 +262,14 @@ fn recover_as_source(
     scope: JournalScope,
     unfinished: &Unfinished,
     reached: Reached,
+    settings: &TransferSettings,
 ) {
     let Reached { vm, state, pid } = reached;
     match recover_source(last_record(unfinished.stage), state) {
-        SourceRecovery::GivenAway => note(node, &scope, RecordKind::Committed),
+        // A source in post-copy is not asked for here.
+        SourceRecovery::GivenAway | SourceRecovery::Serve => {
+            note(node, &scope, RecordKind::Committed);
+        }
         SourceRecovery::RunsHere => {
             // QEMU may still hold the dead mover's migration: end it.
             resume_here(
@@ -207,7 +289,7 @@ fn recover_as_source(
         }
         SourceRecovery::AskDestination => {
             drop(vm);
-            let question = Question::open(node, scope, unfinished.clone(), pid);
+            let question = Question::open(node, scope, unfinished.clone(), pid, settings);
             spawn_question(move || question.settle());
         }
         SourceRecovery::Lost => {
@@ -270,7 +352,10 @@ fn recover_as_destination(
 ) {
     let Reached { vm, state, .. } = reached;
     match recover_destination(last_record(unfinished.stage), state) {
-        DestinationRecovery::RunsHere => note(node, scope, RecordKind::Resumed),
+        // One that fetches pages is not asked for here.
+        DestinationRecovery::RunsHere | DestinationRecovery::Fetch => {
+            note(node, scope, RecordKind::Resumed);
+        }
         DestinationRecovery::Resume => {
             let resumed = vm.map(|mut vm| vm.resume());
             match resumed {

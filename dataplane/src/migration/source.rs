@@ -1,5 +1,6 @@
 //! The source's driver: events into the machine, actions out of it, until it is finished.
 
+mod again;
 mod begin;
 
 use std::collections::VecDeque;
@@ -35,6 +36,7 @@ use crate::path::{Lanes, RoundWork};
 use crate::vmm::Vm;
 use crate::vmm::tracker::DirtyTracker;
 
+pub(super) use again::serve_again;
 pub(super) use begin::{random, start};
 
 /// Between looks at the clock, at cancel requests, and updates of what is shown.
@@ -142,6 +144,10 @@ const fn bytes_per_s(mbit: u32) -> u64 {
 impl SourceDriver {
     fn run(mut self) {
         self.queue();
+        self.drive();
+    }
+
+    fn drive(mut self) {
         let mut ticked = Instant::now();
         while self.outcome.is_none() {
             while let Some(event) = self.pending.pop_front() {

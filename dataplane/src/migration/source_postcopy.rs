@@ -8,11 +8,13 @@ use dwcp_proto::{Phase, SourceEvent};
 use dwcp_simd::RamRoot;
 use dwcp_wire::{AbortCode, Control, PageRange, StreamHello, StreamRole};
 
+use super::node::lock;
 use super::peer::{self, ControlWriter, PeerError};
 use super::postcopy::{LINKS, serve, tell_missing};
 use super::source::{SourceDriver, SourceInput};
-use crate::engine::read_root;
+use crate::engine::{Session, read_root};
 use crate::tls::Connection;
+use crate::vmm::VmmError;
 
 /// Between tries to connect again. The guest waits for pages, and a source that gave up would lose it.
 const AGAIN: Duration = Duration::from_millis(250);
@@ -33,6 +35,7 @@ pub(super) struct ServeEnded {
 pub(super) struct BackAgain {
     connection: Connection,
     token: u128,
+    fingerprint_seed: u64,
 }
 
 /// Connections for missing pages.
@@ -232,7 +235,17 @@ impl SourceDriver {
     }
 
     pub(super) fn back_again(&mut self, back: BackAgain) {
-        let BackAgain { connection, token } = back;
+        let BackAgain {
+            connection,
+            token,
+            fingerprint_seed,
+        } = back;
+        if let Err(error) = self.use_seed(fingerprint_seed) {
+            // It is tried again: without them the guest is lost.
+            tracing::error!(%error, "pages cannot be served");
+            connection.shut();
+            return self.serve_again();
+        }
         let silence = Duration::from_millis(self.request.settings.peer_silence_ms.into());
         let meter = Arc::clone(&self.recorder.meter);
         let listened = connection.try_clone().and_then(|writer| {
@@ -249,6 +262,15 @@ impl SourceDriver {
             self.serving.generations[usize::from(index)] += 1;
             self.dial(StreamRole::Missing, index, Duration::ZERO);
         }
+    }
+
+    /// Fingerprints are under the seed of before, which a data plane that was started anew is told.
+    fn use_seed(&mut self, seed: u64) -> Result<(), VmmError> {
+        if self.session.key.seed() != seed {
+            let layout = lock(&self.vm).ram()?;
+            self.session = Arc::new(Session::new(layout, seed, self.request.settings.codec));
+        }
+        Ok(())
     }
 
     /// Hears control messages on a thread of its own.
@@ -278,9 +300,14 @@ impl SourceDriver {
 /// A destination that needs nothing more says so instead of going on.
 fn input(connection: Connection, answer: Control) -> SourceInput {
     match answer {
-        Control::PostcopyGoOn { token, .. } => {
-            SourceInput::BackAgain(BackAgain { connection, token })
-        }
+        Control::PostcopyGoOn {
+            token,
+            fingerprint_seed,
+        } => SourceInput::BackAgain(BackAgain {
+            connection,
+            token,
+            fingerprint_seed,
+        }),
         answer => SourceInput::Event(SourceEvent::Peer(answer)),
     }
 }

@@ -203,6 +203,16 @@ impl Node {
         Ok(entry.attachment.clone())
     }
 
+    /// Holds a VM for a migration that goes on after a restart; whether its VMM answers does not matter.
+    pub(super) fn hold_moving(&self, name: &str, attachment: &Attachment, id: MigrationId) {
+        let entry = VmEntry {
+            attachment: attachment.clone(),
+            info: unseen(name, attachment, "moving"),
+            held: Held::Moving(id),
+        };
+        lock(&self.vms).attached.insert(name.to_owned(), entry);
+    }
+
     /// Refuses a VM that could not be taken.
     pub(super) fn check_vm(&self, name: &str) -> Result<(), ApiError> {
         let vms = lock(&self.vms);

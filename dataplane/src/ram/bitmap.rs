@@ -53,6 +53,13 @@ impl DirtyBitmap {
         }
     }
 
+    /// Unmarks everything that `other` marks.
+    pub fn subtract(&mut self, other: &Self) {
+        for (word, less) in self.words.iter_mut().zip(&other.words) {
+            *word &= !less;
+        }
+    }
+
     /// Marked pages.
     #[must_use]
     pub fn count(&self) -> u64 {

@@ -20,6 +20,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicBool;
 
 use dwcp_api::Attachment;
+use dwcp_journal::GuestMemory;
 use dwcp_wire::RamBlockInfo;
 
 use crate::ram::{RamError, RamLayout};
@@ -212,6 +213,46 @@ pub fn open(attachment: &Attachment) -> Result<Box<dyn Vm>, VmmError> {
         } => Box::new(qemu::QemuVm::connect(qmp_socket, uffd_socket.clone())?),
         Attachment::Process { socket } => Box::new(process::ProcessVm::connect(socket)?),
     })
+}
+
+/// A guest's memory and its userfaultfd once more, of a VMM that may wait for a page and answer nobody.
+///
+/// # Errors
+/// [`VmmError::Gone`] when it is not the process that it was.
+pub fn reopen_memory(
+    attachment: &Attachment,
+    memory: &GuestMemory,
+) -> Result<(RamLayout, HandedUserfaultfd), VmmError> {
+    if started_ticks(memory.pid)? != memory.started_ticks {
+        return Err(VmmError::Gone(format!(
+            "no process {} any more",
+            memory.pid
+        )));
+    }
+    match attachment {
+        Attachment::Qemu { uffd_socket, .. } => {
+            let socket = uffd_socket.as_deref().unwrap_or_default();
+            let handed = fetch_userfaultfd(socket)?;
+            Ok((qemu_ram::map_at(memory)?, handed))
+        }
+        Attachment::Process { socket } => {
+            let mut vm = process::ProcessVm::connect(socket)?;
+            Ok((vm.ram()?, vm.userfaultfd()?))
+        }
+    }
+}
+
+/// When a process began, in clock ticks since the boot; see proc_pid_stat(5).
+///
+/// # Errors
+/// [`VmmError::Gone`] when there is none.
+pub fn started_ticks(pid: i32) -> Result<u64, VmmError> {
+    let gone = || VmmError::Gone(format!("no process {pid}"));
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|_| gone())?;
+    // The name in brackets may hold anything; the time is the 20th field behind it.
+    let (_, fields) = stat.rsplit_once(')').ok_or_else(gone)?;
+    let ticks = fields.split_whitespace().nth(19);
+    ticks.and_then(|ticks| ticks.parse().ok()).ok_or_else(gone)
 }
 
 /// Wall clock in microseconds.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 
+use dwcp_journal::{GuestMemory, MemoryBlock};
 use dwcp_qmp::{MemoryBackend, QmpClient};
 use dwcp_wire::RamBlockInfo;
 use serde_json::Value;
@@ -82,15 +83,48 @@ pub(super) fn infos(backends: &[MemoryBackend]) -> Vec<RamBlockInfo> {
 
 /// Maps all backends of the QEMU with process id `pid`.
 pub(super) fn map(pid: i32, backends: &[MemoryBackend]) -> Result<RamLayout, VmmError> {
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))
-        .map_err(|error| VmmError::system(format!("/proc/{pid}/maps"), error))?;
-    let areas: Vec<Area> = maps.lines().filter_map(Area::parse).collect();
+    let areas = areas(pid)?;
     let mut used = vec![];
     let mut blocks = vec![];
     for backend in backends {
         blocks.push(map_backend(pid, backend, &areas, &mut used)?);
     }
     Ok(RamLayout::new(blocks)?)
+}
+
+/// Maps all blocks where they were before.
+pub(super) fn map_at(memory: &GuestMemory) -> Result<RamLayout, VmmError> {
+    let GuestMemory { pid, blocks, .. } = memory;
+    let areas = areas(*pid)?;
+    let map = |block: &MemoryBlock| {
+        let area = areas.iter().find(|area| {
+            area.start == block.address
+                && area.shared
+                && area.offset == 0
+                && covered_bytes(area, &areas) >= block.bytes
+        });
+        let area = area.ok_or_else(|| {
+            VmmError::Gone(format!(
+                "QEMU {pid} has nothing at {:x} for {}",
+                block.address, block.name
+            ))
+        })?;
+        let file = open_area(*pid, area)?;
+        Ok(RamBlock::map(
+            block.name.clone(),
+            OwnedFd::from(file),
+            block.bytes,
+            block.address,
+        )?)
+    };
+    let blocks = blocks.iter().map(map).collect::<Result<_, VmmError>>()?;
+    Ok(RamLayout::new(blocks)?)
+}
+
+fn areas(pid: i32) -> Result<Vec<Area>, VmmError> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))
+        .map_err(|error| VmmError::system(format!("/proc/{pid}/maps"), error))?;
+    Ok(maps.lines().filter_map(Area::parse).collect())
 }
 
 /// Maps one backend. `used` are the areas of the backends before it: no two share one.

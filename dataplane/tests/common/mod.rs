@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub(crate) mod calls;
+pub(crate) mod daemon;
 pub(crate) mod line;
 pub(crate) mod log;
 pub(crate) mod pki;

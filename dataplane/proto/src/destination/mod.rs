@@ -149,6 +149,25 @@ impl Destination {
         }
     }
 
+    /// One whose data plane was started anew in post-copy. Where the guest has not been run yet, it is to be.
+    #[must_use]
+    pub fn fetching_again(config: DestinationConfig, epoch: u64, runs: bool) -> Self {
+        let state = if runs {
+            State::Fetching(Fetching::default())
+        } else {
+            State::Committed(Running {
+                postcopy: true,
+                epoch,
+                failures: 0,
+                again: false,
+            })
+        };
+        Self {
+            state,
+            ..Self::new(config)
+        }
+    }
+
     /// Phase for people and for the transition table.
     #[must_use]
     pub const fn phase(&self) -> Phase {

@@ -131,6 +131,15 @@ impl Source {
         }
     }
 
+    /// One whose data plane was started anew in post-copy: it has to find the destination first.
+    #[must_use]
+    pub fn serving_again(config: SourceConfig, epoch: u64) -> Self {
+        Self {
+            state: State::Postcopy(Postcopy { epoch, lost: true }),
+            ..Self::new(config)
+        }
+    }
+
     /// Phase for people and for the transition table.
     #[must_use]
     pub const fn phase(&self) -> Phase {
@@ -199,7 +208,7 @@ impl Source {
             (State::Ended(phase), _) => (State::Ended(phase), vec![]),
             (State::Resuming(resuming), event) => resuming.on_event(&event),
             (State::Handover(handover), event) => self.handover(now, handover, event),
-            (State::Postcopy(postcopy), event) => self.postcopy(now, postcopy, event),
+            (State::Postcopy(postcopy), event) => self.postcopy(now, postcopy, &event),
             (State::Idle, SourceEvent::Start) => (State::Negotiate, vec![SourceAction::Connect]),
             (state, SourceEvent::Cancel) => self.give_up(
                 &state,

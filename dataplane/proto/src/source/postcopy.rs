@@ -11,9 +11,9 @@ impl Source {
         &self,
         now: Instant,
         mut at: Postcopy,
-        event: SourceEvent,
+        event: &SourceEvent,
     ) -> (State, Actions) {
-        let actions = match event {
+        let actions = match *event {
             SourceEvent::Peer(Control::Fetched) => vec![SourceAction::ReadRoot],
             SourceEvent::RootRead { root } => vec![SourceAction::Send(Control::RamRoot { root })],
             SourceEvent::Peer(Control::Whole { verified, .. }) => {

@@ -215,13 +215,16 @@ fn begin_switchover(round: u32, suspects: Vec<PageRange>, postcopy: bool) -> (St
         device_loaded: false,
         proven: false,
     };
-    let mut actions = vec![];
-    if postcopy {
-        actions.push(SourceAction::Send(Control::PostcopyStart));
-        actions.push(SourceAction::OpenMissing);
-    }
     // Durable while the guest still runs, so that the pause does not pay for it.
-    actions.push(SourceAction::Journal(JournalEntry::Prepared));
+    let actions = if postcopy {
+        vec![
+            SourceAction::Send(Control::PostcopyStart),
+            SourceAction::OpenMissing,
+            SourceAction::Journal(JournalEntry::PreparedPostcopy),
+        ]
+    } else {
+        vec![SourceAction::Journal(JournalEntry::Prepared)]
+    };
     (State::Switchover(next), actions)
 }
 

@@ -12,7 +12,9 @@ impl Source {
     pub(super) fn switchover(&self, mut at: Switchover, event: SourceEvent) -> (State, Actions) {
         let mut actions = vec![];
         match event {
-            SourceEvent::Journaled(JournalEntry::Prepared) if !at.prepared => {
+            SourceEvent::Journaled(JournalEntry::Prepared | JournalEntry::PreparedPostcopy)
+                if !at.prepared =>
+            {
                 at.prepared = true;
                 actions = pause_when_ready(&at);
             }
@@ -45,11 +47,7 @@ impl Source {
                 }
             }
             SourceEvent::SampleRead { missed } if at.measure.is_some() && !at.ended => {
-                if at.postcopy && missed > 0 {
-                    let reason = format!("the tracker missed writes to {missed} pages");
-                    return self.give_up(&State::Switchover(at), AbortCode::ProofFailed, reason);
-                }
-                return sample_read(at, missed);
+                return self.sample_read(at, missed);
             }
             SourceEvent::Peer(report @ Control::RoundReport { round, .. })
                 if at.ended && !at.proven && round == at.round =>
@@ -104,6 +102,17 @@ impl Source {
         Ok((!proven).then_some(suspects))
     }
 
+    /// Ends the paused round. A round that missed writes proves nothing, but must be closed all the
+    /// same: its report brings the pages that are suspect, and the destination opens the next. Post-copy has
+    /// no next.
+    fn sample_read(&self, at: Switchover, missed: u64) -> (State, Actions) {
+        if at.postcopy && missed > 0 {
+            let reason = format!("the tracker missed writes to {missed} pages");
+            return self.give_up(&State::Switchover(at), AbortCode::ProofFailed, reason);
+        }
+        end_paused_round(at, missed)
+    }
+
     pub(super) fn paused_round_again(
         &self,
         mut at: Switchover,
@@ -138,9 +147,7 @@ fn pause_when_ready(at: &Switchover) -> Actions {
     ]
 }
 
-/// Ends the paused round. A round that missed writes proves nothing, but must be closed all the
-/// same: its report brings the pages that are suspect, and the destination opens the next.
-pub(super) fn sample_read(mut at: Switchover, missed: u64) -> (State, Actions) {
+fn end_paused_round(mut at: Switchover, missed: u64) -> (State, Actions) {
     at.ended = true;
     at.missed = missed > 0;
     let mut actions = vec![round_end(&at)];

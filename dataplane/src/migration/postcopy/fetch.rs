@@ -56,7 +56,6 @@ pub(in crate::migration) struct Fetch {
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// What was placed adds to the root.
     root: Mutex<RamRoot>,
-    window_bytes: u64,
     meter: Arc<Meter>,
     began: Instant,
     fetch_ms: AtomicU64,
@@ -80,8 +79,6 @@ pub(in crate::migration) struct FetchOptions {
     pub(in crate::migration) userfault: Userfault,
     /// Pages that are missing; RAM has no memory for them.
     pub(in crate::migration) missing: RamBitmap,
-    /// Bytes asked for ahead, at most.
-    pub(in crate::migration) window_bytes: u64,
     pub(in crate::migration) meter: Arc<Meter>,
     pub(in crate::migration) tell: Box<dyn Fn(FetchEvent) + Send + Sync>,
 }
@@ -104,7 +101,6 @@ impl Fetch {
             open: Mutex::default(),
             threads: Mutex::default(),
             root: Mutex::default(),
-            window_bytes: options.window_bytes / u64::from(LINKS - 1),
             meter: options.meter,
             began: Instant::now(),
             fetch_ms: AtomicU64::new(0),
@@ -121,6 +117,10 @@ impl Fetch {
                 fetch.lift();
                 return Err(error);
             }
+        }
+        // What a mover before this one was told, and did not answer, is told again.
+        for block in fetch.session.layout.blocks() {
+            fetch.userfault.wake(block.vmm_address(), block.bytes());
         }
         let hears = Arc::clone(&fetch);
         fetch.spawn("dwcp-faults".into(), move || hears.hear_faults())?;
@@ -180,10 +180,6 @@ impl Fetch {
         &self.waiting
     }
 
-    pub(super) const fn window_bytes(&self) -> u64 {
-        self.window_bytes
-    }
-
     /// Pages to ask for that nobody waits for.
     pub(super) fn next(&self, most: u32) -> Vec<PageRange> {
         lock(&self.order).next(&self.missing, most)
@@ -205,7 +201,7 @@ impl Fetch {
     }
 
     /// A frame's pages are in their places.
-    pub(super) fn placed(&self, place: Place<'_>) {
+    pub(super) fn placed(&self, place: &Place<'_>) {
         lock(&self.root).merge(place.root);
         // What comes twice may come when faults are the kernel's again.
         if let Some(errno) = place.failure.filter(|_| self.is_under_way()) {

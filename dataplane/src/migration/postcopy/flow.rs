@@ -11,6 +11,9 @@ const WINDOW_FIRST: u64 = 512 * 1024;
 /// So much at least: a few requests.
 const WINDOW_LEAST: u64 = 256 * 1024;
 
+/// So much at most: more is wanted by 10 Gbit/s over 25 ms alone.
+const WINDOW_MOST: u64 = 32 << 20;
+
 /// Over so long the rate is measured.
 const INTERVAL: Duration = Duration::from_millis(100);
 
@@ -28,7 +31,6 @@ pub(super) struct Flow {
     asked: VecDeque<Asked>,
     asked_bytes: u64,
     window: u64,
-    window_most: u64,
     /// The shortest time that an answer took.
     least: Option<Duration>,
     since: Instant,
@@ -37,12 +39,11 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    pub(super) fn new(window_most: u64, now: Instant) -> Self {
+    pub(super) const fn new(now: Instant) -> Self {
         Self {
             asked: VecDeque::new(),
             asked_bytes: 0,
-            window: WINDOW_FIRST.min(window_most),
-            window_most,
+            window: WINDOW_FIRST,
             least: None,
             since: now,
             bytes: 0,
@@ -94,7 +95,7 @@ impl Flow {
             return;
         };
         let holds = self.bytes as f64 / time.as_secs_f64() * least.as_secs_f64();
-        self.window = ((holds * 1.5) as u64).clamp(WINDOW_LEAST, self.window_most);
+        self.window = ((holds * 1.5) as u64).clamp(WINDOW_LEAST, WINDOW_MOST);
         (self.since, self.bytes) = (now, 0);
     }
 }
@@ -106,7 +107,7 @@ mod tests {
     /// A path of so many bytes per second that takes `delay` there and back.
     fn window_after(bytes_per_s: f64, delay: Duration, requests: u32) -> u64 {
         let mut now = Instant::now();
-        let mut flow = Flow::new(64 << 20, now);
+        let mut flow = Flow::new(now);
         let (mut free_at, mut arrivals) = (now, VecDeque::new());
         for _ in 0..requests {
             while flow.has_room() {
@@ -132,7 +133,7 @@ mod tests {
     #[test]
     fn what_was_not_asked_for_is_noticed() {
         let now = Instant::now();
-        let mut flow = Flow::new(1 << 20, now);
+        let mut flow = Flow::new(now);
         flow.asked(3, 3 * 4096, now);
         assert!(flow.answered(2, now) && !flow.is_empty());
         assert!(!flow.answered(2, now));

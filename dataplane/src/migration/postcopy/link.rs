@@ -120,7 +120,7 @@ impl<'a> Answers<'a> {
         self.table.read(header, table, &self.block_pages)?;
         let mut place = Place::new(self.fetch);
         self.decoder.decode(&self.table, data, &mut place);
-        self.fetch.placed(place);
+        self.fetch.placed(&place);
         Ok(self.table.named())
     }
 }
@@ -164,7 +164,7 @@ fn background(
 ) -> Result<(), LinkError> {
     let mut requests = Requests::new(0, &connection, index, meter)?;
     let mut answers = Answers::new(fetch, connection, meter);
-    let mut flow = Flow::new(fetch.window_bytes(), Instant::now());
+    let mut flow = Flow::new(Instant::now());
     while fetch.is_under_way() {
         let mut nothing = false;
         while flow.has_room() && !fetch.waiting().any() && !nothing {

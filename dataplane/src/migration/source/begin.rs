@@ -5,13 +5,13 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 
 use dwcp_api::{ApiError, Codec, ErrorCode, NotConverged, Role, TransferSettings, Verify};
-use dwcp_journal::RecordKind;
+use dwcp_journal::{GuestMemory, RecordKind};
 use dwcp_proto::{IfNotConverged, RoundLimits, Source, SourceConfig};
 use dwcp_wire::Offer;
 
-use super::{Request, SourceDriver, bytes_per_s};
+use super::{Request, SourceDriver, SourceInput, bytes_per_s};
 use crate::engine::{Mailbox, Session};
-use crate::migration::node::{JournalScope, Node, check_running};
+use crate::migration::node::{JournalScope, MigrationHandle, Node, check_running};
 use crate::migration::placement::{ACK_BYTES_MIN, stream_window};
 use crate::migration::recorder::{Recorder, Subject};
 use crate::migration::secure::Way;
@@ -20,8 +20,8 @@ use crate::migration::source_postcopy::Serving;
 use crate::migration::source_streams::Streams;
 use crate::migration::vms::api_error;
 use crate::ram::RamLayout;
-use crate::vmm;
-use crate::vmm::tracker;
+use crate::vmm::tracker::{self, DirtyTracker};
+use crate::vmm::{self, Vm};
 
 /// Checks what can be checked at once, then moves the VM on a thread of its own.
 pub(in crate::migration) fn start(node: &Arc<Node>, request: &Request) -> Result<(), ApiError> {
@@ -97,6 +97,7 @@ fn prepare(
         peer_address: request.destination.address.clone(),
         tls: way.is_tls(),
         epoch,
+        memory: GuestMemory::default(),
     };
     let mailbox = Mailbox::new().map_err(system)?;
     journal
@@ -108,17 +109,49 @@ fn prepare(
         )
         .map_err(|error| ApiError::new(ErrorCode::System, error))?;
     let handle = node.register(request.id, recorder.status(machine.phase(), false, None));
-    Ok(SourceDriver {
+    Ok(driver(Parts {
         node: Arc::clone(node),
-        session: Arc::new(session(layout, seed, &request.settings)),
+        session: session(layout, seed, &request.settings),
         request: request.clone(),
         handle,
         journal,
         machine,
         mailbox,
-        pending: VecDeque::new(),
         recorder,
         way,
+        tracker: chosen.tracker,
+        vm,
+    }))
+}
+
+/// What a driver begins with.
+pub(super) struct Parts {
+    pub(super) node: Arc<Node>,
+    pub(super) request: Request,
+    pub(super) handle: Arc<MigrationHandle>,
+    pub(super) journal: JournalScope,
+    pub(super) machine: Source,
+    pub(super) mailbox: Mailbox<SourceInput>,
+    pub(super) recorder: Recorder,
+    pub(super) way: Way,
+    pub(super) tracker: Box<dyn DirtyTracker>,
+    pub(super) session: Session,
+    pub(super) vm: Box<dyn Vm>,
+}
+
+/// A driver that has done nothing yet.
+pub(super) fn driver(parts: Parts) -> SourceDriver {
+    SourceDriver {
+        node: parts.node,
+        session: Arc::new(parts.session),
+        request: parts.request,
+        handle: parts.handle,
+        journal: parts.journal,
+        machine: parts.machine,
+        mailbox: parts.mailbox,
+        pending: VecDeque::new(),
+        recorder: parts.recorder,
+        way: parts.way,
         control: None,
         is_greeted: false,
         peer: None,
@@ -127,8 +160,8 @@ fn prepare(
         path: PathWatch::default(),
         workers: vec![],
         lanes: None,
-        tracker: chosen.tracker,
-        vm: Arc::new(Mutex::new(vm)),
+        tracker: parts.tracker,
+        vm: Arc::new(Mutex::new(parts.vm)),
         vm_stop: Arc::default(),
         device_thread: None,
         asking: None,
@@ -138,11 +171,11 @@ fn prepare(
         query_under_way: Arc::default(),
         outcome: None,
         turn: None,
-    })
+    }
 }
 
 /// What is remembered costs memory, and is of use with a codec that can.
-fn session(layout: RamLayout, seed: u64, settings: &TransferSettings) -> Session {
+pub(super) fn session(layout: RamLayout, seed: u64, settings: &TransferSettings) -> Session {
     let session = Session::new(layout, seed, settings.codec)
         .paced(bytes_per_s(settings.bandwidth_limit_mbit));
     match settings.codec {
@@ -155,20 +188,24 @@ fn machine(request: &Request, offer: Offer) -> Source {
     let settings = &request.settings;
     Source::new(SourceConfig {
         offer,
-        limits: RoundLimits {
-            downtime_ns_max: u64::from(settings.downtime_limit_ms) * 1_000_000,
-            rounds_max: settings.rounds_max,
-            if_not_converged: match settings.if_not_converged {
-                NotConverged::Abort => IfNotConverged::Abort,
-                NotConverged::SwitchOver => IfNotConverged::SwitchOver,
-                NotConverged::PostCopy => IfNotConverged::PostCopy,
-            },
-        },
+        limits: limits(settings),
         silence_ns: u64::from(settings.peer_silence_ms) * 1_000_000,
     })
 }
 
-fn recorder(request: &Request, tracker: &str, ram_bytes: u64) -> Recorder {
+pub(super) const fn limits(settings: &TransferSettings) -> RoundLimits {
+    RoundLimits {
+        downtime_ns_max: settings.downtime_limit_ms as u64 * 1_000_000,
+        rounds_max: settings.rounds_max,
+        if_not_converged: match settings.if_not_converged {
+            NotConverged::Abort => IfNotConverged::Abort,
+            NotConverged::SwitchOver => IfNotConverged::SwitchOver,
+            NotConverged::PostCopy => IfNotConverged::PostCopy,
+        },
+    }
+}
+
+pub(super) fn recorder(request: &Request, tracker: &str, ram_bytes: u64) -> Recorder {
     let mut recorder = Recorder::new(Subject {
         id: request.id,
         vm: request.vm.clone(),
@@ -186,7 +223,7 @@ fn recorder(request: &Request, tracker: &str, ram_bytes: u64) -> Recorder {
 
 const _: () = assert!(dwcp_api::STREAMS_MAX as usize == dwcp_wire::limits::STREAMS_MAX);
 
-fn offer(
+pub(super) fn offer(
     node: &Node,
     request: &Request,
     facts: &vmm::VmFacts,
