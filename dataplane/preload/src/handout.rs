@@ -104,7 +104,7 @@ fn hand_out(client: &UnixStream, uffd: Option<&Userfaultfd>) -> io::Result<()> {
         // SAFETY: CMSG_SPACE(4) left room for four bytes there; the write may be unaligned.
         unsafe {
             data.cast::<libc::c_int>()
-                .write_unaligned(uffd.fd.as_raw_fd())
+                .write_unaligned(uffd.fd.as_raw_fd());
         };
     }
     // SAFETY: every pointer in `message` is to a local that outlives the call, with its length.
