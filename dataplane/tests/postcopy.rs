@@ -43,6 +43,7 @@ fn check(nodes: &TwoNodes, report: &MigrationReport) -> PostcopyReport {
     assert!(!nodes.old.is_running(), "the source runs on");
     assert!(nodes.new.is_running(), "the destination does not run");
     assert_eq!(nodes.new.bad_pages(), 0);
+    assert!(report.downtime_ms > 0.0, "{report:?}");
     report.postcopy.expect("it was post-copied")
 }
 

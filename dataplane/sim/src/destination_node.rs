@@ -198,6 +198,7 @@ impl World {
             // The simulated source asks for no pages, and for no post-copy.
             DestinationAction::PreparePostcopy
             | DestinationAction::NoteMissing(_)
+            | DestinationAction::TakeMissingAhead
             | DestinationAction::TakeMissing
             | DestinationAction::ExpectStreams { .. }
             | DestinationAction::FindPages(_)

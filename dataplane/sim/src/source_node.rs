@@ -290,6 +290,7 @@ impl World {
             }
             // The simulated destination begins with empty RAM, and its operator wants no post-copy.
             SourceAction::OpenMissing
+            | SourceAction::NameMissingAhead { .. }
             | SourceAction::NameMissing { .. }
             | SourceAction::ServeAgain
             | SourceAction::ReadRoot

@@ -205,6 +205,7 @@ impl DestinationDriver {
             }
             DestinationAction::PreparePostcopy => self.prepare_postcopy(),
             DestinationAction::NoteMissing(missing) => self.note_missing(&missing),
+            DestinationAction::TakeMissingAhead => self.take_missing_ahead(),
             DestinationAction::TakeMissing => self.take_missing(),
             DestinationAction::Prove => self.prove(),
             DestinationAction::LoadDeviceState => self.load_device_state(),

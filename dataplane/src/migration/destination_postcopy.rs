@@ -185,28 +185,42 @@ impl DestinationDriver {
     }
 
     fn try_take_missing(&mut self) -> Result<RamRoot, VmmError> {
+        let root = self.take_out_missing()?;
         let gone = || VmmError::Failed("it was not prepared".into());
-        let session = Arc::clone(self.session.as_ref().ok_or_else(gone)?);
         let missing = self.postcopy.missing.take().ok_or_else(gone)?;
         let userfault = self.postcopy.userfault.take().ok_or_else(gone)?;
-        for (index, (block, bitmap)) in session
-            .layout
-            .blocks()
-            .iter()
-            .zip(&missing.blocks)
-            .enumerate()
-        {
+        self.start_fetching(userfault, missing)?;
+        Ok(root)
+    }
+
+    /// Takes out what is known to be missing so far: the guest runs at the source, and does not wait for it.
+    pub(super) fn take_missing_ahead(&mut self) {
+        match self.take_out_missing() {
+            Ok(forgotten) => {
+                self.recorder.add_to_root(forgotten);
+                self.pending.push_back(DestinationEvent::MissingTakenAhead);
+            }
+            Err(error) => self.failed(AbortCode::Vmm, format!("post-copy: {error}")),
+        }
+    }
+
+    /// Gives back the memory of what is missing, and forgets what was held of it. Returns the change of the
+    /// root.
+    fn take_out_missing(&self) -> Result<RamRoot, VmmError> {
+        let (Some(session), Some(missing)) = (&self.session, &self.postcopy.missing) else {
+            return Ok(RamRoot::default());
+        };
+        let layout = &session.layout;
+        for (index, (block, bitmap)) in layout.blocks().iter().zip(&missing.blocks).enumerate() {
             for (first, count) in bitmap.runs() {
-                let held = |page| session.digests.get(session.layout.global_page(index, page));
+                let held = |page| session.digests.get(layout.global_page(index, page));
                 // Where nothing was there is nothing to take out.
                 if (first..first + count).any(|page| held(page).is_some()) {
                     block.discard_pages(first, count)?;
                 }
             }
         }
-        let root = session.forget(&missing);
-        self.start_fetching(userfault, missing)?;
-        Ok(root)
+        Ok(session.forget(missing))
     }
 
     /// Answers faults from now on. RAM has no memory for what is missing.

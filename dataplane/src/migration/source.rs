@@ -245,7 +245,8 @@ impl SourceDriver {
                 self.start_round(round, &again, everything);
             }
             SourceAction::OpenMissing => self.open_missing(),
-            SourceAction::NameMissing { round, again } => self.name_missing(round, &again),
+            SourceAction::NameMissingAhead { again } => self.name_missing_ahead(&again),
+            SourceAction::NameMissing { round } => self.name_missing(round),
             SourceAction::ServeAgain => self.serve_again(),
             SourceAction::ReadRoot => self.read_root(),
             SourceAction::PauseVm => self.pause_vm(),

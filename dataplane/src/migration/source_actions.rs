@@ -67,7 +67,9 @@ impl SourceDriver {
                 pause.resumed = Some(now);
                 self.recorder.verified = true;
             }
-            SourceEvent::Journaled(JournalEntry::Prepared) => pause.decided = Some(now),
+            SourceEvent::Journaled(JournalEntry::Prepared | JournalEntry::PreparedPostcopy) => {
+                pause.decided = Some(now);
+            }
             // Given back: the pause ends here.
             SourceEvent::Resumed if pause.paused.is_some() => pause.resumed = Some(now),
             _ => {}

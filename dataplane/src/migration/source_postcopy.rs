@@ -13,6 +13,7 @@ use super::peer::{self, ControlWriter, PeerError};
 use super::postcopy::{LINKS, serve, tell_missing};
 use super::source::{SourceDriver, SourceInput};
 use crate::engine::{Session, read_root};
+use crate::ram::RamBitmap;
 use crate::tls::Connection;
 use crate::vmm::VmmError;
 
@@ -44,6 +45,8 @@ pub(super) struct Serving {
     generations: [u16; LINKS as usize],
     open: [Option<Connection>; LINKS as usize],
     tries: u32,
+    /// Pages that were named as missing.
+    missing: Option<RamBitmap>,
     /// The migration is over.
     stop: Arc<AtomicBool>,
 }
@@ -147,38 +150,47 @@ impl SourceDriver {
         }
     }
 
-    /// Names what is dirty as missing. Both ends forget what the destination held of it, so that the roots say
-    /// what is there.
-    pub(super) fn name_missing(&mut self, round: u32, again: &[PageRange]) {
+    /// Names what is dirty as missing, while the guest runs: what that takes is no part of the pause.
+    pub(super) fn name_missing_ahead(&mut self, again: &[PageRange]) {
+        if let Err(reason) = self.try_name_missing(again) {
+            self.fail(AbortCode::Vmm, reason);
+        }
+    }
+
+    /// The same of what is dirty since, with a mark on each stream.
+    pub(super) fn name_missing(&mut self, round: u32) {
         let began = Instant::now();
+        if let Err(reason) = self.try_name_missing(&[]) {
+            return self.fail(AbortCode::Vmm, reason);
+        }
+        let pages = self.serving.missing.as_ref().map_or(0, RamBitmap::count);
+        self.recorder.remark(format!(
+            "post-copy: {pages} of {} pages follow the guest",
+            self.session.layout.pages()
+        ));
+        let nothing = || self.session.layout.empty_bitmap();
+        self.begin_round(round, (nothing(), nothing()), began);
+        self.recorder.pages_in_round = pages;
+    }
+
+    /// Both ends forget what the destination held of it, so that the roots say what is there.
+    fn try_name_missing(&mut self, again: &[PageRange]) -> Result<(), String> {
         let all = !self.tracker.is_exact();
-        let missing = self
-            .dirty_pages(round, all)
-            .map_err(|error| error.to_string());
-        let named = missing.and_then(|mut missing| {
-            for range in again {
-                missing.blocks[range.ram_block as usize].set_range(range.page, range.count);
-            }
-            tell_missing(&missing).map(|messages| (missing, messages))
-        });
-        let (missing, messages) = match named {
-            Ok(named) => named,
-            Err(reason) => return self.fail(AbortCode::Vmm, reason),
-        };
-        for message in messages {
+        let dirty = self.dirty_pages(self.recorder.round + 1, all);
+        let mut missing = dirty.map_err(|error| error.to_string())?;
+        for range in again {
+            missing.blocks[range.ram_block as usize].set_range(range.page, range.count);
+        }
+        for message in tell_missing(&missing)? {
             self.send(&Control::Missing(message));
         }
         let root = self.session.forget(&missing);
         self.recorder.add_to_root(root);
-        self.recorder.remark(format!(
-            "post-copy: {} of {} pages follow the guest",
-            missing.count(),
-            self.session.layout.pages()
-        ));
-        let pages = missing.count();
-        let nothing = || self.session.layout.empty_bitmap();
-        self.begin_round(round, (nothing(), nothing()), began);
-        self.recorder.pages_in_round = pages;
+        match &mut self.serving.missing {
+            Some(named) => named.union(&missing),
+            none => *none = Some(missing),
+        }
+        Ok(())
     }
 
     /// Reads all of RAM, which stands still, on a thread of its own.

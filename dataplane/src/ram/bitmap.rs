@@ -75,12 +75,12 @@ impl DirtyBitmap {
         &self.words
     }
 
-    /// Marks exactly those of the 64 pages from `page` on that `word` has a bit for; what lies outside the
-    /// block is ignored.
-    pub fn set_word(&mut self, page: u32, word: u64) {
+    /// Marks those of the 64 pages from `page` on that `word` has a bit for; what lies outside the block is
+    /// ignored.
+    pub fn mark_word(&mut self, page: u32, word: u64) {
         let left = self.pages.saturating_sub(page);
         if let Some(own) = self.words.get_mut((page / PAGES_PER_WORD) as usize) {
-            *own = match left {
+            *own |= match left {
                 left if left >= PAGES_PER_WORD => word,
                 left => word & ((1 << left) - 1),
             };

@@ -233,7 +233,7 @@ pub enum Control {
         /// In words.
         reason: String,
     },
-    /// S, after `SwitchoverStart` and before the end of the paused round: these pages are not there, or not as
+    /// S, after `PostcopyReady` and before the end of the paused round: these pages are not there, or not as
     /// they are now. A message for each piece of RAM that has such pages.
     Missing(MissingPages),
     /// D, after `Resumed`: no page is missing any more.
@@ -262,6 +262,10 @@ pub enum Control {
         /// Seed of the page fingerprints.
         fingerprint_seed: u64,
     },
+    /// S, before the pause: take out now what was named as missing so far.
+    MissingAhead,
+    /// D: it is.
+    MissingAheadTaken,
 }
 
 impl Control {
@@ -353,7 +357,9 @@ fn check(message: &Control) -> Result<(), ControlError> {
         | Control::RamRoot { .. }
         | Control::Whole { .. }
         | Control::PostcopyResume { .. }
-        | Control::PostcopyGoOn { .. } => Ok(()),
+        | Control::PostcopyGoOn { .. }
+        | Control::MissingAhead
+        | Control::MissingAheadTaken => Ok(()),
     }
 }
 

@@ -191,8 +191,10 @@ fn every_control_message_has_a_vector() {
         Control::Whole { .. } => 23,
         Control::PostcopyResume { .. } => 24,
         Control::PostcopyGoOn { .. } => 25,
+        Control::MissingAhead => 26,
+        Control::MissingAheadTaken => 27,
     };
-    let mut seen = [false; 26];
+    let mut seen = [false; 28];
     for (name, message) in messages() {
         let index = count(&message);
         seen[index] = true;
@@ -203,5 +205,5 @@ fn every_control_message_has_a_vector() {
             "the first byte names the message"
         );
     }
-    assert_eq!(seen, [true; 26]);
+    assert_eq!(seen, [true; 28]);
 }

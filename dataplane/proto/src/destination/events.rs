@@ -50,6 +50,8 @@ pub enum DestinationEvent {
     PostcopyPrepared,
     /// They could not.
     PostcopyImpossible(String),
+    /// What was named as missing so far is out of RAM.
+    MissingTakenAhead,
     /// What was named as missing is missing, and faults are served.
     MissingTaken {
         /// Root of what is held.
@@ -105,6 +107,8 @@ pub enum DestinationAction {
     PreparePostcopy,
     /// These pages are missing.
     NoteMissing(MissingPages),
+    /// Take those that are known out of RAM; more may follow.
+    TakeMissingAhead,
     /// No more are: take them out of RAM and fetch them; serve faults from now on.
     TakeMissing,
     /// Read RAM again, as the offer asks, and compare with what was applied.

@@ -55,6 +55,15 @@ pub(super) fn precopy(mut at: Receiving, event: DestinationEvent) -> (State, Act
             at.postcopy = Postcopy::Ready;
             vec![DestinationAction::Send(Control::PostcopyReady)]
         }
+        (DestinationEvent::Peer(Control::Missing(missing)), Postcopy::Ready) if between => {
+            vec![DestinationAction::NoteMissing(missing)]
+        }
+        (DestinationEvent::Peer(Control::MissingAhead), Postcopy::Ready) if between => {
+            vec![DestinationAction::TakeMissingAhead]
+        }
+        (DestinationEvent::MissingTakenAhead, Postcopy::Ready) => {
+            vec![DestinationAction::Send(Control::MissingAheadTaken)]
+        }
         (DestinationEvent::PostcopyImpossible(mut reason), Postcopy::Asked) => {
             at.postcopy = Postcopy::No;
             reason.truncate(floor_char(&reason, dwcp_wire::limits::REASON_BYTES_MAX));

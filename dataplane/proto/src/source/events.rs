@@ -116,12 +116,15 @@ pub enum SourceAction {
     },
     /// Open connections on which the destination asks for pages.
     OpenMissing,
+    /// Collect dirty pages and name them to the destination as missing, while the guest runs.
+    NameMissingAhead {
+        /// Pages that are missing in any case.
+        again: Vec<PageRange>,
+    },
     /// Collect dirty pages and name them to the destination as missing, with a mark on each stream.
     NameMissing {
         /// Of the round.
         round: u32,
-        /// Pages that are missing in any case.
-        again: Vec<PageRange>,
     },
     /// Connect to the destination once more and go on serving it pages, until that succeeds.
     ServeAgain,

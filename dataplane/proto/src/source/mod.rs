@@ -74,7 +74,7 @@ struct Precopy {
 struct Switchover {
     /// Pages that are dirty are named as missing, and not sent.
     postcopy: bool,
-    /// In post-copy: the destination can serve faults.
+    /// In post-copy: the destination can serve faults, and has taken out what was dirty before the pause.
     peer_ready: bool,
     round: u32,
     tries: u32,
@@ -333,6 +333,8 @@ pub(crate) const fn message_name(message: &Control) -> &'static str {
         Control::Whole { .. } => "Whole",
         Control::PostcopyResume { .. } => "PostcopyResume",
         Control::PostcopyGoOn { .. } => "PostcopyGoOn",
+        Control::MissingAhead => "MissingAhead",
+        Control::MissingAheadTaken => "MissingAheadTaken",
     }
 }
 

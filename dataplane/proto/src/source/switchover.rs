@@ -19,6 +19,11 @@ impl Source {
                 actions = pause_when_ready(&at);
             }
             SourceEvent::Peer(Control::PostcopyReady) if at.postcopy && !at.peer_ready => {
+                let again = std::mem::take(&mut at.again);
+                actions.push(SourceAction::NameMissingAhead { again });
+                actions.push(SourceAction::Send(Control::MissingAhead));
+            }
+            SourceEvent::Peer(Control::MissingAheadTaken) if at.postcopy && !at.peer_ready => {
                 at.peer_ready = true;
                 actions = pause_when_ready(&at);
             }
@@ -30,7 +35,7 @@ impl Source {
                 at.paused = true;
                 let (round, again) = (at.round, std::mem::take(&mut at.again));
                 actions.push(if at.postcopy {
-                    SourceAction::NameMissing { round, again }
+                    SourceAction::NameMissing { round }
                 } else {
                     start_round(round, again, false)
                 });

@@ -75,7 +75,7 @@ pub(in crate::migration) fn note_missing(
     }
     let (words, _) = bits.as_chunks();
     for (word, at) in words.iter().zip((*page..).step_by(PAGES_PER_WORD as usize)) {
-        block.set_word(at, u64::from_le_bytes(*word));
+        block.mark_word(at, u64::from_le_bytes(*word));
     }
     Ok(())
 }
@@ -181,6 +181,22 @@ mod tests {
             note_missing(message, &mut here).unwrap();
         }
         assert_eq!(here, source);
+    }
+
+    /// What was named before the pause stays so.
+    #[test]
+    fn what_is_told_later_is_missing_as_well() {
+        let (mut first, mut later) = (bitmap(), bitmap());
+        first.blocks[1].set_range(5, 3);
+        later.blocks[1].set_range(9, 1);
+        let mut here = bitmap();
+        for told in [&first, &later] {
+            for message in &tell_missing(told).unwrap() {
+                note_missing(message, &mut here).unwrap();
+            }
+        }
+        first.union(&later);
+        assert_eq!(here, first);
     }
 
     #[test]

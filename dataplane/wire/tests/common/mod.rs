@@ -194,6 +194,8 @@ fn postcopy() -> Vec<(&'static str, Control)> {
                 fingerprint_seed: 5,
             },
         ),
+        ("missing-ahead", Control::MissingAhead),
+        ("missing-ahead-taken", Control::MissingAheadTaken),
     ]
 }
 

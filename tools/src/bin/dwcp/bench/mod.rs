@@ -10,6 +10,7 @@ mod machine;
 mod matrix;
 mod parts;
 mod peers;
+mod postcopy;
 mod report;
 mod run;
 mod scale;
@@ -48,6 +49,8 @@ enum Which {
     Tls(tls::Args),
     /// Move a guest that does not compress over links of 100 to 900 Mbit/s: what part of the rate is used.
     Goodput(goodput::Args),
+    /// Run a guest at the destination before its pages are there, and lose the link or a data plane meanwhile.
+    Postcopy(postcopy::Args),
     /// Leave a node alone, and see what its daemons cost.
     Idle(idle::Args),
     /// Show a record as a table and a page with plots, or compare two.
@@ -69,6 +72,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         Which::Wan(args) => wan::run(args, context),
         Which::Tls(args) => tls::run(args, context),
         Which::Goodput(args) => goodput::run(args, context),
+        Which::Postcopy(args) => postcopy::run(args, context),
         Which::Idle(args) => idle::run(args, context),
         Which::Report(args) => report::run(args, context),
         Which::Cuts(args) => cuts::run(args, context),

@@ -62,6 +62,11 @@ impl Road {
         self.way.rate_bit_per_s.map(|rate| rate / 8)
     }
 
+    /// From one end to the other and back, when nothing else is on the way.
+    pub(crate) const fn rtt_us(&self) -> u64 {
+        self.way.delay_ns * 2 / 1000
+    }
+
     pub(super) fn is_lossy(&self) -> bool {
         self.way.loss > 0.0
     }
