@@ -119,13 +119,13 @@ fn userfaultfd() -> Finding {
     if root || open || device {
         return good(
             "userfaultfd",
-            format!("kernel {release}, write tracking by PAGEMAP_SCAN"),
+            format!("kernel {release}, write tracking by PAGEMAP_SCAN, post-copy"),
         );
     }
     finding(
         "userfaultfd",
         FindingLevel::Fallback,
-        "only faults of user mode, which suffices for tracking",
+        "only faults of user mode, which suffices for tracking and not for post-copy",
         "for post-copy let the VMM's group open /dev/userfaultfd (a udev rule)",
     )
 }

@@ -68,6 +68,11 @@ pub(super) enum PeerError {
     /// It is older than the codec.
     #[error("the other node cannot read codec `{0}`: upgrade it, or set pages.codec = \"raw\"")]
     Codec(&'static str),
+    /// It is older than post-copy.
+    #[error(
+        "the other node knows no post-copy: upgrade it, or set switchover.if_not_converged = \"abort\""
+    )]
+    NoPostcopy,
 }
 
 impl PeerError {
@@ -169,8 +174,16 @@ pub(super) fn hear_reply(
     Ok(negotiate(Hello::own(), hello_from(&payload)?)?)
 }
 
-/// Whether a peer that can do this much reads what `codec` makes.
-pub(super) fn check_codec(can: Capabilities, codec: Codec) -> Result<(), PeerError> {
+/// Whether a peer that can do this much reads what `codec` makes, and takes a guest by post-copy, where that
+/// may be wanted.
+pub(super) fn check_abilities(
+    can: Capabilities,
+    codec: Codec,
+    post_copy: bool,
+) -> Result<(), PeerError> {
+    if post_copy && !can.contains(Capabilities::POSTCOPY) {
+        return Err(PeerError::NoPostcopy);
+    }
     let (name, needed) = match codec {
         Codec::Raw => return Ok(()),
         Codec::Zstd { .. } => ("zstd", Capabilities::ZSTD),
@@ -356,6 +369,23 @@ pub(super) fn resume_postcopy(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_older_node_is_asked_for_no_more_than_it_can() {
+        let old = Capabilities(Capabilities::ZSTD.0 | Capabilities::DEVICE_STATE.0);
+        let window = Codec::Window {
+            level: 1,
+            window_bytes: 1 << 20,
+        };
+        let words = |codec, post_copy| match check_abilities(old, codec, post_copy) {
+            Ok(()) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(words(Codec::Zstd { level: 1 }, false), "");
+        assert!(words(window, false).contains("pages.codec"));
+        assert!(words(Codec::Raw, true).contains("post-copy"));
+        check_abilities(dwcp_wire::CAPABILITIES, window, true).unwrap();
+    }
 
     /// What is said to who hears these bytes, and then the end.
     fn words_for(bytes: &[u8]) -> String {

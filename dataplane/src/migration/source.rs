@@ -15,7 +15,7 @@ use dwcp_api::{MigrationId, MigrationStatus, PhaseName, TransferSettings};
 use dwcp_proto::{
     Ending, Instant as ProtoInstant, Outcome, Phase, Source, SourceAction, SourceEvent,
 };
-use dwcp_wire::AbortCode;
+use dwcp_wire::{AbortCode, Capabilities};
 
 use super::admission::{Turn, at_once};
 use super::baseline;
@@ -58,7 +58,7 @@ pub(super) enum SourceInput {
     /// An event for the machine.
     Event(SourceEvent),
     /// The destination has answered to the first words, or nobody has.
-    Greeted(Result<(), PeerError>),
+    Greeted(Result<Capabilities, PeerError>),
     /// A worker speaks.
     Worker(WorkerEvent),
     /// A further connection was made, or could not be.
@@ -99,8 +99,8 @@ pub(super) struct SourceDriver {
     /// TLS or plain text.
     pub(super) way: Way,
     pub(super) control: Option<ControlWriter>,
-    /// The destination has answered to the first words.
-    pub(super) is_greeted: bool,
+    /// What both nodes can do, once the destination has answered to the first words.
+    pub(super) can: Option<Capabilities>,
     /// Where the control connection has led; streams go there too.
     pub(super) peer: Option<SocketAddr>,
     pub(super) relay: Option<Relay>,

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use dwcp_api::Codec;
+use dwcp_api::{Codec, NotConverged};
 use dwcp_proto::{JournalEntry, SourceEvent};
-use dwcp_wire::{AbortCode, Control};
+use dwcp_wire::{AbortCode, Capabilities, Control};
 
 use super::meter::Meter;
 use super::node::lock;
@@ -88,10 +88,10 @@ impl SourceDriver {
     }
 
     /// The other side has answered to the first words, or it is no node that this one can talk to.
-    pub(super) fn greeted(&mut self, outcome: Result<(), PeerError>) {
-        let Err(error) = outcome else {
-            self.is_greeted = true;
-            return;
+    pub(super) fn greeted(&mut self, outcome: Result<Capabilities, PeerError>) {
+        let error = match outcome {
+            Ok(can) => return self.can = Some(can),
+            Err(error) => error,
         };
         self.recorder.no_peer = !error.is_loss();
         let reason = match &error {
@@ -116,9 +116,13 @@ impl SourceDriver {
         let silence = Duration::from_millis(self.request.settings.peer_silence_ms.into());
         self.control = Some(ControlWriter::new(stream.try_clone()?, silence, &meter)?);
         let (mailbox, codec) = (self.mailbox.clone(), self.request.settings.codec);
+        let post_copy = self.request.settings.if_not_converged == NotConverged::PostCopy;
         let hear = move |stream: &mut Connection, meter: &Meter| {
             let reply = peer::hear_reply(stream, meter);
-            let outcome = reply.and_then(|(_, can)| peer::check_codec(can, codec));
+            let outcome = reply.and_then(|(_, can)| {
+                peer::check_abilities(can, codec, post_copy)?;
+                Ok(can)
+            });
             let is_fine = outcome.is_ok();
             mailbox.push(SourceInput::Greeted(outcome)).is_ok() && is_fine
         };
@@ -151,7 +155,7 @@ impl SourceDriver {
                 return self.fail(AbortCode::Other, reason);
             }
             // What became of the first words says more, and is about to be heard.
-            if !self.is_greeted {
+            if self.can.is_none() {
                 tracing::debug!(reason, "before the first words were answered");
                 return;
             }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use dwcp_proto::{Phase, SourceEvent};
 use dwcp_simd::RamRoot;
-use dwcp_wire::{AbortCode, Control, PageRange, StreamHello, StreamRole};
+use dwcp_wire::{AbortCode, Capabilities, Control, PageRange, StreamHello, StreamRole};
 
 use super::node::lock;
 use super::peer::{self, ControlWriter, PeerError};
@@ -72,6 +72,10 @@ impl Serving {
 impl SourceDriver {
     /// The operator wants it.
     pub(super) fn go_postcopy(&mut self) {
+        let can = self.can;
+        if can.is_some_and(|can| !can.contains(Capabilities::POSTCOPY)) {
+            return self.recorder.note(PeerError::NoPostcopy.to_string());
+        }
         self.recorder
             .remark("post-copy after this round, as asked meanwhile".into());
         self.feed(SourceEvent::GoPostcopy);

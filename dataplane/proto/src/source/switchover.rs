@@ -18,19 +18,11 @@ impl Source {
                 at.prepared = true;
                 actions = pause_when_ready(&at);
             }
-            SourceEvent::Peer(Control::PostcopyReady) if at.postcopy && !at.peer_ready => {
-                let again = std::mem::take(&mut at.again);
-                actions.push(SourceAction::NameMissingAhead { again });
-                actions.push(SourceAction::Send(Control::MissingAhead));
-            }
-            SourceEvent::Peer(Control::MissingAheadTaken) if at.postcopy && !at.peer_ready => {
-                at.peer_ready = true;
-                actions = pause_when_ready(&at);
-            }
-            SourceEvent::Peer(Control::PostcopyRefused { reason }) if !at.paused => {
-                let reason = format!("not converging, and no post-copy there: {reason}");
-                return self.give_up(&State::Switchover(at), AbortCode::NotConverging, reason);
-            }
+            SourceEvent::Peer(
+                answer @ (Control::PostcopyReady
+                | Control::MissingAheadTaken
+                | Control::PostcopyRefused { .. }),
+            ) if at.postcopy && !at.peer_ready => return self.postcopy_prepared(at, answer),
             SourceEvent::Paused if at.prepared && !at.paused => {
                 at.paused = true;
                 let (round, again) = (at.round, std::mem::take(&mut at.again));
@@ -82,6 +74,28 @@ impl Source {
             let send = SourceAction::Send(Control::Handover { epoch });
             return (State::Handover(handover), vec![send]);
         }
+        (State::Switchover(at), actions)
+    }
+
+    /// The destination can do without pages, or cannot; and what is dirty is out of its RAM.
+    fn postcopy_prepared(&self, mut at: Switchover, answer: Control) -> (State, Actions) {
+        let actions = match answer {
+            Control::PostcopyReady => {
+                let again = std::mem::take(&mut at.again);
+                vec![
+                    SourceAction::NameMissingAhead { again },
+                    SourceAction::Send(Control::MissingAhead),
+                ]
+            }
+            Control::PostcopyRefused { reason } => {
+                let reason = format!("not converging, and no post-copy there: {reason}");
+                return self.give_up(&State::Switchover(at), AbortCode::NotConverging, reason);
+            }
+            _ => {
+                at.peer_ready = true;
+                pause_when_ready(&at)
+            }
+        };
         (State::Switchover(at), actions)
     }
 

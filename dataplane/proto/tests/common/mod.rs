@@ -75,7 +75,11 @@ pub(crate) fn source_config() -> SourceConfig {
 
 /// A source in pre-copy; round 0 has been asked for.
 pub(crate) fn source_in_precopy() -> Source {
-    let mut source = Source::new(source_config());
+    source_in_precopy_with(source_config())
+}
+
+pub(crate) fn source_in_precopy_with(config: SourceConfig) -> Source {
+    let mut source = Source::new(config);
     let accept = Control::Accept {
         token: 5,
         streams: 2,

@@ -153,7 +153,7 @@ pub(super) fn driver(parts: Parts) -> SourceDriver {
         recorder: parts.recorder,
         way: parts.way,
         control: None,
-        is_greeted: false,
+        can: None,
         peer: None,
         relay: None,
         streams: Streams::default(),

@@ -151,9 +151,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         }
     }
     let record = Record::here("dwcp.bench.postcopy/1", runs);
-    context.print(&record, || {
-        by_case(&record, |run| &run.case, |runs| table(runs))
-    })?;
+    context.print(&record, || by_case(&record, |run| &run.case, table))?;
     match record.runs.iter().filter(|run| !run.good).count() {
         0 => Ok(()),
         bad => Err(Failure::other(anyhow::anyhow!("{bad} runs ended badly"))),
