@@ -23,7 +23,7 @@ mod transfer;
 pub use name::{NAME_RULE, is_name, parse_node_name};
 pub use path::{PathMode, PathSample, Tune};
 pub use report::{
-    DowntimePartsMs, Limit, MigrationReport, MigrationStatus, PageCounts, PhaseName,
+    DowntimePartsMs, Forecast, Limit, MigrationReport, MigrationStatus, PageCounts, PhaseName,
     PostcopyReport, Progress, Role, RoundReport, RunResult, TlsReport,
 };
 pub use socket::{Listener, SocketError, connect, receive, send};

@@ -142,6 +142,25 @@ pub struct RoundReport {
     pub suspect_pages: u64,
 }
 
+/// Whether the rounds lead to a pause that fits, if the guest goes on writing as it does.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Forecast {
+    /// It was made when this round had been sent.
+    pub after_round: u32,
+    /// The pause will fit `switchover.downtime_limit`.
+    pub converges: bool,
+    /// Rounds to come while the guest runs.
+    pub rounds: u32,
+    /// From then until the pause: expected.
+    pub ms: f64,
+    /// The same if every page takes 1.3 times as long.
+    pub ms_p90: f64,
+    /// The pause, without device state: that at the end, or the shortest that can be had.
+    pub downtime_ms: f64,
+    /// The same if every page takes 1.3 times as long.
+    pub downtime_ms_p90: f64,
+}
+
 /// What keeps a migration from being faster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -180,6 +199,9 @@ pub struct Progress {
     pub eta_ms: Option<(u64, u64)>,
     /// What limits the rate.
     pub limit: Limit,
+    /// Whether it converges, once that can be told.
+    #[serde(default)]
+    pub forecast: Option<Forecast>,
 }
 
 /// A migration as it is now.
@@ -287,6 +309,9 @@ pub struct MigrationReport {
     /// How often another connection took the place of a data stream that broke.
     #[serde(default)]
     pub streams_replaced: u32,
+    /// Whether it was to converge, as it was told first.
+    #[serde(default)]
+    pub forecast: Option<Forecast>,
     /// What post-copy took, where there was any.
     #[serde(default)]
     pub postcopy: Option<PostcopyReport>,

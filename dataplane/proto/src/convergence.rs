@@ -19,6 +19,8 @@ pub struct RoundInput {
     pub wire_bytes: u64,
     /// Pages that must be sent again in any case.
     pub suspects: u64,
+    /// The forecast is that no round to come makes the pause fit.
+    pub outruns: bool,
 }
 
 /// Where an operator draws the lines.
@@ -57,7 +59,7 @@ pub enum RoundDecision {
 }
 
 /// So few dirty pages that a further round gains nothing: less than one frame.
-const PAGES_FEW: u64 = 64;
+pub(crate) const PAGES_FEW: u64 = 64;
 
 /// Pages expected to be dirty by now: the dirty rate of the last interval over the last round.
 fn expected_pages(input: &RoundInput) -> u64 {
@@ -89,10 +91,11 @@ pub fn expected_downtime_ns(input: &RoundInput) -> Option<u64> {
 ///
 /// | condition | result |
 /// |---|---|
+/// | first round, post-copy is wanted, and the guest is forecast to outrun its link | `PostCopy` |
 /// | first round | `Continue` |
 /// | fewer than 64 pages are expected to be dirty | `Switchover` |
 /// | the pause fits, and the last round did not halve the pages | `Switchover` |
-/// | post-copy is wanted, and the last round sent more than 7 of 10 pages of the one before | `PostCopy` |
+/// | post-copy is wanted, and the same, or the last round sent more than 7 of 10 pages of the one before | `PostCopy` |
 /// | `rounds_max` reached, and the pause fits or is forced | `Switchover` |
 /// | `rounds_max` reached | `PostCopy`, `Abort` |
 /// | otherwise | `Continue` |
@@ -101,7 +104,11 @@ pub fn expected_downtime_ns(input: &RoundInput) -> Option<u64> {
 /// as parts of the pause.
 #[must_use]
 pub fn decide_round(input: &RoundInput, limits: &RoundLimits) -> RoundDecision {
+    let wants_postcopy = limits.if_not_converged == IfNotConverged::PostCopy;
     let Some(downtime_ns) = expected_downtime_ns(input) else {
+        if wants_postcopy && input.outruns {
+            return RoundDecision::PostCopy;
+        }
         return if limits.rounds_max == 0 {
             RoundDecision::Switchover
         } else {
@@ -112,7 +119,7 @@ pub fn decide_round(input: &RoundInput, limits: &RoundLimits) -> RoundDecision {
     let shrinking = input.pages.saturating_mul(2) <= input.pages_before;
     if expected_pages(input) < PAGES_FEW || (fits && !shrinking) {
         RoundDecision::Switchover
-    } else if limits.if_not_converged == IfNotConverged::PostCopy && !input.converges() {
+    } else if wants_postcopy && (input.outruns || !input.converges()) {
         RoundDecision::PostCopy
     } else if input.round < limits.rounds_max {
         RoundDecision::Continue
@@ -213,6 +220,30 @@ mod tests {
             ..shrinking
         };
         assert_eq!(decide_round(&last, &limits), RoundDecision::PostCopy);
+    }
+
+    #[test]
+    fn a_guest_that_is_forecast_to_outrun_the_link_is_post_copied_after_the_first_round() {
+        let limits = RoundLimits {
+            if_not_converged: IfNotConverged::PostCopy,
+            ..LIMITS
+        };
+        let input = RoundInput {
+            pages: 500_000,
+            round_ns: 2000 * MS,
+            outruns: true,
+            ..Default::default()
+        };
+        assert_eq!(decide_round(&input, &limits), RoundDecision::PostCopy);
+        assert_eq!(decide_round(&input, &LIMITS), RoundDecision::Continue);
+        // What is few is few, whatever was forecast.
+        let quiet = RoundInput {
+            round: 1,
+            pages: 10,
+            dirty_ns: 2000 * MS,
+            ..input
+        };
+        assert_eq!(decide_round(&quiet, &limits), RoundDecision::Switchover);
     }
 
     #[test]

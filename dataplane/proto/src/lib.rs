@@ -16,6 +16,7 @@
 
 mod convergence;
 mod destination;
+mod forecast;
 mod phase;
 mod recovery;
 mod source;
@@ -24,6 +25,7 @@ pub use convergence::{
     IfNotConverged, RoundDecision, RoundInput, RoundLimits, decide_round, expected_downtime_ns,
 };
 pub use destination::{Destination, DestinationAction, DestinationConfig, DestinationEvent};
+pub use forecast::{DirtyCurve, Forecast, ForecastInput, forecast};
 pub use phase::{Phase, is_transition_valid};
 pub use recovery::{
     DestinationRecovery, LastRecord, SourceRecovery, VmState, recover_destination, recover_source,

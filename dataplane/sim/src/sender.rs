@@ -240,6 +240,7 @@ impl World {
             pages: sender.counts.zero + sender.counts.raw,
             dirty_ns: sender.dirty_ns,
             root: pages::root(&run.sent),
+            outruns: false,
         };
         for stream in 0..usize::from(self.plan.streams) {
             let again = sender.unmarked.get(&stream).copied();

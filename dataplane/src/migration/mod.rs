@@ -45,6 +45,7 @@ mod secure;
 mod source;
 mod source_actions;
 mod source_asks;
+mod source_forecast;
 mod source_path;
 mod source_postcopy;
 mod source_rounds;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use dwcp_api::{
-    Codec, Limit, MigrationId, MigrationReport, MigrationStatus, PageCounts, PhaseName,
+    Codec, Forecast, Limit, MigrationId, MigrationReport, MigrationStatus, PageCounts, PhaseName,
     PostcopyReport, Progress, Role, RoundReport, RunResult, TlsReport,
 };
 use dwcp_proto::{Ending, Outcome, Phase};
@@ -37,6 +37,8 @@ pub(super) struct Recorder {
     pub(super) pages_visited: u64,
     pub(super) pages_away: u64,
     pub(super) pause: PauseMoments,
+    /// The first forecast, and the newest.
+    pub(super) forecasts: Option<(Forecast, Forecast)>,
     /// What post-copy took, and when it was over.
     pub(super) postcopy: Option<(PostcopyReport, Instant)>,
     pub(super) transport: String,
@@ -126,6 +128,12 @@ impl Recorder {
         self.ram_root = before.ram_root;
     }
 
+    /// What lies ahead, told anew after each round.
+    pub(super) fn foresee(&mut self, ahead: Forecast) {
+        let first = self.forecasts.map_or(ahead, |(first, _)| first);
+        self.forecasts = Some((first, ahead));
+    }
+
     /// Post-copy is over.
     pub(super) fn fetched(&mut self, summary: &FetchSummary, verified: Option<bool>) {
         self.verified = verified != Some(false);
@@ -163,6 +171,7 @@ impl Recorder {
             pages_visited: 0,
             pages_away: 0,
             pause: PauseMoments::default(),
+            forecasts: None,
             postcopy: None,
             transport: String::new(),
             tls: None,
@@ -283,6 +292,7 @@ impl Recorder {
             dirty_pages_per_s: self.dirty_pages_per_s,
             eta_ms,
             limit,
+            forecast: self.forecasts.map(|(_, newest)| newest),
         }
     }
 
@@ -389,6 +399,7 @@ impl Recorder {
             streams: self.streams,
             streams_replaced: self.streams_replaced,
             streams_in_use: self.streams_in_use,
+            forecast: self.forecasts.map(|(first, _)| first),
             postcopy: self.postcopy.map(|(report, _)| report),
             transport: self.transport.clone(),
             tls: self.tls.clone(),

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use dwcp_api::counters::Counters;
 use dwcp_api::{MigrationId, MigrationStatus, PhaseName, TransferSettings};
 use dwcp_proto::{
-    Ending, Instant as ProtoInstant, Outcome, Phase, Source, SourceAction, SourceEvent,
+    Ending, Instant as ProtoInstant, Outcome, Phase, RoundLimits, Source, SourceAction, SourceEvent,
 };
 use dwcp_wire::{AbortCode, Capabilities};
 
@@ -25,6 +25,7 @@ use super::recorder::{BeforeRound, End, Recorder, no_outcome};
 use super::relay::Relay;
 use super::secure::Way;
 use super::source_asks::Asking;
+use super::source_forecast::Writing;
 use super::source_path::PathWatch;
 use super::source_postcopy::{BackAgain, ServeEnded, Serving};
 use super::source_streams::{Dialled, Streams};
@@ -118,6 +119,7 @@ pub(super) struct SourceDriver {
     pub(super) serving: Serving,
     pub(super) round: Option<RoundUnderWay>,
     pub(super) collected_at: Option<Instant>,
+    pub(super) writing: Writing,
     pub(super) query_under_way: Arc<AtomicBool>,
     pub(super) outcome: Option<Outcome>,
     /// Its place among the migrations of this node.
@@ -183,6 +185,7 @@ impl SourceDriver {
                 self.tune(tune);
             }
             self.watch_path();
+            self.watch_writing();
             self.publish();
         }
         self.finish();
@@ -219,6 +222,10 @@ impl SourceDriver {
     /// The machine's clock starts at 1 with the migration.
     fn now(&self) -> ProtoInstant {
         ProtoInstant(self.recorder.started().elapsed().as_nanos() as u64 + 1)
+    }
+
+    pub(super) const fn limits(&self) -> RoundLimits {
+        begin::limits(&self.request.settings)
     }
 
     pub(super) fn limit_bandwidth(&mut self, mbit: u32) {

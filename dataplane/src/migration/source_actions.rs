@@ -168,6 +168,7 @@ impl SourceDriver {
             .prepare_source()
             .and_then(|()| self.tracker.arm());
         self.collected_at = Some(Instant::now());
+        self.writing.begin();
         match prepared {
             Ok(()) => self.pending.push_back(SourceEvent::TrackerArmed),
             Err(error) => self.fail(AbortCode::Vmm, error.to_string()),

@@ -51,6 +51,7 @@ impl SourceDriver {
                 .map_or(0, |at| began.duration_since(at).as_nanos() as u64)
         };
         self.collected_at = Some(began);
+        self.writing.begin();
         let work = match &self.lanes {
             Some(lanes) => RoundWork::by_lanes(round, dirty, forced, Arc::clone(lanes)),
             None => RoundWork::new(round, dirty, forced),
@@ -159,11 +160,14 @@ impl SourceDriver {
             self.recorder.dirty_pages_per_s = sent.pages as f64 / (dirty_ns as f64 / 1e9);
         }
         self.recorder.round_sent(report);
+        let paused = self.recorder.pause.paused.is_some();
+        let outruns = !paused && self.look_ahead(&report);
         let measure = RoundMeasure {
             sent,
             pages: sent.pages,
             dirty_ns,
             root,
+            outruns,
         };
         self.pending.push_back(SourceEvent::RoundSent(measure));
     }

@@ -26,6 +26,8 @@ pub struct RoundMeasure {
     pub dirty_ns: u64,
     /// Root over what the destination should hold now.
     pub root: u128,
+    /// The forecast is that the guest outruns its link.
+    pub outruns: bool,
 }
 
 /// What happens to a source.

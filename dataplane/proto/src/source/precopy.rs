@@ -131,6 +131,7 @@ impl Source {
             dirty_ns: measure.dirty_ns,
             wire_bytes: measure.sent.wire_bytes,
             suspects: suspects.iter().map(|range| u64::from(range.count)).sum(),
+            outruns: measure.outruns,
         };
         let round = precopy.round + 1;
         let decision = match decide_round(&input, &self.config.limits) {

@@ -48,6 +48,7 @@ pub(crate) fn measure() -> RoundMeasure {
         pages: 1,
         dirty_ns: 1,
         root: ROOT,
+        outruns: false,
     }
 }
 

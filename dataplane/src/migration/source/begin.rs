@@ -15,6 +15,7 @@ use crate::migration::node::{JournalScope, MigrationHandle, Node, check_running}
 use crate::migration::placement::{ACK_BYTES_MIN, stream_window};
 use crate::migration::recorder::{Recorder, Subject};
 use crate::migration::secure::Way;
+use crate::migration::source_forecast::Writing;
 use crate::migration::source_path::PathWatch;
 use crate::migration::source_postcopy::Serving;
 use crate::migration::source_streams::Streams;
@@ -168,6 +169,7 @@ pub(super) fn driver(parts: Parts) -> SourceDriver {
         serving: Serving::default(),
         round: None,
         collected_at: None,
+        writing: Writing::default(),
         query_under_way: Arc::default(),
         outcome: None,
         turn: None,

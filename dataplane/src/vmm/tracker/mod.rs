@@ -49,6 +49,12 @@ pub trait DirtyTracker: Send + std::fmt::Debug {
     /// When the VMM is gone.
     fn collect(&mut self, dirty: &mut RamBitmap) -> Result<Collected, VmmError>;
 
+    /// Pages written since the last call of [`Self::collect`]; they stay marked. `None` where that cannot be
+    /// told at little cost.
+    fn written(&mut self) -> Option<u64> {
+        None
+    }
+
     /// Stops recording.
     fn disarm(&mut self);
 }

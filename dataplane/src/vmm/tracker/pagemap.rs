@@ -68,6 +68,23 @@ impl Pagemap {
         &mut self,
         start: u64,
         bytes: u64,
+        written: impl FnMut(u32, u32),
+    ) -> Result<(), Errno> {
+        self.scan(PM_SCAN_WP_MATCHING, start, bytes, written)
+    }
+
+    /// Pages written in `start..start + bytes`; they stay so.
+    pub(super) fn count_written(&mut self, start: u64, bytes: u64) -> Result<u64, Errno> {
+        let mut pages = 0;
+        self.scan(0, start, bytes, |_, count| pages += u64::from(count))?;
+        Ok(pages)
+    }
+
+    fn scan(
+        &mut self,
+        flags: u64,
+        start: u64,
+        bytes: u64,
         mut written: impl FnMut(u32, u32),
     ) -> Result<(), Errno> {
         let page = PAGE_BYTES as u64;
@@ -75,7 +92,7 @@ impl Pagemap {
         while from < start + bytes {
             let mut argument = ScanArgument {
                 size: size_of::<ScanArgument>() as u64,
-                flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+                flags: flags | PM_SCAN_CHECK_WPASYNC,
                 start: from,
                 end: start + bytes,
                 walk_end: 0,

@@ -115,6 +115,16 @@ impl DirtyTracker for Userfaultfd {
         Ok(Collected::Marked)
     }
 
+    fn written(&mut self) -> Option<u64> {
+        let Self {
+            pagemap, blocks, ..
+        } = self;
+        let mut blocks = blocks.iter();
+        blocks.try_fold(0, |sum, &(start, bytes)| {
+            Some(sum + pagemap.count_written(start, bytes).ok()?)
+        })
+    }
+
     fn disarm(&mut self) {
         if !std::mem::take(&mut self.registered) {
             return;

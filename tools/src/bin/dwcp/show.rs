@@ -2,8 +2,8 @@
 
 use comfy_table::{Cell, Table, presets};
 use dwcp_api::{
-    Limit, MigrationReport, MigrationStatus, PhaseName, PostcopyReport, Progress, RunResult,
-    TlsReport,
+    Forecast, Limit, MigrationReport, MigrationStatus, PhaseName, PostcopyReport, Progress,
+    RunResult, TlsReport,
 };
 
 /// Bytes with a binary unit, three digits.
@@ -220,11 +220,30 @@ fn measured(report: &MigrationReport) -> Vec<(&'static str, String)> {
         ("moved by", means(report)),
         ("CPU here", format!("{:.2} s", report.cpu_s)),
     ];
+    if let Some(ahead) = &report.forecast {
+        lines.push(("forecast", forecast(ahead)));
+    }
     if let Some(postcopy) = &report.postcopy {
         let at = lines.iter().position(|(name, _)| *name == "guest RAM");
         lines.insert(at.unwrap_or(0), ("post-copy", fetched(postcopy)));
     }
     lines
+}
+
+/// What was to be expected.
+pub(crate) fn forecast(ahead: &Forecast) -> String {
+    let range = |low: f64, high: f64| format!("{} to {}", duration(low), duration(high));
+    let pause = range(ahead.downtime_ms, ahead.downtime_ms_p90);
+    let after = format!("after round {}", ahead.after_round);
+    if !ahead.converges {
+        return format!("{after}: the guest outruns its link, the shortest pause would be {pause}");
+    }
+    let rounds = match ahead.rounds {
+        1 => "1 more round".to_owned(),
+        rounds => format!("{rounds} more rounds"),
+    };
+    let time = range(ahead.ms, ahead.ms_p90);
+    format!("{after}: {rounds} in {time}, then a pause of {pause}")
 }
 
 /// What post-copy took.

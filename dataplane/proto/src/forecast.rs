@@ -1,0 +1,242 @@
+//! Whether pre-copy will converge, when, and with what pause: asked before the guest has been sent twice.
+//!
+//! A guest does not write at a constant rate: it writes the same pages again. How many are dirty after a
+//! time T is a curve that bends, and the rounds follow from it:
+//!
+//! ```text
+//! pages(n + 1) = dirty(time(n))        time(n) = pages(n) × time of a page
+//! ```
+//! It is sampled while a round is under way, without a model of how it bends.
+
+use crate::{RoundLimits, convergence::PAGES_FEW};
+
+/// Samples kept: beyond that every other one goes.
+const POINTS_MAX: usize = 64;
+
+/// How many pages are dirty so long after none was.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DirtyCurve {
+    /// Time in nanoseconds, and pages; both ascending.
+    points: Vec<(u64, u64)>,
+}
+
+impl DirtyCurve {
+    /// Adds a sample. A page that is dirty stays so: fewer than before is a sample of something else.
+    pub fn add(&mut self, ns: u64, pages: u64) {
+        if let Some(&(last_ns, last_pages)) = self.points.last()
+            && (ns <= last_ns || pages < last_pages)
+        {
+            return;
+        }
+        if self.points.len() == POINTS_MAX {
+            let mut at = 0;
+            self.points.retain(|_| {
+                at += 1;
+                at % 2 == 0
+            });
+        }
+        self.points.push((ns, pages));
+    }
+
+    /// Whether nothing is known.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.points.is_empty()
+    }
+
+    /// Pages that are dirty after `ns`: between samples in proportion, behind the last as from the one before.
+    #[must_use]
+    pub fn pages_after(&self, ns: u64) -> u64 {
+        let behind = self.points.partition_point(|&(at, _)| at < ns);
+        let (from, to) = match (behind.checked_sub(1), self.points.get(behind)) {
+            (None, Some(first)) => ((0, 0), *first),
+            (Some(before), Some(next)) => (self.points[before], *next),
+            (Some(last), None) => {
+                let before = last.checked_sub(1).map_or((0, 0), |at| self.points[at]);
+                (before, self.points[last])
+            }
+            (None, None) => return 0,
+        };
+        let rise = u128::from(to.1 - from.1) * u128::from(ns - from.0);
+        let rise = rise / u128::from((to.0 - from.0).max(1));
+        from.1
+            .saturating_add(u64::try_from(rise).unwrap_or(u64::MAX))
+    }
+}
+
+/// What a forecast rests on.
+#[derive(Clone, Copy, Debug)]
+pub struct ForecastInput<'a> {
+    /// The round that has just been sent.
+    pub round: u32,
+    /// What the guest dirties.
+    pub curve: &'a DirtyCurve,
+    /// Time since the last look at what is dirty: what it dirtied since is the next round.
+    pub interval_ns: u64,
+    /// Time that a page with data takes.
+    pub page_ns: u64,
+    /// Where the operator draws the lines.
+    pub limits: &'a RoundLimits,
+}
+
+/// What lies ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forecast {
+    /// The pause will fit its limit.
+    pub converges: bool,
+    /// Rounds to come while the guest runs.
+    pub rounds: u32,
+    /// Time from now until the pause.
+    pub ns: u64,
+    /// The pause without device state: that at the end, or the shortest that can be had.
+    pub downtime_ns: u64,
+}
+
+/// Looks ahead, round by round, as [`crate::decide_round`] will decide. `None` while nothing is known of what
+/// the guest writes.
+#[must_use]
+pub fn forecast(input: &ForecastInput<'_>) -> Option<Forecast> {
+    if input.curve.is_empty() {
+        return None;
+    }
+    let time = |pages: u64| pages.saturating_mul(input.page_ns);
+    let mut pages = input.curve.pages_after(input.interval_ns);
+    let mut ahead = Forecast {
+        converges: false,
+        rounds: 0,
+        ns: 0,
+        downtime_ns: time(pages),
+    };
+    for _ in input.round..input.limits.rounds_max.max(input.round + 1) {
+        let round_ns = time(pages);
+        let dirty = input.curve.pages_after(round_ns);
+        ahead.rounds += 1;
+        ahead.ns = ahead.ns.saturating_add(round_ns);
+        ahead.downtime_ns = ahead.downtime_ns.min(time(dirty));
+        let fits = time(dirty) <= input.limits.downtime_ns_max;
+        let shrinking = dirty.saturating_mul(2) <= pages;
+        if dirty < PAGES_FEW || (fits && !shrinking) {
+            ahead.converges = true;
+            ahead.downtime_ns = time(dirty);
+            return Some(ahead);
+        }
+        // Rounds that get no shorter lead nowhere.
+        if !fits && dirty.saturating_mul(20) >= pages.saturating_mul(19) {
+            return Some(ahead);
+        }
+        pages = dirty;
+    }
+    ahead.converges = ahead.downtime_ns <= input.limits.downtime_ns_max;
+    Some(ahead)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::IfNotConverged;
+
+    const MS: u64 = 1_000_000;
+
+    const LIMITS: RoundLimits = RoundLimits {
+        downtime_ns_max: 300 * MS,
+        rounds_max: 30,
+        if_not_converged: IfNotConverged::Abort,
+    };
+
+    /// A guest that rewrites `set` pages at random, `rate` of them a second, looked at now and then.
+    fn guest(set: f64, rate: f64, until_ms: u64) -> DirtyCurve {
+        let mut curve = DirtyCurve::default();
+        let mut ms = 100;
+        while ms <= until_ms {
+            let seconds = ms as f64 / 1000.0;
+            let pages = set * (1.0 - (-rate * seconds / set).exp());
+            curve.add(ms * MS, pages as u64);
+            ms += ms / 2;
+        }
+        curve
+    }
+
+    fn ahead(curve: &DirtyCurve, page_ns: u64) -> Forecast {
+        forecast(&ForecastInput {
+            round: 0,
+            curve,
+            interval_ns: 4000 * MS,
+            page_ns,
+            limits: &LIMITS,
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn a_curve_is_followed_between_its_samples_and_behind_them() {
+        let mut curve = DirtyCurve::default();
+        assert_eq!((curve.is_empty(), curve.pages_after(5)), (true, 0));
+        curve.add(100, 1000);
+        assert_eq!(
+            [50, 100, 200].map(|at| curve.pages_after(at)),
+            [500, 1000, 2000]
+        );
+        curve.add(200, 1200);
+        assert_eq!(
+            [150, 200, 300].map(|at| curve.pages_after(at)),
+            [1100, 1200, 1400]
+        );
+        // Of another interval.
+        curve.add(300, 3);
+        assert_eq!(curve.pages_after(300), 1400);
+    }
+
+    #[test]
+    fn a_curve_has_a_bound_and_keeps_its_shape() {
+        let mut curve = DirtyCurve::default();
+        for at in 1..10_000 {
+            curve.add(at, at * 3);
+        }
+        assert!(curve.points.len() <= POINTS_MAX);
+        assert_eq!(curve.pages_after(5000), 15_000);
+    }
+
+    /// 25,000 pages a second leave.
+    #[test]
+    fn what_the_guest_writes_against_what_leaves() {
+        let page_ns = 40_000;
+        for (rate, converges) in [
+            (0.0, true),
+            (12_500.0, true),
+            (50_000.0, false),
+            (125_000.0, false),
+        ] {
+            let found = ahead(&guest(60_000.0, rate, 4000), page_ns);
+            assert_eq!(found.converges, converges, "{rate}: {found:?}");
+        }
+    }
+
+    /// A few pages, rewritten as fast as can be, are sent in the pause.
+    #[test]
+    fn a_small_set_that_is_always_dirty_fits_the_pause() {
+        let found = ahead(&guest(4000.0, 1e6, 4000), 40_000);
+        assert!(found.converges, "{found:?}");
+        assert!(
+            (150 * MS..=165 * MS).contains(&found.downtime_ns),
+            "{found:?}"
+        );
+        let found = ahead(&guest(20_000.0, 1e6, 4000), 40_000);
+        assert!(!found.converges, "{found:?}");
+        assert!(
+            (780 * MS..=800 * MS).contains(&found.downtime_ns),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn without_a_sample_there_is_no_forecast() {
+        let input = ForecastInput {
+            round: 0,
+            curve: &DirtyCurve::default(),
+            interval_ns: MS,
+            page_ns: 1,
+            limits: &LIMITS,
+        };
+        assert_eq!(forecast(&input), None);
+    }
+}

@@ -1,0 +1,101 @@
+//! What the guest writes, looked at while a round is under way, and what follows from it for the rounds to come.
+
+use std::time::{Duration, Instant};
+
+use dwcp_api::{Forecast, RoundReport};
+use dwcp_proto::{DirtyCurve, ForecastInput, Phase, forecast};
+
+use super::source::SourceDriver;
+
+/// The first look at what the guest has written comes so long after the last of it was taken, each later one
+/// after half as long again.
+const FIRST_LOOK: Duration = Duration::from_millis(100);
+
+/// A look takes no more than this part of the time between two.
+const LOOK_SHARE: u32 = 20;
+
+/// What is told as p90: every page takes so much longer, in tenths.
+const P90_TENTHS: u64 = 13;
+
+/// Fewer pages with data than this say nothing of the time that one takes.
+const PAGES_MIN: u64 = 256;
+
+/// What the guest has written since the last look that took it.
+#[derive(Debug, Default)]
+pub(super) struct Writing {
+    curve: DirtyCurve,
+    /// When the next look is due.
+    due: Duration,
+    /// Time that a page with data took, in the last round that had enough of them.
+    page_ns: Option<u64>,
+}
+
+impl Writing {
+    /// All that was written is taken: it begins anew.
+    pub(super) fn begin(&mut self) {
+        self.curve = DirtyCurve::default();
+        self.due = FIRST_LOOK;
+    }
+}
+
+impl SourceDriver {
+    /// Looks at what the guest has written, now and then. It costs a pass over its page tables, and the guest
+    /// nothing.
+    pub(super) fn watch_writing(&mut self) {
+        let Some(since) = self.collected_at.map(|at| at.elapsed()) else {
+            return;
+        };
+        if self.machine.phase() != Phase::Precopy || since < self.writing.due {
+            return;
+        }
+        let began = Instant::now();
+        let Some(pages) = self.tracker.written() else {
+            self.writing.due = Duration::MAX;
+            return;
+        };
+        self.writing.curve.add(since.as_nanos() as u64, pages);
+        let pause = (since / 2).max(began.elapsed() * LOOK_SHARE);
+        self.writing.due = since + pause;
+    }
+
+    /// Looks ahead when a round is sent. Returns whether the guest is to outrun its link.
+    pub(super) fn look_ahead(&mut self, round: &RoundReport) -> bool {
+        let data = round.classes.raw + round.classes.compressed + round.classes.delta;
+        if data >= PAGES_MIN {
+            self.writing.page_ns = Some((round.ms * 1e6 / data as f64) as u64);
+        }
+        let interval = self.collected_at.map(|at| at.elapsed());
+        let (Some(page_ns), Some(interval)) = (self.writing.page_ns, interval) else {
+            return false;
+        };
+        if let Some(pages) = self.tracker.written() {
+            self.writing.curve.add(interval.as_nanos() as u64, pages);
+        }
+        let limits = self.limits();
+        let ahead = |page_ns| {
+            forecast(&ForecastInput {
+                round: round.round,
+                curve: &self.writing.curve,
+                interval_ns: interval.as_nanos() as u64,
+                page_ns,
+                limits: &limits,
+            })
+        };
+        let (Some(p50), Some(p90)) = (ahead(page_ns), ahead(page_ns * P90_TENTHS / 10)) else {
+            return false;
+        };
+        let ms = |ns: u64| ns as f64 / 1e6;
+        let told = Forecast {
+            after_round: round.round,
+            converges: p50.converges,
+            rounds: p50.rounds,
+            ms: ms(p50.ns),
+            ms_p90: ms(p90.ns.max(p50.ns)),
+            downtime_ms: ms(p50.downtime_ns),
+            downtime_ms_p90: ms(p90.downtime_ns.max(p50.downtime_ns)),
+        };
+        tracing::info!(vm = self.request.vm, ?told, "forecast");
+        self.recorder.foresee(told);
+        !told.converges
+    }
+}
