@@ -55,13 +55,11 @@ fn moves(settings: &TransferSettings, change: impl Fn(&TwoNodes)) -> PostcopyRep
         .unwrap();
     change(&nodes);
     let report = wait(node, ID);
-    // Foretold when all of RAM had been sent once.
-    let ahead = report.forecast.expect("a forecast");
-    assert_eq!(
-        (ahead.after_round, ahead.converges),
-        (0, false),
-        "{ahead:?}"
-    );
+    // Foretold when all of RAM had been sent once, where that can be.
+    if report.tracker == "userfaultfd" {
+        let ahead = report.forecast.expect("a forecast");
+        assert!(!ahead.converges && ahead.after_round == 0, "{ahead:?}");
+    }
     assert!(report.rounds < 10, "{} rounds", report.rounds);
     check(&nodes, &report)
 }

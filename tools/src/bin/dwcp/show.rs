@@ -45,6 +45,9 @@ pub(crate) fn duration(ms: f64) -> String {
 
 /// Time left, as a range.
 pub(crate) fn eta(progress: &Progress) -> String {
+    if progress.forecast.is_some_and(|ahead| !ahead.converges) {
+        return "none, the guest outruns its link".to_owned();
+    }
     match progress.eta_ms {
         None => "not known yet".to_owned(),
         Some((low, high)) if low == high => duration(low as f64),
