@@ -61,7 +61,7 @@ fn wrong_usage_is_2_and_every_command_has_help_with_examples() {
         run(dwcp().args(arguments), 2);
     }
     for command in [
-        "doctor", "node", "vm", "migrate", "status", "cancel", "journal", "config", "pki",
+        "doctor", "node", "vm", "migrate", "drain", "status", "cancel", "journal", "config", "pki",
     ] {
         let (out, _) = run(dwcp().args([command, "--help"]), 0);
         assert!(

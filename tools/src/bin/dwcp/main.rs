@@ -10,6 +10,7 @@ mod config;
 mod context;
 mod demo;
 mod doctor;
+mod drain;
 mod failure;
 mod journal;
 mod migrate;
@@ -81,6 +82,8 @@ enum Command {
     Vm(vm::Args),
     /// Move a VM to another node.
     Migrate(Box<migrate::Args>),
+    /// Move all running VMs to other nodes.
+    Drain(Box<drain::Args>),
     /// Migrations since the data plane started.
     Status(status::Args),
     /// Give a VM that is being moved back to this node.
@@ -121,6 +124,7 @@ fn run(command: &Command, context: &mut Context) -> Result<(), Failure> {
         Command::Node(args) => node::run(args, context),
         Command::Vm(args) => vm::run(args, context),
         Command::Migrate(args) => migrate::run(args, context),
+        Command::Drain(args) => drain::run(args, context),
         Command::Status(args) => status::run(args, context),
         Command::Cancel(args) => cancel::run(args, context),
         Command::Probe(args) => probe::run(args, context),

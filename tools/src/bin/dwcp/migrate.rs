@@ -61,7 +61,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
-    let settings = settings(args, context)?;
+    let settings = settings(args.profile.as_deref(), &args.changes, &args.to, context)?;
     if args.no_wait && !args.dry_run {
         let id = start(args, &settings, context)?;
         let started = json!({"id": id.to_string(), "vm": args.vm});
@@ -161,23 +161,29 @@ fn finding(report: &MigrationReport, to: &str) -> String {
     }
 }
 
-fn settings(args: &Args, context: &mut Context) -> Result<TransferSettings, Failure> {
-    let base = match args.profile.as_deref() {
-        Some(AUTO) => by_path(args, context)?,
+/// How to move to node `to`: a profile, or the node's own, with changes.
+pub(crate) fn settings(
+    profile: Option<&str>,
+    changes: &[String],
+    to: &str,
+    context: &mut Context,
+) -> Result<TransferSettings, Failure> {
+    let base = match profile {
+        Some(AUTO) => by_path(to, context)?,
         Some(profile) => profile::load(profile)?,
         None => match context.node.ask(&Request::Node)? {
             Reply::Node(node) => node.default_settings,
             other => return Err(Failure::unexpected(&other)),
         },
     };
-    let changes = args.changes.iter().map(String::as_str);
+    let changes = changes.iter().map(String::as_str);
     Ok(profile::with_changes(&base, changes)?)
 }
 
 /// The built-in profile of the path's mode, and all that follows a path.
-fn by_path(args: &Args, context: &mut Context) -> Result<TransferSettings, Failure> {
-    let probe::Probed { mode, why, .. } = probe::probe(&args.to, context)?;
-    eprintln!("{}: the path to {} is {mode}: {why}", args.vm, args.to);
+fn by_path(to: &str, context: &mut Context) -> Result<TransferSettings, Failure> {
+    let probe::Probed { mode, why, .. } = probe::probe(to, context)?;
+    eprintln!("the path to {to} is {mode}: {why}");
     let base = profile::load(&mode)?;
     let changes = ["pages.codec=auto", "transfer.follow_path=true"];
     Ok(profile::with_changes(&base, changes)?)
