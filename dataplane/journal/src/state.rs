@@ -258,6 +258,13 @@ impl State {
         })
     }
 
+    /// Whether this node, as destination, has said that a person must look at the migration.
+    #[must_use]
+    pub fn needs_a_look(&self, migration: MigrationId) -> bool {
+        let of_it = self.migrations.get(&key(migration, Role::Destination));
+        of_it.is_some_and(|migration| migration.failed)
+    }
+
     /// Whether this node, as destination, promised never to commit the migration.
     #[must_use]
     pub fn refused(&self, migration: MigrationId) -> bool {

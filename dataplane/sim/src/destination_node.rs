@@ -1,6 +1,6 @@
 //! The destination node: its data plane's engine around the real machine, and its VMM.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use dwcp_proto::{
     Destination, DestinationAction, DestinationConfig, DestinationEvent, JournalEntry, Outcome,
@@ -53,6 +53,12 @@ pub(crate) struct DestinationRun {
     /// Device state may go to the VMM.
     pub(crate) loads: bool,
     pub(crate) finished: bool,
+    /// Pages that were named as missing.
+    pub(crate) missing: BTreeSet<usize>,
+    /// In post-copy: what came before is in no root.
+    pub(crate) was_restarted: bool,
+    /// The machine knows that no page is missing.
+    pub(crate) is_told: bool,
 }
 
 impl DestinationNode {
@@ -83,14 +89,21 @@ impl World {
         let config = DestinationConfig {
             silence_ns: self.plan.silence_ns,
         };
+        self.destination_begins(attempt, Destination::new(config));
+    }
+
+    pub(crate) fn destination_begins(&mut self, attempt: usize, machine: Destination) {
         self.destination.runs[attempt] = Some(DestinationRun {
-            machine: Destination::new(config),
+            machine,
             actions: VecDeque::new(),
             acting: false,
             receiver: Receiver::new(self.plan.pages),
             instance: None,
             loads: false,
             finished: false,
+            missing: BTreeSet::new(),
+            was_restarted: false,
+            is_told: false,
         });
     }
 
@@ -127,6 +140,9 @@ impl World {
             format!("{told}\n{:>37} {before:?} -> {after:?}, to do {todo}", "")
         });
         invariants::bounded::check_step(self, count);
+        if after == Phase::Postcopy && before != Phase::Postcopy {
+            self.fetch_later(attempt);
+        }
         if lost {
             self.close(attempt, Side::Destination, true);
         }
@@ -195,12 +211,12 @@ impl World {
         match action {
             DestinationAction::PrepareVm(offer) => self.prepare(attempt, offer.streams),
             DestinationAction::Send(message) => self.send(attempt, Side::Source, &message),
-            // The simulated source asks for no pages, and for no post-copy.
-            DestinationAction::PreparePostcopy
-            | DestinationAction::NoteMissing(_)
-            | DestinationAction::TakeMissingAhead
-            | DestinationAction::TakeMissing
-            | DestinationAction::ExpectStreams { .. }
+            DestinationAction::PreparePostcopy => self.prepare_postcopy(attempt),
+            DestinationAction::NoteMissing(missing) => self.note_missing(attempt, &missing),
+            DestinationAction::TakeMissingAhead => self.take_missing(attempt, false),
+            DestinationAction::TakeMissing => self.take_missing(attempt, true),
+            // The simulated source asks for no pages.
+            DestinationAction::ExpectStreams { .. }
             | DestinationAction::FindPages(_)
             | DestinationAction::Journal(_) => {}
             DestinationAction::Prove => self.prove(attempt),
@@ -265,6 +281,7 @@ impl World {
         if self.destination.held_by == Some(attempt) {
             self.destination.held_by = None;
         }
+        invariants::no_lost_write::check_whole(self, &outcome);
         if let Some(run) = self.destination_run(attempt) {
             run.finished = true;
         }

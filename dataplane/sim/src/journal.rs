@@ -9,6 +9,7 @@ use crate::faults::{JournalFault, Side};
 pub(crate) enum Stage {
     Begun,
     Prepared,
+    Serving,
     Committed,
     Resumed,
     Refused,
@@ -29,6 +30,8 @@ pub(crate) struct Journal {
     stages: Vec<Option<Stage>>,
     failed: Vec<bool>,
     begun: Vec<bool>,
+    postcopy: Vec<bool>,
+    fetching: Vec<bool>,
     poisoned: bool,
     next_fault: Option<JournalFault>,
 }
@@ -40,6 +43,8 @@ impl Journal {
             stages: vec![],
             failed: vec![],
             begun: vec![],
+            postcopy: vec![],
+            fetching: vec![],
             poisoned: false,
             next_fault: None,
         }
@@ -114,6 +119,17 @@ impl Journal {
         matches!(self.stage(attempt), Some(Stage::Committed | Stage::Resumed))
     }
 
+    /// Source: what was handed over needs the pages here.
+    pub(crate) fn is_postcopy(&self, attempt: usize) -> bool {
+        self.postcopy.get(attempt).copied().unwrap_or(false)
+    }
+
+    /// Destination: pages may be missing.
+    pub(crate) fn is_fetching(&self, attempt: usize) -> bool {
+        let failed = self.failed.get(attempt).copied().unwrap_or(false);
+        self.fetching.get(attempt).copied().unwrap_or(false) && !failed
+    }
+
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.contains(&true)
     }
@@ -133,6 +149,12 @@ impl Journal {
         match (self.side, self.stage(attempt)?) {
             (_, Stage::Begun) if !failed => Some(LastRecord::Begin),
             (Side::Source, Stage::Prepared) => Some(LastRecord::Prepared),
+            (Side::Source, Stage::Serving) if !failed => Some(LastRecord::Serving),
+            (Side::Destination, Stage::Committed | Stage::Resumed)
+                if !failed && self.is_fetching(attempt) =>
+            {
+                Some(LastRecord::Fetching)
+            }
             (Side::Destination, Stage::Committed) if !failed => Some(LastRecord::Committed),
             (Side::Destination, Stage::Refused) if self.begun[attempt] => Some(LastRecord::Refused),
             _ => None,
@@ -144,15 +166,28 @@ impl Journal {
             self.stages.push(None);
             self.failed.push(false);
             self.begun.push(false);
+            self.postcopy.push(false);
+            self.fetching.push(false);
         }
     }
 
     fn apply(&mut self, attempt: usize, entry: &JournalEntry) {
         let stage = match entry {
-            JournalEntry::Prepared | JournalEntry::PreparedPostcopy => Stage::Prepared,
-            JournalEntry::Committed { .. } | JournalEntry::Serving { .. } => Stage::Committed,
-            // Beside the order of the handover.
-            JournalEntry::Fetching | JournalEntry::Whole => return,
+            JournalEntry::PreparedPostcopy => {
+                self.postcopy[attempt] = true;
+                Stage::Prepared
+            }
+            JournalEntry::Prepared => Stage::Prepared,
+            JournalEntry::Fetching => {
+                self.fetching[attempt] = true;
+                return;
+            }
+            JournalEntry::Whole => {
+                self.fetching[attempt] = false;
+                return;
+            }
+            JournalEntry::Serving { .. } => Stage::Serving,
+            JournalEntry::Committed { .. } => Stage::Committed,
             JournalEntry::Refused => Stage::Refused,
             JournalEntry::Resumed => Stage::Resumed,
             JournalEntry::Aborted { .. } => Stage::Aborted,
@@ -166,15 +201,18 @@ impl Journal {
 
     /// The orders that a node's journal keeps, the same as in the daemon's.
     fn is_allowed(&self, attempt: usize, entry: &JournalEntry) -> bool {
-        use Stage::{Aborted, Begun, Committed, Prepared, Refused, Resumed};
+        use Stage::{Aborted, Begun, Committed, Prepared, Refused, Resumed, Serving};
         let stage = self.stage(attempt);
         match (self.side, entry) {
             (_, JournalEntry::Failed { .. }) => stage.is_some(),
             (Side::Source, JournalEntry::Prepared | JournalEntry::PreparedPostcopy) => {
                 matches!(stage, Some(Begun | Prepared))
             }
-            (Side::Source, JournalEntry::Committed { .. } | JournalEntry::Serving { .. }) => {
-                matches!(stage, Some(Prepared | Committed))
+            (Side::Source, JournalEntry::Serving { .. }) => {
+                matches!(stage, Some(Prepared | Serving))
+            }
+            (Side::Source, JournalEntry::Committed { .. }) => {
+                matches!(stage, Some(Prepared | Serving | Committed))
             }
             (Side::Source, JournalEntry::Aborted { .. }) => {
                 matches!(stage, Some(Begun | Prepared | Aborted))

@@ -27,6 +27,7 @@ mod mutation;
 mod net;
 mod pages;
 mod plan;
+mod postcopy;
 mod receiver;
 mod recovery;
 mod replace;

@@ -45,11 +45,17 @@ pub enum Mutation {
     DiscardRuns,
     /// A destination that is told to discard its VM does nothing.
     ForgetDiscard,
+    /// A page that is dirty is not named as missing.
+    ForgetMissing,
+    /// A restarted source does not serve the pages that the destination needs.
+    ForgetServing,
+    /// A restarted destination takes what is missing for zero pages.
+    ForgetWhatIsMissing,
 }
 
 impl Mutation {
     /// All planted bugs.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::SkipLastRound,
         Self::ResumeAfterHandover,
         Self::ForgetSuspect,
@@ -69,5 +75,8 @@ impl Mutation {
         Self::RecoverSuperseded,
         Self::DiscardRuns,
         Self::ForgetDiscard,
+        Self::ForgetMissing,
+        Self::ForgetServing,
+        Self::ForgetWhatIsMissing,
     ];
 }

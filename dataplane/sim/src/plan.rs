@@ -99,10 +99,10 @@ impl Plan {
             limits: RoundLimits {
                 downtime_ns_max: rng.skewed(MS, 2_000 * MS),
                 rounds_max: rng.range(0, 6) as u32,
-                if_not_converged: if rng.chance(25) {
-                    IfNotConverged::Abort
-                } else {
-                    IfNotConverged::SwitchOver
+                if_not_converged: match rng.range(0, 3) {
+                    0 => IfNotConverged::Abort,
+                    1 => IfNotConverged::PostCopy,
+                    _ => IfNotConverged::SwitchOver,
                 },
             },
             action_ns_max: rng.skewed(MS / 10, 300 * MS),

@@ -7,7 +7,7 @@ use dwcp_proto::{
 use dwcp_wire::AbortCode;
 
 use crate::faults::Side;
-use crate::journal::{Journal, Written};
+use crate::journal::{Journal, Stage, Written};
 use crate::mutation::Mutation;
 use crate::vmm::{DestinationVm, SourceCommand};
 use crate::world::{Happening, World};
@@ -173,7 +173,8 @@ impl World {
             SourceRecovery::Resume => self.source_recovery_resumes(attempt),
             SourceRecovery::RunsHere => self.source_recovery_ends(attempt, true, "it runs here"),
             SourceRecovery::AskDestination => self.source.asking = Some(attempt),
-            SourceRecovery::GivenAway | SourceRecovery::Serve => {}
+            SourceRecovery::GivenAway => {}
+            SourceRecovery::Serve => self.recover_serving(attempt),
             SourceRecovery::Lost => self.source_recovery_ends(attempt, false, "the VMM is gone"),
         }
     }
@@ -224,9 +225,17 @@ impl World {
         self.source.asking = None;
         if committed {
             let epoch = self.plan.epoch + 1;
-            let entry = JournalEntry::Committed { epoch };
+            let serves = self.source.journal.is_postcopy(attempt);
+            let entry = if serves {
+                JournalEntry::Serving { epoch }
+            } else {
+                JournalEntry::Committed { epoch }
+            };
             let _ = self.source.journal.append(attempt, &entry);
             self.stats.recovered(Side::Source, Ending::Completed);
+            if serves {
+                self.recover_serving(attempt);
+            }
         } else {
             self.source_recovery_resumes(attempt);
         }
@@ -263,9 +272,12 @@ impl World {
                 let instance = self.destination.vmm.instance;
                 self.order_destination_run(attempt, instance);
             }
-            DestinationRecovery::RunsHere | DestinationRecovery::Fetch => {
-                self.destination_recovery_resumed(attempt, true);
+            DestinationRecovery::RunsHere => self.destination_recovery_resumed(attempt, true),
+            DestinationRecovery::Fetch if matches!(vm, VmState::Running | VmState::Paused) => {
+                let runs = self.destination.journal.stage(attempt) == Some(Stage::Resumed);
+                self.recover_fetching(attempt, runs);
             }
+            DestinationRecovery::Fetch => self.destination_recovery_resumed(attempt, false),
             DestinationRecovery::Refuse => {
                 if self.destination.journal.newest() == Some(attempt) {
                     self.discard_refused();

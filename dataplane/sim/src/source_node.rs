@@ -52,6 +52,25 @@ pub(crate) struct SourceRun {
     pub(crate) scanned_at: Option<u64>,
     /// VMM commands that have not reported.
     pub(crate) commands: u32,
+    /// What was named as missing is in `sent` as zero.
+    pub(crate) has_forgotten: bool,
+}
+
+impl SourceRun {
+    pub(crate) fn new(attempt: usize, machine: Source, pages: usize) -> Self {
+        Self {
+            attempt,
+            machine,
+            actions: VecDeque::new(),
+            acting: false,
+            sender: None,
+            told: None,
+            sent: vec![0; pages],
+            scanned_at: None,
+            commands: 0,
+            has_forgotten: false,
+        }
+    }
 }
 
 impl SourceNode {
@@ -111,21 +130,12 @@ impl World {
             limits: self.plan.limits,
             silence_ns: self.plan.silence_ns,
         };
-        self.source.run = Some(SourceRun {
-            attempt,
-            machine: Source::new(config),
-            actions: VecDeque::new(),
-            acting: false,
-            sender: None,
-            told: None,
-            sent: vec![0; self.plan.pages],
-            scanned_at: None,
-            commands: 0,
-        });
+        let machine = Source::new(config);
+        self.source.run = Some(SourceRun::new(attempt, machine, self.plan.pages));
         self.feed_source(attempt, SourceEvent::Start);
     }
 
-    fn offer(&self, attempt: usize) -> Offer {
+    pub(crate) fn offer(&self, attempt: usize) -> Offer {
         let block = |name: &str, pages: usize| RamBlockInfo {
             name: name.to_owned(),
             bytes: (pages * dwcp_wire::limits::PAGE_BYTES) as u64,
@@ -288,12 +298,19 @@ impl World {
                     self.source_command(attempt, SourceCommand::Resume);
                 }
             }
-            // The simulated destination begins with empty RAM, and its operator wants no post-copy.
+            SourceAction::NameMissingAhead { again } => self.name_missing(attempt, &again),
+            SourceAction::NameMissing { round } => {
+                self.name_missing(attempt, &[]);
+                self.start_round(attempt, round, &[], false);
+            }
+            SourceAction::ServeAgain => {
+                self.close(attempt, Side::Source, true);
+                self.serve_again(attempt);
+            }
+            SourceAction::ReadRoot => self.read_root(attempt),
+            // The simulated destination begins with empty RAM; its connections for missing pages are always
+            // there.
             SourceAction::OpenMissing
-            | SourceAction::NameMissingAhead { .. }
-            | SourceAction::NameMissing { .. }
-            | SourceAction::ServeAgain
-            | SourceAction::ReadRoot
             | SourceAction::AskForPages { .. }
             | SourceAction::TakeFound(_)
             | SourceAction::Journal(_)

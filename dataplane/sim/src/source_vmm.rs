@@ -30,6 +30,7 @@ impl World {
         };
         let missed = pages
             .iter()
+            .filter(|&&page| !(run.has_forgotten && run.sent[page] == 0))
             .filter(|&&page| self.guest.memory[page] != run.sent[page])
             .count() as u64;
         let missed = if self.mutation == Mutation::SkipLastRound {

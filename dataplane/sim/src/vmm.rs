@@ -1,5 +1,7 @@
 //! The VMMs, after QEMU: what they do when told, and what they do by themselves.
 
+use std::collections::BTreeSet;
+
 use dwcp_proto::VmState;
 
 use crate::pages::Content;
@@ -92,6 +94,8 @@ pub(crate) enum DestinationVm {
 pub(crate) struct DestinationVmm {
     pub(crate) vm: DestinationVm,
     pub(crate) ram: Vec<Content>,
+    /// Pages without memory, whose content is at the source.
+    pub(crate) missing: BTreeSet<usize>,
     /// RAM was read again and found right, and nothing was applied since.
     pub(crate) proven: bool,
     pub(crate) busy_until: u64,
@@ -104,6 +108,7 @@ impl DestinationVmm {
         Self {
             vm: DestinationVm::Incoming,
             ram: vec![0; pages],
+            missing: BTreeSet::new(),
             proven: false,
             busy_until: 0,
             fail_next: false,
@@ -124,6 +129,7 @@ impl DestinationVmm {
     pub(crate) fn replace(&mut self) {
         self.vm = DestinationVm::Incoming;
         self.ram.fill(0);
+        self.missing.clear();
         self.proven = false;
         self.fail_next = false;
         self.instance += 1;

@@ -124,6 +124,14 @@ pub(crate) enum Happening {
         committed: bool,
     },
     Restarts(Side),
+    PageFetched {
+        boot: u32,
+        attempt: usize,
+    },
+    SourceReturns {
+        boot: u32,
+        attempt: usize,
+    },
 }
 
 /// One run.
@@ -330,6 +338,12 @@ impl World {
                 attempt,
                 event,
             } if boot == destination => self.feed_destination(attempt, *event),
+            Happening::PageFetched { boot, attempt } if boot == destination => {
+                self.page_fetched(attempt);
+            }
+            Happening::SourceReturns { boot, attempt } if boot == source => {
+                self.source_returns(attempt);
+            }
             Happening::SenderSteps { boot, attempt } if boot == source => {
                 self.sender_steps(attempt);
             }

@@ -215,15 +215,20 @@ fn resume_postcopy(
         let _ = mailbox.push(DestinationInput::SourceIsBack(stream));
         return Ok(());
     }
-    let unfinished = node.journal().state().unfinished();
-    if !node.journal().state().committed(id) || unfinished.iter().any(|open| open.migration == id) {
+    let state = node.journal().state();
+    if !state.committed(id) || state.unfinished().iter().any(|open| open.migration == id) {
         tracing::warn!(migration = %id, "its source is back, and its pages cannot be taken yet");
         return Ok(());
     }
     let report = node.migration(id).and_then(|handle| handle.status().report);
+    // Its copy is the last that there is.
+    let verified = match report {
+        _ if state.needs_a_look(id) => Some(false),
+        report => report.map(|report| report.verified),
+    };
     let mut writer = ControlWriter::new(stream, HELLO_TIME, meter)?;
     writer.send(&Control::Whole {
-        verified: report.map(|report| report.verified),
+        verified,
         summary: FetchSummary::default(),
     })
 }

@@ -77,8 +77,8 @@ pub(crate) fn outcome(verified: Option<bool>) -> Outcome {
         ),
         Some(false) => (
             Ending::Failed,
-            "the guest runs at the destination, but its RAM as a whole is not what it was at the \
-             source: keep the source's copy, and look",
+            "the guest is the destination's, and its RAM as a whole is not proven there to be what it was \
+             at the source, or its VMM is gone: keep the source's copy, and look",
         ),
     };
     Outcome::new(result, reason)
