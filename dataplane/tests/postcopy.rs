@@ -111,6 +111,23 @@ fn when_the_operator_says_so() {
     });
 }
 
+/// Pages that were zero have memory there, and no digest: they are missing all the same once they are not.
+#[test]
+fn to_memory_that_was_there_before() {
+    log::keep();
+    let guest = |incoming| SyntheticOptions {
+        prealloc: incoming,
+        zero_percent: 60,
+        ..outruns(incoming)
+    };
+    let nodes = TwoNodes::start(&slow(), guest);
+    let (node, there) = (&nodes.a.node, &nodes.b.address);
+    node.start_migration(ID, "vm", there, slow(), false)
+        .unwrap();
+    let report = wait(node, ID);
+    check(&nodes, &report);
+}
+
 /// Moves it by way of a proxy that does `harm` to this link for missing pages.
 fn harmed(
     tls: TlsChoice,
@@ -144,6 +161,24 @@ fn harmed(
 fn a_connection_for_missing_pages_that_breaks_is_replaced() {
     let postcopy = harmed(TlsChoice::Off, 1, Harm::Cut { bytes: 1 << 20 }, |_, _| {});
     assert_eq!(postcopy.breaks, 1);
+}
+
+/// The connection of those that somebody waits for.
+#[test]
+fn the_first_connection_breaks_or_is_damaged_and_is_replaced() {
+    let damage = |part| Harm::Flip {
+        frame: 5,
+        part,
+        seed: 4711,
+    };
+    for harm in [
+        Harm::Cut { bytes: 30_000 },
+        damage(proxy::Part::Header),
+        damage(proxy::Part::Table),
+    ] {
+        let postcopy = harmed(TlsChoice::Off, 0, harm, |_, _| {});
+        assert!(postcopy.breaks >= 1, "{harm:?}: {postcopy:?}");
+    }
 }
 
 #[test]

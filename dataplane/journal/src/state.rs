@@ -348,8 +348,9 @@ const fn is_allowed(role: Role, stage: Option<Stage>, next: &RecordKind) -> bool
 impl Migration {
     const fn is_unfinished(&self) -> bool {
         match (self.last.role, self.stage) {
-            (Role::Source, Stage::Prepared | Stage::Serving) => true,
-            (Role::Source | Role::Destination, Stage::Begun)
+            (Role::Source, Stage::Prepared) => true,
+            (Role::Source, Stage::Serving)
+            | (Role::Source | Role::Destination, Stage::Begun)
             | (Role::Destination, Stage::Committed) => !self.failed,
             (Role::Destination, Stage::Resumed) => self.fetching.is_some() && !self.failed,
             // The copy that it refused may still be loaded: `Aborted` says that it is not.

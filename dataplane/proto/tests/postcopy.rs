@@ -186,7 +186,17 @@ fn a_root_that_differs_is_said_and_nothing_is_taken_back() {
     let actions = destination.on_event(NOW, DestinationEvent::SourceIsBack);
     assert_eq!(actions, [DestinationAction::Send(Control::Fetched)]);
     let root = DestinationEvent::Peer(Control::RamRoot { root: ROOT + 1 });
-    let actions = destination.on_event(NOW, root);
+    let journal = || DestinationAction::Journal(JournalEntry::Whole);
+    assert_eq!(destination.on_event(NOW, root), [journal()]);
+    // A disk that is full may not stay so, and nobody is told before.
+    let full = DestinationEvent::Failed(AbortCode::Journal, "no space left".into());
+    assert_eq!(destination.on_event(NOW, full), []);
+    assert_eq!(
+        destination.on_event(NOW, DestinationEvent::Tick),
+        [journal()]
+    );
+    let durable = DestinationEvent::Journaled(JournalEntry::Whole);
+    let actions = destination.on_event(NOW, durable);
     let Some(DestinationAction::Finish(outcome)) = actions.last() else {
         panic!("{actions:?}");
     };

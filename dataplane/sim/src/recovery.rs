@@ -277,7 +277,14 @@ impl World {
                 let runs = self.destination.journal.stage(attempt) == Some(Stage::Resumed);
                 self.recover_fetching(attempt, runs);
             }
-            DestinationRecovery::Fetch => self.destination_recovery_resumed(attempt, false),
+            DestinationRecovery::Fetch => {
+                // Tried until it is durable: the source asks until it is told.
+                while !self.destination.journal.is_poisoned()
+                    && self.destination.journal.is_fetching(attempt)
+                {
+                    self.destination_recovery_resumed(attempt, false);
+                }
+            }
             DestinationRecovery::Refuse => {
                 if self.destination.journal.newest() == Some(attempt) {
                     self.discard_refused();

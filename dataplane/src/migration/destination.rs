@@ -241,6 +241,9 @@ impl DestinationDriver {
     }
 
     pub(super) fn send(&mut self, message: &Control) {
+        if let Control::Whole { verified, summary } = message {
+            self.recorder.fetched(summary, *verified);
+        }
         // Another round may follow, unless RAM is proven.
         if let (
             Control::RoundReport {

@@ -10,12 +10,13 @@ use dwcp_proto::DestinationEvent;
 use dwcp_wire::{AbortCode, RefuseCode};
 
 use super::destination::{DestinationDriver, DestinationInput};
+use super::doubt::ASK_AGAIN;
 use super::node::lock;
 use super::room::check_room;
 use super::source::random;
 use super::vms::is_moving;
 use crate::engine::{Session, keep_allocated};
-use crate::vmm::{self, VmmError};
+use crate::vmm::{self, Vm, VmmError};
 
 pub(super) type Refusal = (RefuseCode, String);
 
@@ -159,6 +160,10 @@ impl DestinationDriver {
     }
 
     pub(super) fn resume_vm(&mut self) {
+        if let (Some(vm), Some(_)) = (&self.vm, self.postcopy.left()) {
+            let vm = Arc::clone(vm);
+            return self.resume_patiently(vm);
+        }
         let resumed = match &self.vm {
             Some(vm) => lock(vm).resume(),
             None => Err(VmmError::Failed("no VM was prepared".into())),
@@ -166,6 +171,32 @@ impl DestinationDriver {
         match resumed {
             Ok(_) => self.pending.push_back(DestinationEvent::Resumed),
             Err(error) => self.failed(AbortCode::Vmm, error.to_string()),
+        }
+    }
+
+    /// A VMM that waits for a page does not answer before that has come, on whatever way: it is asked until it
+    /// does, on a thread of its own.
+    fn resume_patiently(&mut self, vm: Arc<Mutex<Box<dyn Vm>>>) {
+        let (mailbox, stop) = (self.mailbox.clone(), Arc::clone(&self.vm_stop));
+        let run = move || {
+            while !stop.load(Ordering::Acquire) {
+                let event = match lock(&vm).resume() {
+                    Ok(_) => DestinationEvent::Resumed,
+                    Err(VmmError::Gone(reason)) => DestinationEvent::Failed(AbortCode::Vmm, reason),
+                    Err(error) => {
+                        tracing::info!(%error, "the VMM does not run the guest yet");
+                        std::thread::sleep(ASK_AGAIN);
+                        continue;
+                    }
+                };
+                return drop(mailbox.push(DestinationInput::Event(event)));
+            }
+        };
+        if let Err(error) = std::thread::Builder::new()
+            .name("dwcp-resume".into())
+            .spawn(run)
+        {
+            self.failed(AbortCode::Vmm, format!("no thread: {error}"));
         }
     }
 
@@ -177,7 +208,7 @@ impl DestinationDriver {
         }
         self.relay = None;
         // A VMM that waits for a page answers nobody.
-        self.postcopy.stop();
+        self.postcopy.discard();
         self.join_helpers();
         let Some(vm) = &self.vm else { return };
         match lock(vm).discard() {

@@ -13,7 +13,7 @@ use super::destination_streams::StreamJoin;
 use super::node::lock;
 use super::peer::ControlWriter;
 use super::postcopy::{DEMAND, Fetch, FetchEvent, FetchOptions, LINKS, note_missing};
-use crate::ram::{RamBitmap, RamLayout};
+use crate::ram::{RamBitmap, RamBlock, RamLayout};
 use crate::tls::Connection;
 use crate::vmm::{Faults, Userfault, Vm, VmmError, started_ticks};
 
@@ -26,6 +26,8 @@ pub(super) struct Postcopy {
     links: [Option<Connection>; LINKS as usize],
     generations: [u16; LINKS as usize],
     fetch: Option<Arc<Fetch>>,
+    /// The machine knows that all is there to begin.
+    is_prepared: bool,
     /// No page is missing.
     is_whole: bool,
     /// This data plane was started anew: what came before is in nobody's root.
@@ -33,9 +35,17 @@ pub(super) struct Postcopy {
 }
 
 impl Postcopy {
-    /// Ends it. What is missing is zero from now on.
+    /// Ends it. What is missing stays so: who needs it waits.
     pub(super) fn stop(&mut self) {
         if let Some(fetch) = self.fetch.take() {
+            fetch.stop();
+        }
+    }
+
+    /// Ends it for a guest that will never run here. What is missing is zero from now on.
+    pub(super) fn discard(&mut self) {
+        if let Some(fetch) = self.fetch.take() {
+            fetch.lift();
             fetch.stop();
         }
     }
@@ -73,6 +83,29 @@ fn missing_faults(vm: &mut dyn Vm, layout: &RamLayout) -> Result<Userfault, VmmE
         .unregister(start, bytes)
         .map_err(|errno| VmmError::Failed(format!("UFFDIO_UNREGISTER: {errno}")))?;
     Ok(userfault)
+}
+
+/// Sees to it that a run of pages has no memory: what has any is no fault, whatever is in it.
+fn take_out(block: &RamBlock, first: u32, count: u32) -> Result<(), VmmError> {
+    let is_out = || {
+        Ok::<_, VmmError>(
+            block
+                .data_from(first)?
+                .is_some_and(|data| data >= first + count),
+        )
+    };
+    if is_out()? {
+        return Ok(());
+    }
+    block.discard_pages(first, count)?;
+    // A huge page that is pinned is cleared, and stays.
+    if is_out()? {
+        return Ok(());
+    }
+    Err(VmmError::Failed(format!(
+        "the kernel keeps memory of RAM block {} that it was to give back: no huge pages for it, please",
+        block.name()
+    )))
 }
 
 /// What a data plane that is started anew must know, to answer faults before the VMM answers it.
@@ -159,7 +192,8 @@ impl DestinationDriver {
 
     fn postcopy_is_prepared(&mut self) {
         let are_there = self.postcopy.links.iter().all(Option::is_some);
-        if are_there && self.postcopy.userfault.is_some() {
+        if are_there && self.postcopy.userfault.is_some() && !self.postcopy.is_prepared {
+            self.postcopy.is_prepared = true;
             self.pending.push_back(DestinationEvent::PostcopyPrepared);
         }
     }
@@ -211,13 +245,9 @@ impl DestinationDriver {
             return Ok(RamRoot::default());
         };
         let layout = &session.layout;
-        for (index, (block, bitmap)) in layout.blocks().iter().zip(&missing.blocks).enumerate() {
+        for (block, bitmap) in layout.blocks().iter().zip(&missing.blocks) {
             for (first, count) in bitmap.runs() {
-                let held = |page| session.digests.get(layout.global_page(index, page));
-                // Where nothing was there is nothing to take out.
-                if (first..first + count).any(|page| held(page).is_some()) {
-                    block.discard_pages(first, count)?;
-                }
+                take_out(block, first, count)?;
             }
         }
         Ok(session.forget(missing))
@@ -237,6 +267,7 @@ impl DestinationDriver {
             session,
             userfault,
             missing,
+            lifts_on_error: !self.postcopy.is_root_forgotten,
             meter: Arc::clone(&self.recorder.meter),
             tell: Box::new(move |event| drop(mailbox.push(DestinationInput::Fetch(event)))),
         })?;
@@ -266,7 +297,9 @@ impl DestinationDriver {
         fetch.stop();
         let summary = fetch.summary();
         let root = self.recorder.add_to_root(fetch.root());
-        self.recorder.fetched(&summary, None);
+        if self.postcopy.is_root_forgotten {
+            self.recorder.ram_root = None;
+        }
         self.pending.push_back(DestinationEvent::AllFetched {
             root: (!self.postcopy.is_root_forgotten).then_some(root),
             summary,
@@ -275,7 +308,9 @@ impl DestinationDriver {
 
     /// The source has lost its way to here, and found it again.
     pub(super) fn source_is_back(&mut self, connection: Connection) {
-        if !matches!(self.machine.phase(), Phase::Handover | Phase::Postcopy) {
+        let is_expected = matches!(self.machine.phase(), Phase::Handover | Phase::Postcopy);
+        // Its name was looked at when it asked.
+        if !is_expected || connection.is_sealed() != self.journal.tls {
             return connection.shut();
         }
         let Some((token, _)) = self.expected else {

@@ -96,6 +96,10 @@ impl Question {
         self.node.end_doubt(&self.scope.vm);
         self.finish(&Outcome { result, reason });
         if serves {
+            if let Some(attachment) = &self.unfinished.attachment {
+                self.node
+                    .hold_moving(&self.unfinished.vm, attachment, self.scope.migration);
+            }
             recover_serving(&self.node, &self.unfinished, &self.settings);
         }
     }

@@ -224,7 +224,10 @@ fn resume_postcopy(
     // Its copy is the last that there is.
     let verified = match report {
         _ if state.needs_a_look(id) => Some(false),
-        report => report.map(|report| report.verified),
+        // Without a root it was not known.
+        report => report
+            .filter(|report| report.ram_root.is_some())
+            .map(|report| report.verified),
     };
     let mut writer = ControlWriter::new(stream, HELLO_TIME, meter)?;
     writer.send(&Control::Whole {

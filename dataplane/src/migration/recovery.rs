@@ -32,6 +32,13 @@ pub fn recover(node: &Arc<Node>, settings: &TransferSettings) {
             close_superseded(node, scope, unfinished.stage);
             continue;
         }
+        if is_fetching(&unfinished) || unfinished.stage == Stage::Serving {
+            // Nobody else may have it, or look at it, from the first moment on.
+            if let Some(attachment) = &unfinished.attachment {
+                node.hold_moving(&unfinished.vm, attachment, unfinished.migration);
+            }
+        }
+        lift_missing(&unfinished);
         if is_fetching(&unfinished) {
             // Its VMM may wait for a page, and answer when that has come.
             let (node, settings) = (Arc::clone(node), settings.clone());
@@ -55,6 +62,19 @@ const fn is_fetching(unfinished: &Unfinished) -> bool {
     unfinished.fetching.is_some() && matches!(unfinished.stage, Stage::Committed | Stage::Resumed)
 }
 
+/// A guest that was to be post-copied here, and never was handed over: its VMM may wait for a page.
+fn lift_missing(unfinished: &Unfinished) {
+    let (Some(memory), Some(attachment)) = (&unfinished.fetching, &unfinished.attachment) else {
+        return;
+    };
+    if is_fetching(unfinished) {
+        return;
+    }
+    if let Err(error) = vmm::lift_missing(attachment, memory) {
+        tracing::info!(vm = unfinished.vm, %error, "its faults are the kernel's");
+    }
+}
+
 fn recover_fetching(node: &Arc<Node>, unfinished: &Unfinished, settings: &TransferSettings) {
     loop {
         match fetch_again(node, scope_of(unfinished), unfinished, settings) {
@@ -62,7 +82,14 @@ fn recover_fetching(node: &Arc<Node>, unfinished: &Unfinished, settings: &Transf
             Err(VmmError::Gone(reason)) => {
                 let reason =
                     format!("owned here, and its VMM is gone with the pages it had: {reason}");
-                fail(node, &scope_of(unfinished), reason);
+                tracing::error!(vm = unfinished.vm, reason);
+                // The source asks until it is told.
+                let kind = RecordKind::Failed { reason };
+                while let Err(error) = scope_of(unfinished).write(node, kind.clone()) {
+                    tracing::error!(vm = unfinished.vm, error, "journal");
+                    std::thread::sleep(ASK_AGAIN);
+                }
+                node.give_vm(&unfinished.vm);
                 return;
             }
             Err(error) => {
@@ -81,17 +108,15 @@ pub(super) fn recover_serving(
 ) {
     loop {
         let Reached { vm, state, .. } = reach_at_last(unfinished);
-        let (SourceRecovery::Serve, Some(vm), Some(attachment)) = (
-            recover_source(LastRecord::Serving, state),
-            vm,
-            &unfinished.attachment,
-        ) else {
+        let (SourceRecovery::Serve, Some(vm)) = (recover_source(LastRecord::Serving, state), vm)
+        else {
             let reason = "handed over, and its VMM is gone from here with pages that the \
                           destination may still need";
             fail(node, &scope_of(unfinished), reason.into());
+            node.give_vm(&unfinished.vm);
             return;
         };
-        match serve_again(node, scope_of(unfinished), attachment, vm, settings) {
+        match serve_again(node, scope_of(unfinished), vm, settings) {
             Ok(()) => return,
             Err(error) => {
                 tracing::error!(vm = unfinished.vm, %error, "pages cannot be served yet");
@@ -250,9 +275,12 @@ fn close_superseded(node: &Arc<Node>, scope: JournalScope, stage: Stage) {
                 note(&node, &scope, kind);
             });
         }
+        // The VM has been here, and gone or not, since.
+        (Role::Source, Stage::Serving) => note(node, &scope, RecordKind::Committed),
         (Role::Source, _) => note(node, &scope, RecordKind::Aborted { reason }),
-        // It was taken over and has left, or come back, since: so it was run.
+        // It was taken over and has left, or come back, since: so it was run, and whole.
         (Role::Destination, Stage::Committed) => note(node, &scope, RecordKind::Resumed),
+        (Role::Destination, Stage::Resumed) => note(node, &scope, RecordKind::Whole),
         (Role::Destination, _) => note(node, &scope, RecordKind::Aborted { reason }),
     }
 }
@@ -398,6 +426,7 @@ fn recover_as_destination(
 pub(super) fn refuse(node: &Node, unfinished: &Unfinished) -> Result<(), String> {
     // The VM of a superseded migration is a newer one's.
     if !unfinished.superseded {
+        lift_missing(unfinished);
         discard_copy(unfinished).map_err(|error| format!("its VMM cannot be ended: {error}"))?;
     }
     let reason = "given up before the handover".to_owned();

@@ -242,13 +242,32 @@ pub fn reopen_memory(
     }
 }
 
+/// Gives the faults of a guest that will never run here back to the kernel: a VMM that waits for a page that
+/// nobody brings answers nobody.
+///
+/// # Errors
+/// [`VmmError::Gone`] when it is not the process that it was.
+pub fn lift_missing(attachment: &Attachment, memory: &GuestMemory) -> Result<(), VmmError> {
+    let (_, handed) = reopen_memory(attachment, memory)?;
+    let userfault = Userfault::new(handed.fd, Faults::Missing)?;
+    for block in &memory.blocks {
+        // What was never registered stays so.
+        let _ = userfault.unregister(block.address, block.bytes);
+    }
+    Ok(())
+}
+
 /// When a process began, in clock ticks since the boot; see proc_pid_stat(5).
 ///
 /// # Errors
 /// [`VmmError::Gone`] when there is none.
 pub fn started_ticks(pid: i32) -> Result<u64, VmmError> {
     let gone = || VmmError::Gone(format!("no process {pid}"));
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|_| gone())?;
+    let path = format!("/proc/{pid}/stat");
+    let stat = std::fs::read_to_string(&path).map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ESRCH) => gone(),
+        _ => VmmError::system(path, error),
+    })?;
     // The name in brackets may hold anything; the time is the 20th field behind it.
     let (_, fields) = stat.rsplit_once(')').ok_or_else(gone)?;
     let ticks = fields.split_whitespace().nth(19);

@@ -11,6 +11,10 @@ use crate::{Ending, Instant, JournalEntry, Outcome, Phase};
 pub(super) struct Fetching {
     /// They have: their root, as far as it is known, and what it took.
     fetched: Option<(Option<u128>, FetchSummary)>,
+    /// The roots were compared: it is being made durable that nothing is missing.
+    ending: Option<Option<bool>>,
+    /// That failed, and is tried again.
+    again: bool,
 }
 
 impl Destination {
@@ -31,10 +35,28 @@ impl Destination {
                 vec![DestinationAction::Send(Control::Fetched)]
             }
             DestinationEvent::Peer(Control::RamRoot { root }) => {
-                if let Some((held, summary)) = at.fetched {
-                    return whole(held.map(|held| held == root), summary);
+                let compared = at.fetched.map(|(held, _)| held.map(|held| held == root));
+                if compared.is_none() || at.ending.is_some() {
+                    vec![]
+                } else {
+                    at.ending = compared;
+                    vec![DestinationAction::Journal(JournalEntry::Whole)]
+                }
+            }
+            // Told only when it is durable: a source that ends its copy cannot be asked again.
+            DestinationEvent::Journaled(JournalEntry::Whole) => {
+                if let (Some(verified), Some((_, summary))) = (at.ending, at.fetched) {
+                    return whole(verified, summary);
                 }
                 vec![]
+            }
+            DestinationEvent::Failed(AbortCode::Journal, _) => {
+                at.again = at.ending.is_some();
+                vec![]
+            }
+            DestinationEvent::Tick if at.again => {
+                at.again = false;
+                vec![DestinationAction::Journal(JournalEntry::Whole)]
             }
             DestinationEvent::Failed(AbortCode::Vmm, reason) => {
                 let reason =
@@ -64,10 +86,10 @@ fn whole(verified: Option<bool>, summary: FetchSummary) -> (State, Actions) {
         Ending::Completed => Phase::Complete,
         _ => Phase::Failed,
     };
-    let mut actions = vec![
-        DestinationAction::Journal(JournalEntry::Whole),
-        DestinationAction::Send(Control::Whole { verified, summary }),
-    ];
+    let mut actions = vec![DestinationAction::Send(Control::Whole {
+        verified,
+        summary,
+    })];
     if phase == Phase::Failed {
         actions.push(DestinationAction::Journal(JournalEntry::Failed {
             reason: outcome.reason.clone(),

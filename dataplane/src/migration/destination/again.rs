@@ -46,7 +46,6 @@ pub(in crate::migration) fn fetch_again(
         random().map_err(|error| failed(&error.message))?,
     );
     let offer = offer(&scope, &layout);
-    node.hold_moving(&scope.vm, attachment, id);
     let driver = driver(
         node,
         (machine, scope),
@@ -63,8 +62,8 @@ pub(in crate::migration) fn fetch_again(
     let missing = holes(&layout)?;
     let session = Session::new(layout, driver.offer.fingerprint_seed, settings.codec);
     driver.session = Some(Arc::new(session));
-    driver.start_fetching(Userfault::new(handed.fd, Faults::Missing)?, missing)?;
     driver.postcopy.root_is_forgotten();
+    driver.start_fetching(Userfault::new(handed.fd, Faults::Missing)?, missing)?;
     if !runs {
         driver.reopen_vm(attachment.clone());
     }

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dwcp_simd::{Fingerprint, PAGE_BYTES, RamRoot};
 use dwcp_wire::{FetchSummary, PageRange};
@@ -26,6 +26,9 @@ use crate::vmm::{Faults, Userfault, VmmError};
 
 /// Pages asked for with one that somebody waits for: up to 64 KiB from it on.
 const AROUND_PAGES: u32 = 16;
+
+/// Until pages that could not be placed are asked for again.
+const PLACE_AGAIN: Duration = Duration::from_millis(200);
 
 /// How often the thread that hears of faults looks whether it is to end.
 const LOOK_MS: u16 = 100;
@@ -77,6 +80,8 @@ impl std::fmt::Debug for Fetch {
 pub(in crate::migration) struct FetchOptions {
     pub(in crate::migration) session: Arc<Session>,
     pub(in crate::migration) userfault: Userfault,
+    /// Where it cannot begin, faults are the kernel's again. Not where the guest runs already.
+    pub(in crate::migration) lifts_on_error: bool,
     /// Pages that are missing; RAM has no memory for them.
     pub(in crate::migration) missing: RamBitmap,
     pub(in crate::migration) meter: Arc<Meter>,
@@ -89,6 +94,7 @@ impl Fetch {
     /// # Errors
     /// When the kernel refuses.
     pub(in crate::migration) fn start(options: FetchOptions) -> Result<Arc<Self>, VmmError> {
+        let lifts_on_error = options.lifts_on_error;
         let empty = options.session.layout.empty_bitmap();
         let fetch = Arc::new(Self {
             missing: Missing::new(&options.missing),
@@ -108,23 +114,24 @@ impl Fetch {
             stop: AtomicBool::new(false),
             tell: options.tell,
         });
-        for block in fetch.session.layout.blocks() {
-            let registered =
-                fetch
-                    .userfault
-                    .register(block.vmm_address(), block.bytes(), Faults::Missing);
-            if let Err(error) = registered {
-                fetch.lift();
-                return Err(error);
-            }
+        let begun = fetch.begin();
+        if begun.is_err() && lifts_on_error {
+            fetch.lift();
+        }
+        begun.map(|()| fetch)
+    }
+
+    fn begin(self: &Arc<Self>) -> Result<(), VmmError> {
+        for block in self.session.layout.blocks() {
+            let (start, bytes) = (block.vmm_address(), block.bytes());
+            self.userfault.register(start, bytes, Faults::Missing)?;
         }
         // What a mover before this one was told, and did not answer, is told again.
-        for block in fetch.session.layout.blocks() {
-            fetch.userfault.wake(block.vmm_address(), block.bytes());
+        for block in self.session.layout.blocks() {
+            self.userfault.wake(block.vmm_address(), block.bytes());
         }
-        let hears = Arc::clone(&fetch);
-        fetch.spawn("dwcp-faults".into(), move || hears.hear_faults())?;
-        Ok(fetch)
+        let hears = Arc::clone(self);
+        self.spawn("dwcp-faults".into(), move || hears.hear_faults())
     }
 
     fn spawn(&self, name: String, run: impl FnOnce() + Send + 'static) -> Result<(), VmmError> {
@@ -158,9 +165,16 @@ impl Fetch {
         }
         let number = self.number.fetch_add(1, Ordering::Relaxed) + 1;
         let (fetch, meter) = (Arc::clone(self), Arc::clone(&self.meter));
-        self.spawn(format!("dwcp-fetch-{index}"), move || {
+        let spawned = self.spawn(format!("dwcp-fetch-{index}"), move || {
             link::run(&fetch, (number, index), connection, &meter);
-        })
+        });
+        if spawned.is_err()
+            && let Some(kept) = lock(&self.open)[usize::from(index)].take()
+        {
+            // The source sees it end, and makes another.
+            kept.shut();
+        }
+        spawned
     }
 
     /// Whether pages are still missing, and wanted.
@@ -204,9 +218,21 @@ impl Fetch {
     pub(super) fn placed(&self, place: &Place<'_>) {
         lock(&self.root).merge(place.root);
         // What comes twice may come when faults are the kernel's again.
-        if let Some(errno) = place.failure.filter(|_| self.is_under_way()) {
-            // The VMM is gone, or there is no memory.
-            (self.tell)(FetchEvent::Failed(errno.desc().to_owned()));
+        match place.failure.filter(|_| self.is_under_way()) {
+            Some(errno @ Errno::ESRCH) => {
+                (self.tell)(FetchEvent::Failed(format!(
+                    "the VMM is gone: {}",
+                    errno.desc()
+                )));
+            }
+            // There may be memory again: who waits goes on waiting.
+            Some(errno) => {
+                tracing::error!(%errno, "missing pages cannot be placed yet");
+                std::thread::sleep(PLACE_AGAIN);
+                lock(&self.order).begin_anew();
+                self.ask_again();
+            }
+            None => {}
         }
         if place.damaged > 0 {
             tracing::warn!(
@@ -230,6 +256,8 @@ impl Fetch {
     /// A connection ended by itself.
     pub(super) fn link_lost(&self, number: u32, reason: String) {
         lock(&self.demand).take_if(|requests| requests.number == number);
+        // What it was asked for is asked for again.
+        lock(&self.order).begin_anew();
         if self.is_under_way() {
             self.breaks.fetch_add(1, Ordering::Relaxed);
             (self.tell)(FetchEvent::LinkLost(reason));
@@ -239,6 +267,7 @@ impl Fetch {
     /// Asks for what somebody waits for by this connection from now on.
     pub(super) fn ask_by(&self, requests: Requests) {
         *lock(&self.demand) = Some(requests);
+        lock(&self.order).begin_anew();
         self.ask_again();
     }
 
@@ -259,13 +288,16 @@ impl Fetch {
         order.needed(block, page + AROUND_PAGES - 1);
         drop(order);
         let mut demand = lock(&self.demand);
-        // Without a connection it is asked for when there is one.
-        if let Some(requests) = demand.as_mut()
-            && requests.ask(ranges).is_err()
-        {
-            requests.shut();
-            *demand = None;
+        let asked = demand.as_mut().map(|requests| requests.ask(ranges));
+        if matches!(asked, Some(Ok(()))) {
+            return;
         }
+        // Without a connection it is asked for when there is one.
+        if let Some(requests) = demand.take() {
+            requests.shut();
+        }
+        drop(demand);
+        lock(&self.order).begin_anew();
     }
 
     fn hear_faults(&self) {
@@ -338,7 +370,7 @@ impl Fetch {
     }
 
     /// Faults are the kernel's again: only when nothing is missing, or the guest will never run here.
-    fn lift(&self) {
+    pub(in crate::migration) fn lift(&self) {
         for block in self.session.layout.blocks() {
             // A VMM that is gone has no ranges.
             let _ = self
@@ -347,10 +379,12 @@ impl Fetch {
         }
     }
 
-    /// Ends it. What is missing is zero from now on.
+    /// Ends it. Faults are the kernel's again only where nothing is missing.
     pub(in crate::migration) fn stop(&self) {
         self.stop.store(true, Ordering::Release);
-        self.lift();
+        if self.missing.left() == 0 {
+            self.lift();
+        }
         for connection in lock(&self.open).iter().flatten() {
             connection.shut();
         }

@@ -109,7 +109,8 @@ impl<'a> Answers<'a> {
     /// Takes one frame and places its pages. Returns how many it named.
     fn take(&mut self) -> Result<u64, LinkError> {
         let (header, payload) = read_frame(&mut self.connection, &self.meter)?;
-        if header.kind != FrameKind::Pages {
+        // Nothing rests on what came before.
+        if header.kind != FrameKind::Pages || header.starts_window || header.delta_bytes > 0 {
             return Err(LinkError::Kind(header.kind));
         }
         self.place(&header, &payload)
@@ -132,11 +133,16 @@ pub(super) fn run(
     connection: Connection,
     meter: &Arc<Meter>,
 ) {
+    // Others have it too: an end of ours must be one for the source.
+    let ended = connection.try_clone();
     let outcome = match index {
         DEMAND => demand(fetch, number, connection, meter),
         _ => background(fetch, index, connection, meter),
     };
     if let Err(error) = outcome {
+        if let Ok(ended) = ended {
+            ended.shut();
+        }
         fetch.link_lost(number, format!("missing pages {index}: {error}"));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dwcp_api::{Attachment, TransferSettings};
+use dwcp_api::TransferSettings;
 use dwcp_proto::{Source, SourceAction, SourceConfig};
 
 use super::Request;
@@ -23,7 +23,6 @@ const TIME_MS: u32 = 5000;
 pub(in crate::migration) fn serve_again(
     node: &Arc<Node>,
     scope: JournalScope,
-    attachment: &Attachment,
     mut vm: Box<dyn Vm>,
     settings: &TransferSettings,
 ) -> Result<(), VmmError> {
@@ -54,7 +53,6 @@ pub(in crate::migration) fn serve_again(
     let mut recorder = recorder(&request, "", layout.bytes());
     recorder.accepted = true;
     recorder.note("the data plane was started anew while the destination needed pages".into());
-    node.hold_moving(&scope.vm, attachment, scope.migration);
     let handle = node.register(
         scope.migration,
         recorder.status(machine.phase(), false, None),
