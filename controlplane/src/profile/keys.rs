@@ -208,8 +208,7 @@ pub(super) const KEYS: &[Key] = &[
          running at the source; switch-over accepts the longer pause; post-copy, as soon as rounds \
          get no shorter, runs it at the destination before all of its pages are there. Each page \
          follows when the guest needs it, or sooner; until the last is there, to lose either node \
-         is to lose the guest. Needs the preload library at both ends, and a tracker that is \
-         userfaultfd.",
+         is to lose the guest. Needs the preload library at the destination.",
     ),
     key(
         "verify.mode",
