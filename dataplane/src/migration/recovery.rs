@@ -1,5 +1,7 @@
 //! What a restarted data plane finishes: migrations that were under way when it died.
 
+mod postcopy;
+
 use std::sync::Arc;
 
 use dwcp_api::{Role, TransferSettings};
@@ -9,10 +11,8 @@ use dwcp_proto::{
     recover_source,
 };
 
-use super::destination::fetch_again;
 use super::doubt::{ASK_AGAIN, Question, ask};
 use super::node::{JournalScope, Node};
-use super::source::serve_again;
 use super::vms::Doubt;
 use crate::vmm::{self, RunState, Vm, VmmError};
 
@@ -32,96 +32,12 @@ pub fn recover(node: &Arc<Node>, settings: &TransferSettings) {
             close_superseded(node, scope, unfinished.stage);
             continue;
         }
-        if is_fetching(&unfinished) || unfinished.stage == Stage::Serving {
-            // Nobody else may have it, or look at it, from the first moment on.
-            if let Some(attachment) = &unfinished.attachment {
-                node.hold_moving(&unfinished.vm, attachment, unfinished.migration);
-            }
-        }
-        lift_missing(&unfinished);
-        if is_fetching(&unfinished) {
-            // Its VMM may wait for a page, and answer when that has come.
-            let (node, settings) = (Arc::clone(node), settings.clone());
-            spawn_question(move || recover_fetching(&node, &unfinished, &settings));
+        let Some(unfinished) = postcopy::recover(node, unfinished, settings) else {
             continue;
-        }
-        if unfinished.stage == Stage::Serving {
-            let (node, settings) = (Arc::clone(node), settings.clone());
-            spawn_question(move || recover_serving(&node, &unfinished, &settings));
-            continue;
-        }
+        };
         match reach(&unfinished) {
             Ok(reached) => recover_one(node, &unfinished, reached, settings),
             Err(error) => recover_later(node, unfinished, &error, settings),
-        }
-    }
-}
-
-/// Whether pages of a guest that this node owns may be missing.
-const fn is_fetching(unfinished: &Unfinished) -> bool {
-    unfinished.fetching.is_some() && matches!(unfinished.stage, Stage::Committed | Stage::Resumed)
-}
-
-/// A guest that was to be post-copied here, and never was handed over: its VMM may wait for a page.
-fn lift_missing(unfinished: &Unfinished) {
-    let (Some(memory), Some(attachment)) = (&unfinished.fetching, &unfinished.attachment) else {
-        return;
-    };
-    if is_fetching(unfinished) {
-        return;
-    }
-    if let Err(error) = vmm::lift_missing(attachment, memory) {
-        tracing::info!(vm = unfinished.vm, %error, "its faults are the kernel's");
-    }
-}
-
-fn recover_fetching(node: &Arc<Node>, unfinished: &Unfinished, settings: &TransferSettings) {
-    loop {
-        match fetch_again(node, scope_of(unfinished), unfinished, settings) {
-            Ok(()) => return,
-            Err(VmmError::Gone(reason)) => {
-                let reason =
-                    format!("owned here, and its VMM is gone with the pages it had: {reason}");
-                tracing::error!(vm = unfinished.vm, reason);
-                // The source asks until it is told.
-                let kind = RecordKind::Failed { reason };
-                while let Err(error) = scope_of(unfinished).write(node, kind.clone()) {
-                    tracing::error!(vm = unfinished.vm, error, "journal");
-                    std::thread::sleep(ASK_AGAIN);
-                }
-                node.give_vm(&unfinished.vm);
-                return;
-            }
-            Err(error) => {
-                tracing::error!(vm = unfinished.vm, %error, "its pages cannot be fetched yet");
-                std::thread::sleep(ASK_AGAIN);
-            }
-        }
-    }
-}
-
-/// The destination needs pages of a guest that stands here.
-pub(super) fn recover_serving(
-    node: &Arc<Node>,
-    unfinished: &Unfinished,
-    settings: &TransferSettings,
-) {
-    loop {
-        let Reached { vm, state, .. } = reach_at_last(unfinished);
-        let (SourceRecovery::Serve, Some(vm)) = (recover_source(LastRecord::Serving, state), vm)
-        else {
-            let reason = "handed over, and its VMM is gone from here with pages that the \
-                          destination may still need";
-            fail(node, &scope_of(unfinished), reason.into());
-            node.give_vm(&unfinished.vm);
-            return;
-        };
-        match serve_again(node, scope_of(unfinished), vm, settings) {
-            Ok(()) => return,
-            Err(error) => {
-                tracing::error!(vm = unfinished.vm, %error, "pages cannot be served yet");
-                std::thread::sleep(ASK_AGAIN);
-            }
         }
     }
 }
@@ -251,6 +167,8 @@ pub(super) fn reach_at_last(unfinished: &Unfinished) -> Reached {
         }
     }
 }
+
+pub(super) use postcopy::recover_serving;
 
 pub(super) fn note(node: &Node, scope: &JournalScope, kind: RecordKind) {
     if let Err(error) = scope.write(node, kind) {
@@ -426,7 +344,7 @@ fn recover_as_destination(
 pub(super) fn refuse(node: &Node, unfinished: &Unfinished) -> Result<(), String> {
     // The VM of a superseded migration is a newer one's.
     if !unfinished.superseded {
-        lift_missing(unfinished);
+        postcopy::lift_missing(unfinished);
         discard_copy(unfinished).map_err(|error| format!("its VMM cannot be ended: {error}"))?;
     }
     let reason = "given up before the handover".to_owned();
