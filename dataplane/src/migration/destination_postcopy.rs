@@ -28,8 +28,6 @@ pub(super) struct Postcopy {
     fetch: Option<Arc<Fetch>>,
     /// The machine knows that all is there to begin.
     is_prepared: bool,
-    /// No page is missing.
-    is_whole: bool,
     /// This data plane was started anew: what came before is in nobody's root.
     is_root_forgotten: bool,
 }
@@ -272,7 +270,6 @@ impl DestinationDriver {
             tell: Box::new(move |event| drop(mailbox.push(DestinationInput::Fetch(event)))),
         })?;
         // What nobody waits for follows the guest's device state, which it does not run without.
-        self.postcopy.is_whole = fetch.named() == 0;
         self.postcopy.fetch = Some(fetch);
         self.use_links();
         Ok(())
@@ -280,7 +277,8 @@ impl DestinationDriver {
 
     pub(super) fn fetch_event(&mut self, event: FetchEvent) {
         match event {
-            FetchEvent::All => self.postcopy.is_whole = true,
+            // Looked at after every event.
+            FetchEvent::All => {}
             FetchEvent::LinkLost(reason) => self.recorder.stream_broke(reason),
             FetchEvent::Failed(reason) => self.failed(AbortCode::Vmm, reason),
         }
@@ -288,10 +286,11 @@ impl DestinationDriver {
 
     /// Ends fetching when the last page is here, and the guest runs.
     pub(super) fn end_fetching(&mut self) {
-        if self.machine.phase() != Phase::Postcopy || !self.postcopy.is_whole {
+        if self.machine.phase() != Phase::Postcopy {
             return;
         }
-        let Some(fetch) = self.postcopy.fetch.take() else {
+        let is_whole = |fetch: &mut Arc<Fetch>| fetch.left() == 0;
+        let Some(fetch) = self.postcopy.fetch.take_if(is_whole) else {
             return;
         };
         fetch.stop();

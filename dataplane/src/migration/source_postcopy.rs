@@ -200,14 +200,19 @@ impl SourceDriver {
     /// Reads all of RAM, which stands still, on a thread of its own.
     pub(super) fn read_root(&mut self) {
         let (session, mailbox) = (Arc::clone(&self.session), self.mailbox.clone());
+        let stop = Arc::clone(&self.serving.stop);
         let meter = Arc::clone(&self.recorder.meter);
         let run = move || {
             let _helper = meter.helper();
-            match read_root(&session) {
-                Ok(RamRoot(root)) => {
-                    let _ = mailbox.push(SourceInput::Event(SourceEvent::RootRead { root }));
+            while !stop.load(Ordering::Acquire) {
+                match read_root(&session) {
+                    Ok(RamRoot(root)) => {
+                        let event = SourceInput::Event(SourceEvent::RootRead { root });
+                        return drop(mailbox.push(event));
+                    }
+                    Err(reason) => tracing::error!(reason, "RAM was not read again yet"),
                 }
-                Err(reason) => tracing::error!(reason, "RAM was not read again"),
+                std::thread::sleep(AGAIN);
             }
         };
         if let Err(error) = std::thread::Builder::new()

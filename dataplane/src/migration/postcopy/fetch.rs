@@ -141,7 +141,10 @@ impl Fetch {
             run();
         });
         let thread = thread.map_err(|error| VmmError::system("thread", error))?;
-        lock(&self.threads).push(thread);
+        let mut threads = lock(&self.threads);
+        // Those of connections that were replaced have nothing to say any more.
+        threads.retain(|thread| !thread.is_finished());
+        threads.push(thread);
         Ok(())
     }
 
