@@ -3,6 +3,8 @@
 //! Encoded by postcard (`https://postcard.jamesmunns.com/wire-format`), one message per frame, the
 //! whole of it under the frame's checksum. Variants are only ever added at the end.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{
@@ -266,6 +268,12 @@ pub enum Control {
     MissingAhead,
     /// D: it is.
     MissingAheadTaken,
+    /// D, right before `Accept`, to a source with [`crate::Capabilities::RDMA`], never under TLS: data streams may be
+    /// queue pairs.
+    RdmaListens {
+        /// Where its connection manager listens.
+        address: SocketAddr,
+    },
 }
 
 impl Control {
@@ -342,6 +350,7 @@ fn check(message: &Control) -> Result<(), ControlError> {
             limit("reason", reason.len() as u64, REASON_BYTES_MAX as u64)
         }
         Control::Missing(missing) => check_missing(missing),
+        Control::RdmaListens { address } => check_listener(*address),
         Control::Ready
         | Control::RoundEnd { .. }
         | Control::SwitchoverStart
@@ -452,6 +461,17 @@ fn check_missing(missing: &MissingPages) -> Result<(), ControlError> {
         missing.zstd.len() as u64,
         MISSING_BYTES_MAX as u64,
     )
+}
+
+fn check_listener(address: SocketAddr) -> Result<(), ControlError> {
+    let ip = address.ip();
+    if address.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() {
+        return Ok(());
+    }
+    Err(ControlError::Field {
+        field: "address",
+        value: address.port().into(),
+    })
 }
 
 fn check_streams(streams: u16) -> Result<(), ControlError> {

@@ -26,6 +26,8 @@ impl Capabilities {
     pub const DEVICE_STATE: Self = Self(1 << 1);
     /// Pages may come in the window of their stream.
     pub const WINDOW: Self = Self(1 << 2);
+    /// It knows `RdmaListens`: pages may be placed by a network adapter.
+    pub const RDMA: Self = Self(1 << 3);
     /// The guest may run at the destination before its pages are there.
     pub const POSTCOPY: Self = Self(1 << 4);
 
@@ -47,6 +49,7 @@ pub const CAPABILITIES: Capabilities = Capabilities(
     Capabilities::ZSTD.0
         | Capabilities::DEVICE_STATE.0
         | Capabilities::WINDOW.0
+        | Capabilities::RDMA.0
         | Capabilities::POSTCOPY.0,
 );
 

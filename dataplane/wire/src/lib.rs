@@ -15,6 +15,7 @@ mod hello;
 pub mod limits;
 mod missing;
 mod pages;
+pub mod rdma;
 mod suspects;
 mod wanted;
 

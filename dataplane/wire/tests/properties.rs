@@ -389,6 +389,12 @@ fn messages_beyond_a_limit_are_refused_both_ways() {
             code: AbortCode::Other,
             reason,
         },
+        Control::RdmaListens {
+            address: "192.0.2.7:0".parse().expect("an address"),
+        },
+        Control::RdmaListens {
+            address: "0.0.0.0:41000".parse().expect("an address"),
+        },
         report(vec![range(0, 0, 1); SUSPECT_RANGES_MAX + 1]),
         report(vec![range(0, 0, 0)]),
         report(vec![range(0, u32::MAX, 1)]),

@@ -4,6 +4,7 @@
 mod common;
 
 use common::{check, messages, read};
+use dwcp_wire::rdma::{PieceId, QueueHello, QueueMessage, QueueReply, RING_BYTES, RecordMark};
 use dwcp_wire::{
     Capabilities, Control, FrameHeader, FrameKind, HEADER_BYTES, Hello, PageClass, PageEntry,
     PageRange, PageRequest, StreamHello, StreamRole, decode_control, encode_control,
@@ -135,6 +136,76 @@ fn page_tables_are_as_frozen() {
     }
 }
 
+fn queue_messages() -> Vec<(&'static str, QueueMessage)> {
+    let piece = PieceId {
+        ram_block: 3,
+        piece: 0x0102_0304,
+    };
+    let credit = QueueMessage::Credit {
+        ring_bytes: 0x0102_0304_0506_0708,
+        records: 77,
+    };
+    let granted = QueueMessage::PieceGranted {
+        piece,
+        address: 0x7f00_1234_5678_9000,
+        key: 0xdead_beef,
+    };
+    vec![
+        ("credit", credit),
+        ("piece-wanted", QueueMessage::PieceWanted(piece)),
+        ("piece-granted", granted),
+        ("piece-refused", QueueMessage::PieceRefused(piece)),
+        ("piece-returned", QueueMessage::PieceReturned(piece)),
+    ]
+}
+
+#[test]
+fn words_between_queue_pairs_are_as_frozen() {
+    let hello = QueueHello {
+        stream: StreamHello {
+            token: 0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10,
+            index: 0x1f,
+            role: StreamRole::Data,
+            generation: 0,
+        },
+        piece_bytes_max: 16 << 20,
+    };
+    let reply = QueueReply {
+        ring_address: 0x7f00_1234_5678_9000,
+        ring_key: 0xdead_beef,
+        ring_bytes: RING_BYTES,
+        piece_bytes: 1 << 20,
+    };
+    let mark = RecordMark {
+        ring_bytes: 0x1_2345,
+        pages: 128,
+    };
+    let mut words = vec![
+        ("hello".to_owned(), hello.to_bytes().to_vec()),
+        ("reply".to_owned(), reply.to_bytes().to_vec()),
+        (
+            "mark".to_owned(),
+            mark.to_immediate().to_be_bytes().to_vec(),
+        ),
+    ];
+    words.extend(named(&queue_messages(), |message| {
+        message.to_bytes().to_vec()
+    }));
+    check("queue-pair.hex", &words);
+    let read = read("queue-pair.hex");
+    assert_eq!(QueueHello::from_bytes(&read[0].1), Ok(hello));
+    assert_eq!(QueueReply::from_bytes(&read[1].1), Ok(reply));
+    let number: [u8; 4] = read[2].1[..].try_into().expect("4 bytes");
+    assert_eq!(
+        RecordMark::from_immediate(u32::from_be_bytes(number)),
+        Ok(mark)
+    );
+    for ((_, bytes), (name, message)) in read[3..].iter().zip(queue_messages()) {
+        let bytes: [u8; 32] = bytes[..].try_into().expect("32 bytes");
+        assert_eq!(QueueMessage::from_bytes(&bytes), Ok(message), "{name}");
+    }
+}
+
 #[test]
 fn control_messages_are_as_frozen() {
     let messages = messages();
@@ -193,8 +264,9 @@ fn every_control_message_has_a_vector() {
         Control::PostcopyGoOn { .. } => 25,
         Control::MissingAhead => 26,
         Control::MissingAheadTaken => 27,
+        Control::RdmaListens { .. } => 28,
     };
-    let mut seen = [false; 28];
+    let mut seen = [false; 29];
     for (name, message) in messages() {
         let index = count(&message);
         seen[index] = true;
@@ -205,5 +277,5 @@ fn every_control_message_has_a_vector() {
             "the first byte names the message"
         );
     }
-    assert_eq!(seen, [true; 28]);
+    assert_eq!(seen, [true; 29]);
 }

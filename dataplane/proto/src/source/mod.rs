@@ -335,6 +335,7 @@ pub(crate) const fn message_name(message: &Control) -> &'static str {
         Control::PostcopyGoOn { .. } => "PostcopyGoOn",
         Control::MissingAhead => "MissingAhead",
         Control::MissingAheadTaken => "MissingAheadTaken",
+        Control::RdmaListens { .. } => "RdmaListens",
     }
 }
 

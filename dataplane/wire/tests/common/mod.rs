@@ -144,6 +144,18 @@ fn agreement() -> Vec<(&'static str, Control)> {
             )),
         ),
         ("found", Control::Found(found())),
+        (
+            "rdma-listens",
+            Control::RdmaListens {
+                address: "192.0.2.7:41000".parse().expect("an address"),
+            },
+        ),
+        (
+            "rdma-listens-ipv6",
+            Control::RdmaListens {
+                address: "[2001:db8::7]:41000".parse().expect("an address"),
+            },
+        ),
     ]
 }
 
