@@ -59,6 +59,16 @@ pub enum RdmaError {
         #[source]
         source: io::Error,
     },
+    /// Memory cannot be deregistered: keys to it may still be good.
+    #[error("Cannot deregister memory")]
+    Deregister {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A region is held by a request that is not complete, or by somebody else.
+    #[error("the memory region is in use")]
+    InUse,
     /// A range does not lie in its memory, or is too long for one request (4 GiB).
     #[error("Bytes {offset}.. ({bytes} of them) do not lie in memory of {length} bytes")]
     OutsideMemory {

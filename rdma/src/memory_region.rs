@@ -168,6 +168,22 @@ impl MemoryRegion {
         }))
     }
 
+    /// Deregisters it, and says that nobody can reach it any more. One that a posted request, or somebody
+    /// else, holds as well stays registered.
+    ///
+    /// # Errors
+    /// [`RdmaError::InUse`], or [`RdmaError::Deregister`]: its keys may still be good then, and its memory is never freed.
+    pub fn deregister(region: Arc<Self>) -> Result<(), RdmaError> {
+        let mut region = Arc::into_inner(region).ok_or(RdmaError::InUse)?;
+        let Some(owned) = region.region.take() else {
+            return Ok(());
+        };
+        owned.destroy().map_err(|source| {
+            std::mem::forget(region.memory.clone());
+            RdmaError::Deregister { source }
+        })
+    }
+
     /// How many bytes it has.
     #[must_use]
     pub const fn length(&self) -> usize {

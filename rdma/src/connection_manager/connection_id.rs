@@ -13,7 +13,8 @@ use rdma_sys::{
     ___ibv_query_port, ibv_event_type, ibv_get_device_name, ibv_qp_attr, ibv_qp_state, rdma_accept,
     rdma_bind_addr, rdma_cm_id, rdma_conn_param, rdma_connect, rdma_create_id, rdma_destroy_id,
     rdma_disconnect, rdma_establish, rdma_get_src_port, rdma_init_qp_attr, rdma_listen,
-    rdma_notify, rdma_port_space, rdma_reject, rdma_resolve_addr, rdma_resolve_route,
+    rdma_migrate_id, rdma_notify, rdma_port_space, rdma_reject, rdma_resolve_addr,
+    rdma_resolve_route,
 };
 
 use super::{ConnectionKey, EventChannel, done};
@@ -265,6 +266,24 @@ impl ConnectionId {
             }
             outcome => outcome,
         }
+    }
+
+    /// Has its events come to another channel from now on: a listener's requests go to whoever serves them.
+    ///
+    /// # Errors
+    /// [`RdmaError::ConnectionManager`]; the id is dropped then.
+    pub fn move_to(mut self, channel: &Arc<EventChannel>) -> Result<Self, RdmaError> {
+        {
+            let id = self.locked();
+            // No event of the old channel is between being taken and being acknowledged, so the call does not wait.
+            let _turn = channel.turn();
+            // SAFETY: the id and both channels are alive, and nobody takes an event of either meanwhile.
+            let code = unsafe { rdma_migrate_id(id.as_ptr(), channel.as_ptr()) };
+            done(code, "move a connection's events")?;
+        }
+        // The id keeps the channel that it is on, behind itself.
+        self.channel = channel.clone();
+        Ok(self)
     }
 
     /// Ends the connection: both sides get [`Disconnected`](super::ConnectionEventKind::Disconnected). The queue pair is its
