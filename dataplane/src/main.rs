@@ -7,7 +7,8 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Parser;
 use dwcp_api::{
-    Codec, IoPath, NotConverged, SendChoice, TlsChoice, TrackerChoice, TransferSettings, Verify,
+    Codec, IoPath, NotConverged, RdmaChoice, SendChoice, TlsChoice, TrackerChoice,
+    TransferSettings, Verify,
 };
 use dwcp_dataplane::migration::{Listener, Node, NodeOptions, recover};
 use dwcp_dataplane::tls::TlsFiles;
@@ -34,6 +35,10 @@ struct Options {
     /// Address for other nodes' data planes; port 0 takes a free one
     #[arg(long, default_value = "0.0.0.0:7440")]
     listen: String,
+    /// Address of this node's RDMA device, for queue pairs of other nodes; port 0 takes a free one. By default that of
+    /// --listen; `none` takes none
+    #[arg(long, value_name = "ADDRESS")]
+    rdma_listen: Option<String>,
     /// Transport loop for incoming migrations: auto, uring or poll
     #[arg(long, default_value = "auto", value_parser = parse_io)]
     io: IoPath,
@@ -116,6 +121,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         name: options.name,
         state_folder: options.state.clone(),
         listen: options.listen,
+        rdma_listen: options.rdma_listen,
         store_bytes_max: options.store_mib << 20,
     })?);
     let control = dwcp_api::Listener::bind(&options.state.join("dataplane.sock"))?;
@@ -140,6 +146,7 @@ fn incoming_settings(options: &Options) -> TransferSettings {
         workers: options.workers,
         at_once: 0,
         tls: TlsChoice::Auto,
+        rdma: RdmaChoice::Auto,
         io: options.io,
         send: SendChoice::Auto,
         window_bytes: 0,

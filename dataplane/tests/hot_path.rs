@@ -110,6 +110,7 @@ impl End {
             node: None,
             stock: transport::Stock::default(),
             ram: Some(Arc::clone(ram)),
+            rdma: None,
             bell: watched,
         });
         let mut transport = opened.unwrap().transport;

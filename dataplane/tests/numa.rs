@@ -208,6 +208,7 @@ fn look_at_workers(topology: &Topology, found: &mut Findings) {
             stock: Stock::default(),
             streams: 2,
             sealed: false,
+            rdma: None,
             streams_in_all: 2,
             window_bytes: 1 << 20,
             stream_window_bytes: 1 << 20,

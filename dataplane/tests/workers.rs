@@ -37,6 +37,7 @@ impl Worker {
             stock: Stock::default(),
             streams: 2,
             sealed: false,
+            rdma: None,
             streams_in_all: 2,
             window_bytes: 64 << 20,
             stream_window_bytes: 64 << 20,

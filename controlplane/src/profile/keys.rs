@@ -82,6 +82,14 @@ pub(super) const KEYS: &[Key] = &[
          say in it.",
     ),
     key(
+        "transfer.rdma",
+        Kind::Choice(&["auto", "off", "required"]),
+        "Data streams as RDMA queue pairs: the network adapter of the source writes pages where they belong \
+         at the destination. auto where both nodes have a device on a common network, with TCP for every \
+         stream that breaks; required makes TCP an error. Never where the migration is TLS, nor in mode \
+         internet: RDMA is neither encrypted nor authenticated.",
+    ),
+    key(
         "transfer.io",
         Kind::Choice(&["auto", "uring", "poll"]),
         "Transport loop of the workers. auto takes io_uring when the kernel allows it, and poll \

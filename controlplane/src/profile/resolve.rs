@@ -1,8 +1,8 @@
 //! Values of keys to settings, and back.
 
 use dwcp_api::{
-    Codec, IoPath, NotConverged, Prefer, STREAMS_MAX, SendChoice, TlsChoice, TrackerChoice,
-    TransferSettings, Verify,
+    Codec, IoPath, NotConverged, Prefer, RdmaChoice, STREAMS_MAX, SendChoice, TlsChoice,
+    TrackerChoice, TransferSettings, Verify,
 };
 
 use super::keys::HOST;
@@ -61,6 +61,11 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
             "on" => TlsChoice::On,
             "off" => TlsChoice::Off,
             _ => TlsChoice::Auto,
+        },
+        rdma: match from.word("transfer.rdma")? {
+            "off" => RdmaChoice::Off,
+            "required" => RdmaChoice::Required,
+            _ => RdmaChoice::Auto,
         },
         io: match from.word("transfer.io")? {
             "uring" => IoPath::Uring,
@@ -175,6 +180,14 @@ const fn tls_word(tls: TlsChoice) -> &'static str {
     }
 }
 
+const fn rdma_word(rdma: RdmaChoice) -> &'static str {
+    match rdma {
+        RdmaChoice::Auto => "auto",
+        RdmaChoice::Off => "off",
+        RdmaChoice::Required => "required",
+    }
+}
+
 const fn send_word(send: SendChoice) -> &'static str {
     match send {
         SendChoice::Auto => "auto",
@@ -225,6 +238,7 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
         ("transfer.workers", integer(settings.workers.into())),
         ("transfer.at_once", integer(settings.at_once.into())),
         ("transfer.tls", word(tls_word(settings.tls))),
+        ("transfer.rdma", word(rdma_word(settings.rdma))),
         ("transfer.io", word(io_word(settings.io))),
         ("transfer.send", word(send_word(settings.send))),
         ("transfer.window", Value::Quantity(settings.window_bytes)),

@@ -30,8 +30,8 @@ pub use socket::{Listener, SocketError, connect, receive, send};
 pub use store::{StoreEntry, StoreKind, StoreRequest, StoreState};
 pub use text::{in_words, stderr_takes_colours};
 pub use transfer::{
-    Codec, IoPath, NotConverged, Prefer, STREAMS_MAX, SendChoice, TlsChoice, TrackerChoice,
-    TransferSettings, Verify,
+    Codec, IoPath, NotConverged, Prefer, RdmaChoice, STREAMS_MAX, SendChoice, TlsChoice,
+    TrackerChoice, TransferSettings, Verify,
 };
 
 use serde::{Deserialize, Serialize};

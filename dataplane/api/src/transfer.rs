@@ -21,6 +21,8 @@ pub struct TransferSettings {
     pub at_once: u16,
     /// Whether the connections are TLS.
     pub tls: TlsChoice,
+    /// Whether pages are placed by network adapters.
+    pub rdma: RdmaChoice,
     /// Which transport loop the workers run.
     pub io: IoPath,
     /// How guest pages that are sent as they are get into the socket.
@@ -99,6 +101,19 @@ pub enum TlsChoice {
     On,
     /// Plain text. Not in mode `internet`.
     Off,
+}
+
+/// Whether data streams are RDMA queue pairs. Never under TLS, and not in mode `internet`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RdmaChoice {
+    /// Where both nodes have a device on a common network; TCP otherwise, and after a break.
+    #[default]
+    Auto,
+    /// TCP.
+    Off,
+    /// RDMA or an error.
+    Required,
 }
 
 /// How guest pages that are sent as they are get into the socket.

@@ -9,9 +9,8 @@ use super::busy_poll::BusyPoll;
 use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
 use crate::path::{Applied, Decoder, Incoming, PageTable, Received, Receiver};
-use crate::tls::DataStream;
 use crate::transport::{
-    self, BufferId, Completion, ReceiveInto, SendFrame, Slot, Transport, TransportOptions,
+    self, BufferId, Completion, Link, ReceiveInto, SendFrame, Slot, Transport, TransportOptions,
 };
 
 /// What a destination worker is told.
@@ -25,7 +24,7 @@ pub enum DestinationCommand {
         /// Of the connection, as its hello said.
         generation: u16,
         /// Connected, its hello said.
-        stream: DataStream,
+        stream: Link,
     },
     /// End.
     Stop,
@@ -40,6 +39,8 @@ pub struct StreamRound {
     pub round: u32,
     /// What was applied.
     pub applied: Applied,
+    /// Transport's name, which says whether an adapter placed pages.
+    pub transport: &'static str,
 }
 
 /// Starts a worker that applies pages to `session`.
@@ -65,6 +66,7 @@ pub fn spawn_destination_worker<E: From<WorkerEvent> + Send + 'static>(
             node: settings.node,
             stock: settings.stock.clone(),
             ram: Some(Arc::clone(&session.layout)),
+            rdma: settings.rdma.clone(),
             bell,
         })
         .map_err(|error| format!("transport: {error}"))?;
@@ -120,8 +122,10 @@ struct ReceiveStream {
     bytes: u64,
     acked_bytes: u64,
     is_broken: bool,
+    /// Its connection is a queue pair: pages come before the frame that names them.
+    is_queue: bool,
     /// The connection that takes the place of this one, once the kernel has nothing of it any more.
-    next: Option<DataStream>,
+    next: Option<Link>,
 }
 
 impl DestinationWorker<'_> {
@@ -171,7 +175,7 @@ impl DestinationWorker<'_> {
         }
     }
 
-    fn add(&mut self, index: u16, generation: u16, stream: DataStream) -> Result<(), String> {
+    fn add(&mut self, index: u16, generation: u16, stream: Link) -> Result<(), String> {
         let old = self.streams.iter().position(|old| old.index == index);
         if let Some(slot) = old {
             self.streams[slot].generation = generation;
@@ -184,6 +188,7 @@ impl DestinationWorker<'_> {
             self.transport.shut(slot, why);
             return Ok(());
         }
+        let is_queue = matches!(stream, Link::Queue(_));
         let added = self.transport.add_stream(stream, None);
         let slot = added.map_err(|error| format!("stream {index}: {error}"))?;
         let mut take = || {
@@ -207,6 +212,7 @@ impl DestinationWorker<'_> {
             bytes: 0,
             acked_bytes: 0,
             is_broken: false,
+            is_queue,
             next: None,
         });
         if generation > 0 {
@@ -227,6 +233,9 @@ impl DestinationWorker<'_> {
         let stream = &mut self.streams[slot];
         stream.is_broken = true;
         stream.is_acking = false;
+        if stream.is_queue {
+            self.session.note_unseen_writes();
+        }
         if stream.receiver.is_placing() {
             if !stream.table.in_place().is_empty() {
                 self.line.give_up(&stream.table, &mut stream.applied);
@@ -249,7 +258,8 @@ impl DestinationWorker<'_> {
     }
 
     /// Goes on with a stream on another connection, and says first where: behind the last frame applied.
-    fn resume(&mut self, slot: Slot, connection: DataStream) -> Result<(), String> {
+    fn resume(&mut self, slot: Slot, connection: Link) -> Result<(), String> {
+        self.streams[slot].is_queue = matches!(connection, Link::Queue(_));
         let added = self.transport.add_stream(connection, Some(slot));
         added.map_err(|error| format!("stream {}: {error}", self.streams[slot].index))?;
         self.streams[slot].is_broken = false;
@@ -266,6 +276,7 @@ impl DestinationWorker<'_> {
     ) -> Result<(), String> {
         self.streams[slot].receiver.received(bytes);
         let mut marked = false;
+        let transport = self.transport.name();
         loop {
             let stream = &mut self.streams[slot];
             let buffer = self.transport.buffers().bytes_mut(stream.buffer);
@@ -278,7 +289,9 @@ impl DestinationWorker<'_> {
                         .map_err(text)?;
                     self.session.place().map_err(text)?;
                     let block = &self.session.layout.blocks()[header.ram_block as usize];
-                    if self.sealed || !block.is_filled_in_place() {
+                    if self.transport.is_placed(slot) {
+                        // There is nothing to prepare.
+                    } else if self.sealed || !block.is_filled_in_place() {
                         stream.table.receive_apart();
                     } else if header.round == 0 {
                         self.populate(slot)?;
@@ -290,11 +303,14 @@ impl DestinationWorker<'_> {
                 Received::Frame(header, data) => {
                     if header.kind == FrameKind::RoundMark {
                         marked = true;
-                        tell(events, WorkerEvent::StreamRound(stream.end_round(&header)));
+                        let round = stream.end_round(&header, transport);
+                        tell(events, WorkerEvent::StreamRound(round));
                     } else {
                         let in_place = !stream.table.in_place().is_empty();
                         let data = (!in_place).then_some(&buffer[data]);
                         let (decoder, applied) = (&mut stream.decoder, &mut stream.applied);
+                        let unseen = self.session.has_unseen_writes();
+                        self.line.look_at_zeros(unseen);
                         self.line
                             .apply(&header, &stream.table, data, decoder, applied)
                             .map_err(text)?;
@@ -367,13 +383,14 @@ impl DestinationWorker<'_> {
 }
 
 impl ReceiveStream {
-    fn end_round(&mut self, mark: &FrameHeader) -> StreamRound {
+    fn end_round(&mut self, mark: &FrameHeader, transport: &'static str) -> StreamRound {
         let mut applied = std::mem::take(&mut self.applied);
         applied.summary.marks_again = u32::try_from(mark.position).unwrap_or(u32::MAX);
         StreamRound {
             stream: self.index,
             round: mark.round,
             applied,
+            transport,
         }
     }
 }

@@ -29,6 +29,8 @@ pub struct Session {
     placing: AtomicU32,
     /// Of pages whose digests say zero nobody knows whether they are, or missing at the destination.
     has_forgotten: AtomicBool,
+    /// Destination: a queue pair broke, which may have written pages of frames that never came.
+    has_unseen_writes: AtomicBool,
     wire_bytes: AtomicU64,
     pages_done: AtomicU64,
     in_flight_bytes: AtomicU64,
@@ -56,6 +58,7 @@ impl Session {
             pace: Pace::new(0),
             placing: AtomicU32::new(0),
             has_forgotten: AtomicBool::new(false),
+            has_unseen_writes: AtomicBool::new(false),
             wire_bytes: AtomicU64::new(0),
             pages_done: AtomicU64::new(0),
             in_flight_bytes: AtomicU64::new(0),
@@ -129,6 +132,18 @@ impl Session {
     #[must_use]
     pub fn has_forgotten(&self) -> bool {
         self.has_forgotten.load(Ordering::Acquire)
+    }
+
+    /// Destination: pages may hold something else than their digests say. The source names all of them again before the
+    /// round ends.
+    pub fn note_unseen_writes(&self) {
+        self.has_unseen_writes.store(true, Ordering::Release);
+    }
+
+    /// Whether there may be such pages.
+    #[must_use]
+    pub fn has_unseen_writes(&self) -> bool {
+        self.has_unseen_writes.load(Ordering::Acquire)
     }
 
     /// Notes progress: once a frame.

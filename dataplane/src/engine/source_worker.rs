@@ -13,9 +13,9 @@ use super::send_stream::{SendStream, State};
 use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
 use crate::path::{Outgoing, OutgoingCounts, RoundWork, StreamCredit};
-use crate::tls::DataStream;
 use crate::transport::{
-    self, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport, TransportOptions, Wait,
+    self, Completion, Link, ReceiveInto, SendFrame, SendMethod, Slot, Transport, TransportOptions,
+    Wait,
 };
 
 /// Frame buffers of a worker, beside one per stream for acknowledgements.
@@ -29,7 +29,7 @@ pub enum SourceCommand {
         /// Index.
         index: u16,
         /// Connected, its hello said.
-        stream: DataStream,
+        stream: Link,
     },
     /// The first streams of the migration, so many, carry pages. Every worker has one of them.
     Use(u16),
@@ -54,6 +54,8 @@ pub struct WorkerRound {
     pub root: RamRoot,
     /// How guest pages left, once that was chosen.
     pub send_method: Option<&'static str>,
+    /// Transport's name, which says whether an adapter placed pages.
+    pub transport: &'static str,
 }
 
 /// Starts a worker that sends pages of `session`.
@@ -81,6 +83,7 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
                 node: settings.node,
                 stock: settings.stock.clone(),
                 ram: Some(Arc::clone(&session.layout)),
+                rdma: settings.rdma.clone(),
                 bell,
             })
             .map_err(|error| format!("transport: {error}"))?;
@@ -181,9 +184,9 @@ impl SourceWorker<'_> {
         }
     }
 
-    fn add(&mut self, index: u16, stream: DataStream) -> Result<(), String> {
+    fn add(&mut self, index: u16, stream: Link) -> Result<(), String> {
         let broken = self.streams.iter().position(|old| old.index == index);
-        if broken.is_none() {
+        if let (None, Link::Socket(stream)) = (broken, &stream) {
             self.adapting.look_at(&stream.socket);
         }
         let added = self.transport.add_stream(stream, broken);
@@ -377,6 +380,7 @@ impl SourceWorker<'_> {
                 .find_map(|slot| self.transport.send_method(slot))
                 .filter(|_| self.line.is_by_reference())
                 .map(SendMethod::name),
+            transport: self.transport.name(),
         };
         self.told = true;
         tell(events, WorkerEvent::RoundSent(round));

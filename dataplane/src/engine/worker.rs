@@ -1,6 +1,7 @@
 //! What workers of both ends have in common.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use dwcp_api::{IoPath, SendChoice};
 
 use super::{Mailbox, StreamRound, WorkerRound};
 use crate::cpu_time::thread_cpu_ns;
-use crate::transport::Stock;
+use crate::transport::{RdmaMemory, Stock};
 
 /// How a worker is to run.
 #[derive(Clone, Debug)]
@@ -27,6 +28,8 @@ pub struct WorkerSettings {
     pub stock: Stock,
     /// Whether its streams are TLS.
     pub sealed: bool,
+    /// RAM as the migration's adapter knows it, if streams may be queue pairs.
+    pub rdma: Option<Arc<RdmaMemory>>,
     /// Streams that it will get.
     pub streams: usize,
     /// Streams of the migration.

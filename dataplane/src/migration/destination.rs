@@ -16,7 +16,7 @@ use dwcp_proto::{
     Destination, DestinationAction, DestinationEvent, Ending, Instant as ProtoInstant,
     JournalEntry, Outcome,
 };
-use dwcp_wire::{AbortCode, Control, HEADER_BYTES, Offer, StreamHello};
+use dwcp_wire::{AbortCode, Capabilities, Control, HEADER_BYTES, Offer, StreamHello};
 
 use super::destination_found::{Finding, Looked};
 use super::destination_postcopy::Postcopy;
@@ -31,6 +31,7 @@ use crate::engine::{
     WorkerHandle,
 };
 use crate::tls::Connection;
+use crate::transport::RdmaMemory;
 use crate::vmm::Vm;
 
 pub(super) use again::fetch_again;
@@ -90,6 +91,10 @@ pub(super) struct DestinationDriver {
     pub(super) recorder: Recorder,
     /// None until the source is back, where this data plane was started anew.
     pub(super) control: Option<ControlWriter>,
+    /// What the source can do.
+    pub(super) source_can: Capabilities,
+    /// RAM as an adapter knows it, if streams may be queue pairs.
+    pub(super) rdma: Option<Arc<RdmaMemory>>,
     pub(super) relay: Option<Relay>,
     pub(super) joined: Vec<StreamJoin>,
     pub(super) expected: Option<(u128, u16)>,
@@ -244,6 +249,11 @@ impl DestinationDriver {
         if let Control::Whole { verified, summary } = message {
             self.recorder.fetched(summary, *verified);
         }
+        if matches!(message, Control::Accept { .. })
+            && let Some(listens) = self.offer_rdma()
+        {
+            self.send(&listens);
+        }
         // Another round may follow, unless RAM is proven.
         if let (
             Control::RoundReport {
@@ -269,7 +279,10 @@ impl DestinationDriver {
                     self.recorder.note(note);
                 }
             }
-            WorkerEvent::StreamRound(part) => self.round_part(part),
+            WorkerEvent::StreamRound(part) => {
+                self.recorder.carried_by(part.transport);
+                self.round_part(part);
+            }
             WorkerEvent::StreamLost {
                 stream,
                 generation,

@@ -210,6 +210,9 @@ impl DestinationDriver {
         // A VMM that waits for a page answers nobody.
         self.postcopy.discard();
         self.join_helpers();
+        if let Err(reason) = self.revoke_keys() {
+            tracing::error!(reason, "RAM of an aborted migration");
+        }
         let Some(vm) = &self.vm else { return };
         match lock(vm).discard() {
             Ok(true) if self.offer.reuse && self.peer_lost => {

@@ -9,7 +9,7 @@ use dwcp_simd::RamRoot;
 use dwcp_wire::{AbortCode, Control, MissingPages};
 
 use super::destination::{DestinationDriver, DestinationInput, listen_to_peer};
-use super::destination_streams::StreamJoin;
+use super::destination_streams::{JoinLink, StreamJoin};
 use super::node::lock;
 use super::peer::ControlWriter;
 use super::postcopy::{DEMAND, Fetch, FetchEvent, FetchOptions, LINKS, note_missing};
@@ -164,7 +164,10 @@ impl DestinationDriver {
             return;
         }
         self.postcopy.generations[at] = join.generation;
-        self.postcopy.links[at] = Some(join.connection);
+        let JoinLink::Connection(connection) = join.link else {
+            return;
+        };
+        self.postcopy.links[at] = Some(connection);
         if self.postcopy.fetch.is_none() {
             return self.postcopy_is_prepared();
         }
@@ -208,6 +211,10 @@ impl DestinationDriver {
     /// Takes what is missing out of RAM and of the root, and answers faults from now on: loading device state
     /// reads RAM.
     pub(super) fn take_missing(&mut self) {
+        // An adapter would go on writing the memory that is taken out.
+        if let Err(reason) = self.revoke_keys() {
+            return self.failed(AbortCode::Other, reason);
+        }
         let root = match self.try_take_missing() {
             Ok(forgotten) => self.recorder.add_to_root(forgotten),
             Err(error) => return self.failed(AbortCode::Vmm, format!("post-copy: {error}")),

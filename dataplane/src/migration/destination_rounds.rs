@@ -114,6 +114,9 @@ impl DestinationDriver {
     /// Reads RAM again. Pages that are not what was applied end the migration: something here is
     /// broken, and sending again would not mend it.
     pub(super) fn prove(&mut self) {
+        if let Err(reason) = self.revoke_keys() {
+            return self.failed(AbortCode::Other, reason);
+        }
         let Some(session) = &self.session else { return };
         let verify = if self.offer.verify_full {
             Verify::Full

@@ -12,6 +12,7 @@ use super::placement::{WorkersOf, place};
 use super::relay::Relay;
 use crate::engine::{DestinationCommand, spawn_destination_worker};
 use crate::tls::Connection;
+use crate::transport::{Link, QueueLink, RdmaRequest};
 
 /// A further connection of the source that knows the token.
 #[derive(Debug)]
@@ -19,7 +20,16 @@ pub(super) struct StreamJoin {
     pub(super) role: StreamRole,
     pub(super) index: u16,
     pub(super) generation: u16,
-    pub(super) connection: Connection,
+    pub(super) link: JoinLink,
+}
+
+/// What it is over.
+#[derive(Debug)]
+pub(super) enum JoinLink {
+    /// TCP, perhaps with TLS.
+    Connection(Connection),
+    /// A queue pair, to be accepted by the stream's worker.
+    Queue(RdmaRequest),
 }
 
 /// A connection that ended.
@@ -61,9 +71,7 @@ impl DestinationDriver {
             return self.failed(AbortCode::Protocol, reason);
         }
         // A token alone does not let anybody in who could not have made the offer.
-        let connection = &join.connection;
-        if connection.is_sealed() != self.journal.tls || !connection.names(&self.offer.source_node)
-        {
+        if !self.may_join(&join) {
             let reason = format!(
                 "{:?} stream {} comes from elsewhere than the offer",
                 join.role, join.index
@@ -74,7 +82,9 @@ impl DestinationDriver {
             tracing::debug!(stream = join.index, "a connection that was given up");
             return;
         }
-        self.recorder.count_resumed(connection.is_resumed());
+        if let JoinLink::Connection(connection) = &join.link {
+            self.recorder.count_resumed(connection.is_resumed());
+        }
         if join.role == StreamRole::Missing {
             return self.join_missing(join);
         }
@@ -101,6 +111,18 @@ impl DestinationDriver {
         }
     }
 
+    /// Whether it comes from where the offer came from.
+    fn may_join(&self, join: &StreamJoin) -> bool {
+        match &join.link {
+            JoinLink::Connection(connection) => {
+                connection.is_sealed() == self.journal.tls
+                    && connection.names(&self.offer.source_node)
+            }
+            // The token is all that it has; it was told where queue pairs are taken.
+            JoinLink::Queue(_) => self.rdma.is_some() && join.role == StreamRole::Data,
+        }
+    }
+
     /// Whether a connection of this kind is there already.
     fn has_joined(&self, join: &StreamJoin) -> bool {
         let of_its_kind = |old: &StreamJoin| (old.role, old.index) == (join.role, join.index);
@@ -109,10 +131,18 @@ impl DestinationDriver {
 
     fn give_to_worker(&mut self, join: StreamJoin) -> std::io::Result<()> {
         let StreamJoin {
-            index, generation, ..
+            index,
+            generation,
+            link,
+            ..
         } = join;
         let worker = &self.workers[usize::from(index) % self.workers.len()];
-        let stream = join.connection.into_data_stream()?;
+        let stream = match link {
+            JoinLink::Connection(connection) => connection.into_data_stream()?.into(),
+            JoinLink::Queue(RdmaRequest { id, hello }) => {
+                Link::Queue(QueueLink::Answer { id, hello })
+            }
+        };
         worker.command(DestinationCommand::AddStream {
             index,
             generation,
@@ -125,14 +155,18 @@ impl DestinationDriver {
         let Some(session) = self.session.clone() else {
             return Ok(());
         };
-        let joined = self.joined.first();
-        let local = joined.and_then(|join| join.connection.local_ip());
+        let mut joined = self.joined.iter();
+        let local = joined.find_map(|join| match &join.link {
+            JoinLink::Connection(connection) => connection.local_ip(),
+            JoinLink::Queue(_) => None,
+        });
         let placement = place(&self.settings, streams, &session.layout, local);
         let workers = placement.worker_settings(
             &self.settings,
             &WorkersOf {
                 stock: &self.node.stock,
                 sealed: self.journal.tls,
+                rdma: self.rdma.clone(),
                 streams,
                 ack_bytes: self.offer.ack_bytes,
             },
@@ -147,16 +181,23 @@ impl DestinationDriver {
         }
         self.recorder.streams = streams;
         for join in std::mem::take(&mut self.joined) {
-            if join.role == StreamRole::Data {
-                self.give_to_worker(join)?;
-                continue;
-            }
+            let connection = match join {
+                StreamJoin {
+                    role: StreamRole::Device,
+                    link: JoinLink::Connection(connection),
+                    ..
+                } => connection,
+                join => {
+                    self.give_to_worker(join)?;
+                    continue;
+                }
+            };
             let mailbox = self.mailbox.clone();
             let on_break = move |reason: String| {
                 let _ = mailbox.push(DestinationInput::DeviceLost(reason));
             };
             self.relay = Some(Relay::start(
-                join.connection,
+                connection,
                 Arc::new(on_break),
                 &self.recorder.meter,
             )?);

@@ -11,7 +11,7 @@ use dwcp_journal::Unfinished;
 use dwcp_wire::{Control, FetchSummary, FrameKind, Offer, RefuseCode, StreamHello};
 
 use super::destination::{self, DestinationInput};
-use super::destination_streams::StreamJoin;
+use super::destination_streams::{JoinLink, StreamJoin};
 use super::meter::Meter;
 use super::node::{Node, NodeError};
 use super::peer::{self, ControlWriter, PeerError};
@@ -47,6 +47,7 @@ impl Listener {
         })?;
         if let Ok(address) = socket.local_addr() {
             node.listens_on(address);
+            node.listen_for_queue_pairs(address.ip());
         }
         Ok(Self { socket })
     }
@@ -61,6 +62,11 @@ impl Listener {
 
     /// Accepts for ever, each connection on a thread of its own.
     pub fn run(&self, node: &Arc<Node>, settings: &TransferSettings) {
+        let queue_pairs = Arc::clone(node);
+        let thread = std::thread::Builder::new().name("dwcp-rdma".into());
+        if let Err(error) = thread.spawn(move || queue_pairs.take_queue_pairs()) {
+            tracing::error!(%error, "no thread for queue pairs");
+        }
         let greeting = Arc::new(());
         for stream in self.socket.incoming() {
             let Ok(stream) = stream else {
@@ -121,7 +127,7 @@ fn greet(
             None => join(node, stream, &payload),
         },
         FrameKind::Hello => {
-            peer::answer_hello(&mut stream, &payload, &meter).map_err(text)?;
+            let (_, can) = peer::answer_hello(&mut stream, &payload, &meter).map_err(text)?;
             match peer::read_control(&mut stream, &meter).map_err(text)? {
                 Control::Offer(offer) => {
                     if let Some(why) = refusal.or_else(|| why_not(node, &stream, &offer)) {
@@ -129,7 +135,7 @@ fn greet(
                         return Err(why);
                     }
                     drop(turn);
-                    destination::run(node, stream, offer, settings, &meter)
+                    destination::run(node, (stream, can), offer, settings, &meter)
                 }
                 Control::OwnerQuery { migration, .. } => {
                     if let Some(why) = refusal {
@@ -173,7 +179,7 @@ fn join(node: &Node, stream: Connection, payload: &[u8]) -> Result<(), String> {
         role: hello.role,
         index: hello.index,
         generation: hello.generation,
-        connection: stream,
+        link: JoinLink::Connection(stream),
     };
     mailbox
         .push(DestinationInput::Join(join))

@@ -8,6 +8,7 @@
 //! | `admission.rs`, `placement.rs`, `network_card.rs`, `room.rs` | when a migration may begin, where its workers run, whether it fits |
 //! | `dial.rs`, `peer.rs` | connecting to another node; the control connection |
 //! | `secure.rs` | TLS or plain text |
+//! | `source_rdma.rs`, `destination_rdma.rs` | whether streams are queue pairs |
 //! | `relay.rs` | device state between the VMM and the other node |
 //! | `reread.rs` | reading RAM again for the proof |
 //! | `listener.rs` | who connects, and to which migration |
@@ -21,6 +22,7 @@ mod destination;
 mod destination_actions;
 mod destination_found;
 mod destination_postcopy;
+mod destination_rdma;
 mod destination_rounds;
 mod destination_streams;
 mod dial;
@@ -48,6 +50,7 @@ mod source_asks;
 mod source_forecast;
 mod source_path;
 mod source_postcopy;
+mod source_rdma;
 mod source_rounds;
 mod source_streams;
 mod stream_count;

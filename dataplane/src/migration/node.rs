@@ -22,7 +22,7 @@ use super::vms::{self, VmTable};
 use crate::engine::Mailbox;
 use crate::store::{Indexing, Store, StoreError};
 use crate::tls::{TlsError, TlsFiles, TlsNode};
-use crate::transport::Stock;
+use crate::transport::{RdmaListener, Stock};
 use crate::vmm::RunState;
 
 /// How a node is to run.
@@ -34,6 +34,8 @@ pub struct NodeOptions {
     pub state_folder: PathBuf,
     /// Address to listen on for other nodes.
     pub listen: String,
+    /// Address to take queue pairs at: that of one of its RDMA devices. Without one that of `listen`.
+    pub rdma_listen: Option<String>,
     /// Disk for the RAM of VMs that left; 0 keeps none.
     pub store_bytes_max: u64,
     /// Its certificate, if it has one.
@@ -148,6 +150,8 @@ pub struct Node {
     counters: CountersPage,
     /// Where other nodes reach this one, once it listens.
     pub(super) listening: OnceLock<SocketAddr>,
+    /// Where it takes queue pairs, once it does.
+    pub(super) rdma: OnceLock<RdmaListener>,
     pub(super) vms: Mutex<VmTable>,
     migrations: Mutex<Vec<Arc<MigrationHandle>>>,
     joins: Mutex<HashMap<u128, Mailbox<DestinationInput>>>,
@@ -190,6 +194,7 @@ impl Node {
             counters: CountersPage::create()?,
             options,
             listening: OnceLock::new(),
+            rdma: OnceLock::new(),
             vms: Mutex::default(),
             migrations: Mutex::default(),
             joins: Mutex::default(),

@@ -11,7 +11,7 @@ use super::network_card::node_of_address;
 use crate::engine::WorkerSettings;
 use crate::path::Lanes;
 use crate::ram::{RamLayout, RamNodes};
-use crate::transport::Stock;
+use crate::transport::{RdmaMemory, Stock};
 
 /// This machine. It is read once: to look at all of its devices takes longer than to move a small
 /// guest (on a virtual machine, ten milliseconds and more).
@@ -125,6 +125,7 @@ pub(super) const ACK_BYTES_MIN: u64 = 64 * 1024;
 pub(super) struct WorkersOf<'a> {
     pub(super) stock: &'a Stock,
     pub(super) sealed: bool,
+    pub(super) rdma: Option<Arc<RdmaMemory>>,
     pub(super) streams: u16,
     /// Bytes between acknowledgements of a stream; at the destination.
     pub(super) ack_bytes: u64,
@@ -149,6 +150,7 @@ impl Placement {
             node: place.node,
             stock: of.stock.clone(),
             sealed: of.sealed,
+            rdma: of.rdma.clone(),
             streams: usize::from(of.streams).div_ceil(count),
             streams_in_all: of.streams.into(),
             window_bytes: window * own(index),

@@ -20,6 +20,9 @@ use crate::tls::Connection;
 /// Of fewer pages nobody asks why they did not shrink: 16 MiB.
 const EXPLAINED_PAGES_MIN: u64 = 4096;
 
+/// The transport that is told wherever it carried anything.
+const RDMA: &str = "rdma";
+
 /// Collects the numbers of one end of a migration.
 #[derive(Debug)]
 pub(super) struct Recorder {
@@ -205,6 +208,14 @@ impl Recorder {
 
     pub(super) const fn started(&self) -> Instant {
         self.started
+    }
+
+    /// Pages of a round came by this transport. An adapter that has placed some of them is worth telling, whatever carried the
+    /// others.
+    pub(super) fn carried_by(&mut self, transport: &str) {
+        if self.transport != RDMA {
+            transport.clone_into(&mut self.transport);
+        }
     }
 
     /// Its turn has come.

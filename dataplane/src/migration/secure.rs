@@ -18,7 +18,7 @@ use super::peer::PeerError;
 use crate::tls::{self, Connection, RECORD_HANDSHAKE};
 
 /// The mode whose links anybody may listen to.
-const INTERNET: &str = "internet";
+pub(super) const INTERNET: &str = "internet";
 
 const HOW: &str = "make certificates with `dwcp pki init` and `dwcp pki issue`, and start the data \
                    planes of both nodes with --tls-ca, --tls-certificate and --tls-key";

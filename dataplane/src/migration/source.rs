@@ -15,7 +15,7 @@ use dwcp_api::{MigrationId, MigrationStatus, PhaseName, TransferSettings};
 use dwcp_proto::{
     Ending, Instant as ProtoInstant, Outcome, Phase, RoundLimits, Source, SourceAction, SourceEvent,
 };
-use dwcp_wire::{AbortCode, Capabilities};
+use dwcp_wire::{AbortCode, Capabilities, Control};
 
 use super::admission::{Turn, at_once};
 use super::baseline;
@@ -159,6 +159,9 @@ impl SourceDriver {
                 break;
             }
             match self.mailbox.wait(TICK) {
+                Some(SourceInput::Event(SourceEvent::Peer(Control::RdmaListens { address }))) => {
+                    self.rdma_listens(address);
+                }
                 Some(SourceInput::Event(event)) => self.feed(event),
                 Some(SourceInput::Greeted(outcome)) => self.greeted(outcome),
                 Some(SourceInput::Worker(event)) => self.worker_event(event),

@@ -25,6 +25,9 @@ impl SourceDriver {
             Ok(dirty) => dirty,
             Err(error) => return self.fail(AbortCode::Vmm, error.to_string()),
         };
+        if let Some(memory) = self.streams.rdma.memory() {
+            memory.renew(again);
+        }
         let mut forced = self.session.layout.empty_bitmap();
         let doubtful = if round == 0 { self.doubtful() } else { &[] };
         for range in again.iter().chain(doubtful) {
@@ -111,6 +114,7 @@ impl SourceDriver {
         if part.round != round.work.round {
             return;
         }
+        self.recorder.carried_by(part.transport);
         if let Some(method) = part.send_method {
             self.recorder.send_method = method;
         }

@@ -17,8 +17,10 @@ use super::peer::{self, ControlWriter, LAST_WORDS, PeerError};
 use super::placement::{WorkersOf, place};
 use super::relay::Relay;
 use super::source::{SourceDriver, SourceInput};
+use super::source_rdma::SourceRdma;
 use crate::engine::{SourceCommand, spawn_source_worker};
 use crate::tls::Connection;
+use crate::transport::{Link, QueueLink, find_route};
 
 /// Tries to replace a stream, in one migration: a peer does not make a source connect for ever.
 const TRIES_MAX: u32 = 2048;
@@ -38,10 +40,19 @@ pub(super) struct Dialled {
 
 #[derive(Debug)]
 struct Joined {
-    connection: Connection,
-    /// What could not be set on its socket.
+    link: Joining,
+    /// What could not be had: an option of its socket, or a queue pair.
     note: Option<String>,
 }
+
+#[derive(Debug)]
+enum Joining {
+    Connection(Connection),
+    Queue(QueueLink),
+}
+
+/// Makes a connection, on a thread of its own.
+type Join = Box<dyn FnOnce() -> Result<Joined, PeerError> + Send>;
 
 /// The further connections of a migration.
 #[derive(Debug, Default)]
@@ -53,6 +64,8 @@ pub(super) struct Streams {
     missing: usize,
     /// Sockets for them.
     early: EarlySockets,
+    /// What there is for queue pairs.
+    pub(super) rdma: SourceRdma,
     /// Tries to replace a stream.
     tries: u32,
     /// Why and when the device connection ended.
@@ -82,6 +95,8 @@ struct DataStream {
     generation: u16,
     /// It has had a connection.
     was_there: bool,
+    /// Its connection is a queue pair.
+    is_queue: bool,
     /// Another descriptor of its socket, to ask and to set.
     socket: Option<TcpStream>,
     broken: Option<Break>,
@@ -119,6 +134,9 @@ impl SourceDriver {
     }
 
     pub(super) fn open_streams(&mut self, token: u128, streams: u16) {
+        if let Err(reason) = self.check_rdma() {
+            return self.fail(AbortCode::Other, reason);
+        }
         if let Err(error) = self.start_workers(streams) {
             return self.fail(AbortCode::Other, error.to_string());
         }
@@ -127,6 +145,7 @@ impl SourceDriver {
             data: (0..streams).map(|_| DataStream::default()).collect(),
             missing: usize::from(streams) + 1,
             early: std::mem::take(&mut self.streams.early),
+            rdma: std::mem::take(&mut self.streams.rdma),
             ..Streams::default()
         };
         for index in 0..streams {
@@ -145,6 +164,7 @@ impl SourceDriver {
             &WorkersOf {
                 stock: &self.node.stock,
                 sealed: self.way.is_tls(),
+                rdma: self.streams.rdma.memory().cloned(),
                 streams,
                 ack_bytes: 0,
             },
@@ -176,8 +196,15 @@ impl SourceDriver {
             role,
             generation,
         };
-        let early = self.streams.early.take();
-        let join = self.joining(to, hello, early);
+        let by_queue =
+            (role == StreamRole::Data && generation == 0).then(|| self.streams.rdma.address());
+        let join = match by_queue.flatten() {
+            Some(address) => self.joining_by_queue(to, hello, address),
+            None => {
+                let early = self.streams.early.take();
+                Box::new(self.joining(to, hello, early)) as Join
+            }
+        };
         let (stop, mailbox) = (Arc::clone(&self.vm_stop), self.mailbox.clone());
         let run = move || {
             if !waited(pause, &stop) {
@@ -219,8 +246,33 @@ impl SourceDriver {
             }
             let mut connection = way.secure(&node, socket, time)?;
             peer::say_stream_hello(&mut connection, hello, &meter)?;
-            Ok(Joined { connection, note })
+            Ok(Joined {
+                link: Joining::Connection(connection),
+                note,
+            })
         }
+    }
+
+    /// The same by a queue pair, where there is a way for one; otherwise by TCP, unless that is not wanted. Nothing has been
+    /// said to the other node then.
+    fn joining_by_queue(&self, to: SocketAddr, hello: StreamHello, address: SocketAddr) -> Join {
+        let time = Duration::from_millis(self.request.settings.connect_timeout_ms.into());
+        let is_required = self.streams.rdma.is_required(&self.request.settings);
+        let by_tcp = self.joining(to, hello, None);
+        Box::new(move || match find_route(address, time) {
+            Ok(id) => Ok(Joined {
+                link: Joining::Queue(QueueLink::Ask { id, hello }),
+                note: None,
+            }),
+            Err(source) if is_required => Err(PeerError::Connect {
+                address: format!("{address} by RDMA"),
+                source,
+            }),
+            Err(error) => by_tcp().map(|joined| Joined {
+                note: Some(format!("no RDMA to {address}: {error}; TCP is used")),
+                ..joined
+            }),
+        })
     }
 
     pub(super) fn dialled(&mut self, dialled: Dialled) {
@@ -243,10 +295,18 @@ impl SourceDriver {
     }
 
     fn take_connection(&mut self, hello: StreamHello, joined: Joined) -> Result<(), PeerError> {
-        let Joined { connection, note } = joined;
+        let Joined { link, note } = joined;
         if let Some(note) = note {
             self.recorder.note(note);
         }
+        let connection = match link {
+            Joining::Connection(connection) => connection,
+            Joining::Queue(link) => {
+                self.streams.data[usize::from(hello.index)].is_queue = true;
+                self.give_to_worker(hello.index, Link::Queue(link));
+                return Ok(());
+            }
+        };
         self.recorder.count_resumed(connection.is_resumed());
         match hello.role {
             StreamRole::Device => return self.take_device(connection),
@@ -259,9 +319,13 @@ impl SourceDriver {
         if let Some(name) = &self.request.settings.congestion_control {
             let _ = SockRef::from(&stream.socket).set_tcp_congestion(name.as_bytes());
         }
+        self.give_to_worker(index, stream.into());
+        Ok(())
+    }
+
+    fn give_to_worker(&self, index: u16, stream: Link) {
         let worker = &self.workers[usize::from(index) % self.workers.len()];
         worker.command(SourceCommand::AddStream { index, stream });
-        Ok(())
     }
 
     fn take_device(&mut self, connection: Connection) -> Result<(), PeerError> {
@@ -316,6 +380,12 @@ impl SourceDriver {
         let stream = &mut self.streams.data[usize::from(index)];
         // The last descriptor of a connection that is over.
         stream.socket = None;
+        if std::mem::take(&mut stream.is_queue)
+            && let Err(reason) = self.queue_lost(index, &reason)
+        {
+            return self.peer_lost(reason);
+        }
+        let stream = &mut self.streams.data[usize::from(index)];
         let broken = &mut stream.broken;
         broken.get_or_insert_with(|| Break {
             since: Instant::now(),

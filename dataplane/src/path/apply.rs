@@ -38,6 +38,8 @@ struct Applier<'a> {
     kernels: &'static Kernels,
     suspects: Vec<PageRange>,
     root: RamRoot,
+    /// A page that is held as zero may be something else.
+    looks_at_zeros: bool,
     /// RAM that could not be written.
     failure: Option<RamError>,
 }
@@ -59,9 +61,16 @@ impl<'a> Incoming<'a> {
                 kernels: kernels(),
                 suspects: vec![],
                 root: RamRoot::default(),
+                looks_at_zeros: false,
                 failure: None,
             },
         }
+    }
+
+    /// Has pages that come as zero, and are held as zero, be looked at from now on: something may have been written there of
+    /// which no frame has told.
+    pub const fn look_at_zeros(&mut self, looks: bool) {
+        self.applier.looks_at_zeros = looks;
     }
 
     /// Reads the table of a frame, before any of its data is asked for.
@@ -122,6 +131,15 @@ impl Applier<'_> {
         }
     }
 
+    fn is_written_unseen(&self, block: u32, page: u32) -> bool {
+        if !self.looks_at_zeros {
+            return false;
+        }
+        let live = self.layout.blocks()[block as usize].live_page(page);
+        let fingerprint = self.kernels.fingerprint_live(self.key, live);
+        !self.key.is_zero(fingerprint)
+    }
+
     fn hold(&mut self, block: u32, page: u32, fingerprint: Option<Fingerprint>) {
         let global = self.layout.global_page(block as usize, page);
         self.digests.set(global, fingerprint, &mut self.root);
@@ -137,7 +155,7 @@ impl PageSink for Applier<'_> {
         const ZERO: Page = [0; PAGE_BYTES];
         for page in page..page + count {
             let global = self.layout.global_page(block as usize, page);
-            if self.digests.get(global).is_some() {
+            if self.digests.get(global).is_some() || self.is_written_unseen(block, page) {
                 self.layout.blocks()[block as usize].write_page(page, &ZERO);
                 self.digests.set(global, None, &mut self.root);
             }

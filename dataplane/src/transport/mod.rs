@@ -5,6 +5,7 @@
 //! | [`UringTransport`] | one io_uring per worker, registered buffers | the kernel allows it |
 //! | [`PollTransport`] | non-blocking sockets and poll(2) | it does not, or a switch says so |
 //! | [`SealedTransport`] | TLS over one of them | the migration is sealed |
+//! | [`RdmaTransport`] | queue pairs, one of them beside | both nodes have RDMA, and the profile allows it |
 //!
 //! Frames leave as a head from a worker's buffer and, behind it, guest pages straight from RAM, by the
 //! cheapest [`SendMethod`] of the socket; they arrive straight in RAM, unless TLS is between. A transport belongs to one
@@ -18,6 +19,7 @@ mod inbound;
 mod ladder;
 mod outbound;
 mod poll;
+mod rdma;
 mod sealed;
 mod spans;
 #[cfg(test)]
@@ -36,6 +38,7 @@ pub use buffers::{BUFFER_BYTES, BufferId, BufferStock, Buffers};
 use dwcp_api::{IoPath, SendChoice};
 use dwcp_wire::PageRange;
 pub use poll::PollTransport;
+pub use rdma::{QueueLink, RdmaListener, RdmaMemory, RdmaRequest, RdmaTransport, find_route};
 pub use sealed::SealedTransport;
 pub use tcp_info::{SHORT_RTT, TcpInfo};
 pub use uring::UringTransport;
@@ -208,6 +211,14 @@ pub trait Transport: std::fmt::Debug {
         Err(io::Error::other("a stream with TLS among those without"))
     }
 
+    /// Takes a stream that is a queue pair.
+    ///
+    /// # Errors
+    /// When this transport has none of them, or the place is taken.
+    fn add_queue(&mut self, _: QueueLink, _instead_of: Option<Slot>) -> io::Result<Slot> {
+        Err(io::Error::other("a queue pair among TCP streams"))
+    }
+
     /// Ends a stream. [`Completion::Closed`] follows, with `why`.
     fn shut(&mut self, slot: Slot, why: io::Error);
 
@@ -220,6 +231,12 @@ pub trait Transport: std::fmt::Debug {
 
     /// Asks for bytes, any number of them. One request per stream at a time.
     fn receive(&mut self, slot: Slot, wanted: ReceiveInto<'_>);
+
+    /// Whether the data of the frame whose head is being received lies in guest RAM already: it was placed there by the
+    /// other end, and `receive` into its pages finds it.
+    fn is_placed(&self, _: Slot) -> bool {
+        false
+    }
 
     /// How guest pages leave on a stream, once that is chosen.
     fn send_method(&self, slot: Slot) -> Option<SendMethod>;
@@ -236,11 +253,33 @@ impl dyn Transport {
     ///
     /// # Errors
     /// When it is not of the kind that this transport was opened for.
-    pub fn add_stream(&mut self, stream: DataStream, instead_of: Option<Slot>) -> io::Result<Slot> {
-        match stream.sealed {
-            None => self.add(stream.socket, instead_of),
-            Some(sealed) => self.add_sealed(stream.socket, sealed, instead_of),
+    pub fn add_stream(
+        &mut self,
+        stream: impl Into<Link>,
+        instead_of: Option<Slot>,
+    ) -> io::Result<Slot> {
+        match stream.into() {
+            Link::Queue(link) => self.add_queue(link, instead_of),
+            Link::Socket(stream) => match stream.sealed {
+                None => self.add(stream.socket, instead_of),
+                Some(sealed) => self.add_sealed(stream.socket, sealed, instead_of),
+            },
         }
+    }
+}
+
+/// A data stream's connection.
+#[derive(Debug)]
+pub enum Link {
+    /// TCP, perhaps with TLS.
+    Socket(DataStream),
+    /// A queue pair.
+    Queue(QueueLink),
+}
+
+impl<S: Into<DataStream>> From<S> for Link {
+    fn from(stream: S) -> Self {
+        Self::Socket(stream.into())
     }
 }
 
@@ -297,6 +336,8 @@ pub struct TransportOptions {
     pub stock: Stock,
     /// Guest RAM that `send` and `receive` may name.
     pub ram: Option<Arc<RamLayout>>,
+    /// The same as the migration's adapter knows it, if its streams may be queue pairs.
+    pub rdma: Option<Arc<RdmaMemory>>,
     /// An eventfd to watch.
     pub bell: OwnedFd,
 }
@@ -317,7 +358,13 @@ pub fn open(options: TransportOptions) -> io::Result<Opened> {
     })
 }
 
-fn open_plain(options: TransportOptions) -> io::Result<Opened> {
+fn open_plain(mut options: TransportOptions) -> io::Result<Opened> {
+    if let (Some(memory), Some(ram)) = (options.rdma.take(), options.ram.clone()) {
+        let bell = options.bell.try_clone()?;
+        return RdmaTransport::open(ram, memory, bell, |bell| {
+            open_plain(TransportOptions { bell, ..options })
+        });
+    }
     let TransportOptions {
         io,
         send,
@@ -326,6 +373,7 @@ fn open_plain(options: TransportOptions) -> io::Result<Opened> {
         node,
         stock,
         ram,
+        rdma: _,
         bell,
     } = options;
     let buffers = || Buffers::new(buffers, node, stock.buffers.clone());

@@ -52,6 +52,7 @@ fn options(io: IoPath, buffers: usize) -> TransportOptions {
         node: None,
         stock: Stock::default(),
         ram: None,
+        rdma: None,
         bell: bell().1,
     }
 }

@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dwcp_api::{
-    Attachment, Codec, IoPath, MigrationId, MigrationReport, NotConverged, SendChoice, TlsChoice,
-    TrackerChoice, TransferSettings, Verify,
+    Attachment, Codec, IoPath, MigrationId, MigrationReport, NotConverged, RdmaChoice, SendChoice,
+    TlsChoice, TrackerChoice, TransferSettings, Verify,
 };
 use dwcp_dataplane::migration::{Listener, Node, NodeOptions};
 use dwcp_guest_page::Kind;
@@ -66,6 +66,7 @@ pub(crate) fn settings() -> TransferSettings {
         workers: 0,
         at_once: 0,
         tls: TlsChoice::Auto,
+        rdma: RdmaChoice::Auto,
         io: IoPath::Auto,
         send: SendChoice::Auto,
         window_bytes: 16 << 20,
@@ -102,6 +103,7 @@ pub(crate) fn node_options(folder: &Path, name: &str) -> NodeOptions {
         name: name.into(),
         state_folder: folder.join(name),
         listen: "127.0.0.1:0".into(),
+        rdma_listen: None,
         store_bytes_max: 256 << 20,
         tls: None,
         allow_plain_text: false,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use dwcp_api::{MigrationId, Role, TransferSettings};
 use dwcp_journal::GuestMemory;
 use dwcp_proto::{Destination, DestinationConfig, DestinationEvent};
-use dwcp_wire::{Control, Offer};
+use dwcp_wire::{Capabilities, Control, Offer};
 
 use super::{DestinationDriver, DestinationInput, FIRST_SILENCE};
 use crate::engine::Mailbox;
@@ -22,7 +22,7 @@ use crate::tls::Connection;
 /// Takes a migration that a source offers on `stream`, to its end. Runs on the caller's thread.
 pub(in crate::migration) fn run(
     node: &Arc<Node>,
-    stream: Connection,
+    (stream, source_can): (Connection, Capabilities),
     offer: Offer,
     settings: TransferSettings,
     meter: &Arc<Meter>,
@@ -36,6 +36,7 @@ pub(in crate::migration) fn run(
     });
     let journal = scope(&stream, &offer);
     let mut driver = driver(node, (machine, journal), offer.clone(), settings, meter)?;
+    driver.source_can = source_can;
     driver.recorder.tls = tls_report(&stream);
     let silence = Duration::from_millis(offer.peer_silence_ms.into()).min(FIRST_SILENCE * 6);
     let control = stream
@@ -83,6 +84,8 @@ pub(super) fn driver(
         offer,
         recorder,
         control: None,
+        source_can: Capabilities::default(),
+        rdma: None,
         relay: None,
         joined: vec![],
         expected: None,

@@ -18,6 +18,7 @@ use crate::migration::secure::Way;
 use crate::migration::source_forecast::Writing;
 use crate::migration::source_path::PathWatch;
 use crate::migration::source_postcopy::Serving;
+use crate::migration::source_rdma::check_choice;
 use crate::migration::source_streams::Streams;
 use crate::migration::vms::api_error;
 use crate::ram::RamLayout;
@@ -40,6 +41,7 @@ fn start_on(
     spawn: impl FnOnce(Box<dyn FnOnce() + Send>) -> std::io::Result<()>,
 ) -> Result<(), ApiError> {
     let way = Way::choose(node, &request.settings, &request.destination)?;
+    check_choice(&request.settings, way.is_tls())?;
     let attachment = node.take_vm(&request.vm, request.id)?;
     let (give, taken) = sync_channel::<SourceDriver>(1);
     let run = move || {

@@ -1,5 +1,6 @@
 use dwcp_api::{
-    Attachment, Codec, IoPath, MigrationId, NotConverged, SendChoice, TlsChoice, TrackerChoice,
+    Attachment, Codec, IoPath, MigrationId, NotConverged, RdmaChoice, SendChoice, TlsChoice,
+    TrackerChoice,
 };
 use dwcp_testbed::synthetic::{SyntheticGuest, SyntheticOptions};
 
@@ -21,6 +22,7 @@ fn request(vm: &str) -> Request {
             workers: 0,
             at_once: 0,
             tls: TlsChoice::Auto,
+            rdma: RdmaChoice::Auto,
             io: IoPath::Auto,
             send: SendChoice::Auto,
             window_bytes: 1 << 20,
@@ -61,6 +63,7 @@ fn without_a_thread_nothing_begins() {
         name: "a".into(),
         state_folder: folder.path().into(),
         listen: "127.0.0.1:0".into(),
+        rdma_listen: None,
         store_bytes_max: 0,
         tls: None,
         allow_plain_text: false,

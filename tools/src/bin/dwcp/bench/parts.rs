@@ -213,6 +213,7 @@ fn sends(is_batched: bool) -> std::io::Result<f64> {
         node: None,
         stock: Stock::default(),
         ram: None,
+        rdma: None,
         bell: watched,
     })?;
     let mut transport = opened.transport;

@@ -1,0 +1,99 @@
+//! Whether a destination's data streams may be queue pairs; and the end of their keys.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use dwcp_wire::{Capabilities, Control, StreamHello};
+
+use super::destination::{DestinationDriver, DestinationInput};
+use super::destination_streams::{JoinLink, StreamJoin};
+use super::node::Node;
+use crate::transport::{RdmaListener, RdmaMemory, RdmaRequest};
+
+/// What `--rdma-listen` says where no queue pairs are taken.
+const NONE: &str = "none";
+
+impl Node {
+    /// Takes queue pairs from now on, if this node has RDMA.
+    pub(super) fn listen_for_queue_pairs(&self, ip: IpAddr) {
+        let address = match self.options().rdma_listen.as_deref() {
+            Some(NONE) => return,
+            Some(text) => match text.parse::<SocketAddr>() {
+                Ok(address) => address,
+                Err(error) => {
+                    return tracing::error!(text, %error, "--rdma-listen: no queue pairs are taken");
+                }
+            },
+            None => SocketAddr::new(ip, 0),
+        };
+        match RdmaListener::bind(address) {
+            Ok(Some(listener)) => {
+                tracing::info!(address = %listener.address_for(ip), "queue pairs are taken");
+                let _ = self.rdma.set(listener);
+            }
+            Ok(None) => tracing::info!("no RDMA on this node: data streams are TCP"),
+            Err(error) => tracing::info!(%address, %error, "no RDMA here: data streams are TCP"),
+        }
+    }
+
+    /// Brings queue pairs to their migrations, for ever.
+    pub(super) fn take_queue_pairs(&self) {
+        let Some(listener) = self.rdma.get() else {
+            return;
+        };
+        let outcome = listener.run(|request| self.take_queue_pair(request));
+        if let Err(error) = outcome {
+            tracing::error!(%error, "no more queue pairs are taken");
+        }
+    }
+
+    fn take_queue_pair(&self, request: RdmaRequest) {
+        let StreamHello {
+            token,
+            index,
+            role,
+            generation,
+        } = request.hello.stream;
+        let Some(mailbox) = self.joins_of(token) else {
+            tracing::warn!("queue pair refused: no migration has this token");
+            return request.refuse("no migration has this token");
+        };
+        let join = StreamJoin {
+            role,
+            index,
+            generation,
+            link: JoinLink::Queue(request),
+        };
+        // One that is not taken is refused as it is dropped.
+        if let Err(error) = mailbox.push(DestinationInput::Join(join)) {
+            tracing::warn!(%error, "queue pair refused");
+        }
+    }
+}
+
+impl DestinationDriver {
+    /// What tells the source where queue pairs are taken, if it knows them and nothing is to be sealed.
+    pub(super) fn offer_rdma(&mut self) -> Option<Control> {
+        let node = Arc::clone(&self.node);
+        let listener = node.rdma.get()?;
+        let session = self.session.as_ref()?;
+        if self.journal.tls || self.offer.dry_run || !self.source_can.contains(Capabilities::RDMA) {
+            return None;
+        }
+        let reached = self.control.as_ref()?.local_address()?;
+        self.rdma = Some(RdmaMemory::of_destination(&session.layout));
+        Some(Control::RdmaListens {
+            address: listener.address_for(reached),
+        })
+    }
+
+    /// Nobody but this node writes RAM from now on.
+    pub(super) fn revoke_keys(&self) -> Result<(), String> {
+        let Some(memory) = &self.rdma else {
+            return Ok(());
+        };
+        memory
+            .revoke()
+            .map_err(|error| format!("RAM may still be written by the other node: {error}"))
+    }
+}
