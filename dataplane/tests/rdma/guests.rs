@@ -39,5 +39,5 @@ fn in_guests(options: &[&str], tests: &str, count: usize) {
 
 #[test]
 fn within_a_node() {
-    in_guests(&["--timeout", "120"], "one_node::", 1);
+    in_guests(&["--timeout", "120"], "one_node::", 4);
 }

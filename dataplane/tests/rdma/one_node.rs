@@ -1,21 +1,31 @@
 //! Two nodes in one process, on one device.
 
+use std::process::Command;
 use std::time::Duration;
 
-use dwcp_api::{MigrationId, MigrationReport, RdmaChoice, RunResult, TransferSettings};
+use dwcp_api::{Codec, MigrationId, MigrationReport, RdmaChoice, RunResult, TransferSettings};
 use dwcp_testbed::synthetic::SyntheticOptions;
 
-use crate::common::{TwoNodes, busy, settings, wait};
+use crate::common::{TwoNodes, busy, settings, until, wait};
+
+const ID: MigrationId = MigrationId(7);
+
+/// An address for queue pairs alone: when it is taken away, TCP stays.
+const APART: &str = "10.9.1.1";
 
 /// The address of this node's device.
 fn own() -> String {
-    let address = std::env::var("DWCP_RXE_OWN").expect("DWCP_RXE_OWN is the device's address");
-    format!("{address}:0")
+    std::env::var("DWCP_RXE_OWN").expect("DWCP_RXE_OWN is the device's address")
 }
 
-fn start(settings: &TransferSettings, guest: fn(bool) -> SyntheticOptions) -> TwoNodes {
+fn start(
+    settings: &TransferSettings,
+    guest: fn(bool) -> SyntheticOptions,
+    rdma: Option<&str>,
+) -> TwoNodes {
     TwoNodes::start_with(settings, guest, |_, mut options| {
-        options.listen = own();
+        options.listen = format!("{}:0", own());
+        options.rdma_listen = rdma.map(|address| format!("{address}:0"));
         options
     })
 }
@@ -27,23 +37,17 @@ fn required() -> TransferSettings {
     }
 }
 
-/// Moves a guest, while it writes, and lets it check all of its memory at the destination.
-fn moves(
-    settings: &TransferSettings,
-    guest: fn(bool) -> SyntheticOptions,
-    meanwhile: impl FnOnce(&TwoNodes),
-) -> [MigrationReport; 2] {
-    let nodes = start(settings, guest);
+/// Moves a guest, while it writes.
+fn move_guest(nodes: &TwoNodes, settings: &TransferSettings) {
     std::thread::sleep(Duration::from_millis(100));
-    let id = MigrationId(7);
-    let destination = &nodes.b.address;
-    nodes
-        .a
-        .node
-        .start_migration(id, "vm", destination, settings.clone(), false)
+    let (node, destination) = (&nodes.a.node, &nodes.b.address);
+    node.start_migration(ID, "vm", destination, settings.clone(), false)
         .unwrap();
-    meanwhile(&nodes);
-    let reports = [wait(&nodes.a.node, id), wait(&nodes.b.node, id)];
+}
+
+/// Lets the guest check all of its memory at the destination.
+fn check_moved(nodes: &TwoNodes) -> [MigrationReport; 2] {
+    let reports = [wait(&nodes.a.node, ID), wait(&nodes.b.node, ID)];
     for report in &reports {
         println!("{}", serde_json::to_string_pretty(report).unwrap());
         assert_eq!(report.result, RunResult::Completed, "{}", report.reason);
@@ -56,12 +60,98 @@ fn moves(
     reports
 }
 
+/// Pages that the guests write fast, so that rounds follow each other for a while.
+fn moves(settings: &TransferSettings) -> [MigrationReport; 2] {
+    let nodes = start(settings, busy, None);
+    move_guest(&nodes, settings);
+    check_moved(&nodes)
+}
+
 #[test]
 #[ignore = "needs an RDMA device"]
 fn a_busy_guest_is_moved_by_the_adapter() {
-    let reports = moves(&required(), busy, |_| ());
+    let reports = moves(&required());
     for report in &reports {
         assert_eq!(report.transport, "rdma");
+        assert_eq!(report.streams_replaced, 0);
     }
     assert!(reports[0].rounds > 1, "pages were written meanwhile");
+}
+
+/// What is encoded goes through the ring.
+#[test]
+#[ignore = "needs an RDMA device"]
+fn encoded_pages_come_by_the_ring() {
+    for codec in [
+        Codec::Zstd { level: 1 },
+        Codec::Window {
+            level: 1,
+            window_bytes: 8 << 20,
+        },
+    ] {
+        let reports = moves(&TransferSettings {
+            codec,
+            streams: 3,
+            workers: 2,
+            ..required()
+        });
+        assert_eq!(reports[0].transport, "rdma");
+    }
+}
+
+#[test]
+#[ignore = "needs an RDMA device"]
+fn without_queue_pairs_tcp_is_used() {
+    let off = TransferSettings {
+        rdma: RdmaChoice::Off,
+        ..settings()
+    };
+    for report in moves(&off) {
+        assert!(report.transport.starts_with("tcp"), "{}", report.transport);
+    }
+}
+
+fn ip(arguments: &str) {
+    let arguments = arguments.split(' ');
+    let status = Command::new("ip").args(arguments).status();
+    assert!(status.unwrap().success());
+}
+
+/// A guest that is moved for seconds.
+fn large(incoming: bool) -> SyntheticOptions {
+    SyntheticOptions {
+        ram_mib: 128,
+        zero_percent: 5,
+        ..busy(incoming)
+    }
+}
+
+/// Waits until so many bytes are on their way or there.
+fn until_sent(nodes: &TwoNodes, bytes: u64) {
+    until("pages are sent", || {
+        let migration = nodes.a.node.migration(ID);
+        let status = migration.expect("it is known").status();
+        assert!(status.report.is_none(), "over too soon: {status:?}");
+        status.progress.wire_bytes >= bytes
+    });
+}
+
+/// The adapter's address is gone in the middle: nothing that it has sent is acknowledged any more.
+#[test]
+#[ignore = "needs an RDMA device"]
+fn a_stream_whose_queue_pair_breaks_goes_on_over_tcp() {
+    ip(&format!("addr add {APART}/24 dev eth0"));
+    let settings = TransferSettings {
+        peer_silence_ms: 20_000,
+        ..settings()
+    };
+    let nodes = start(&settings, large, Some(APART));
+    move_guest(&nodes, &settings);
+    until_sent(&nodes, 24 << 20);
+    ip(&format!("addr del {APART}/24 dev eth0"));
+    let reports = check_moved(&nodes);
+    assert_eq!(reports[0].transport, "rdma");
+    assert!(reports[0].streams_replaced >= 1, "{:?}", reports[0].notes);
+    let notes = reports[0].notes.join("\n");
+    assert!(notes.contains("went on over TCP"), "{notes}");
 }

@@ -30,6 +30,7 @@ use std::io;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
@@ -37,6 +38,7 @@ pub use memory::RdmaMemory;
 pub use route::{RdmaListener, RdmaRequest, find_route};
 pub use stream::QueueLink;
 
+use self::queue::QUIET;
 use super::poll::drain_bell;
 use super::{
     Buffers, Completion, Opened, ReceiveInto, SendFrame, SendMethod, Slot, Transport, Wait,
@@ -145,6 +147,13 @@ impl RdmaTransport {
                 self.was_used |= stream.was_ready;
             }
         }
+    }
+
+    /// How long a wait may be: a source has to look for its peer.
+    fn most(&self) -> Duration {
+        let mut places = self.places.iter();
+        let looks = places.any(|place| matches!(place, Place::Queue(stream) if stream.is_source()));
+        if looks { QUIET } else { Duration::MAX }
     }
 
     fn arm(&mut self) {
@@ -278,10 +287,9 @@ impl Transport for RdmaTransport {
         }
         self.arm();
         self.progress(completions);
-        let wait = if completions.len() > before {
-            Wait::No
-        } else {
-            wait
+        let wait = match wait {
+            Wait::Upto(time) if completions.len() == before => Wait::Upto(time.min(self.most())),
+            _ => Wait::No,
         };
         self.wait_for_tcp(wait, completions)?;
         self.progress(completions);

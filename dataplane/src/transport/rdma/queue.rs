@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use dwcp_rdma::{
     Access, Buffer, CompletedOperation, CompletionQueue, ConnectParameters, ConnectionEventKind,
     ConnectionId, EventChannel, Init, MemoryRegion, Notify, Patience, Payload, ProtectionDomain,
-    QueuePair, QueuePairOptions, RdmaError, ReadyToSend, ReceiveRequest, RegisteredMemory, Reset,
-    SendRequest, WorkCompletion,
+    QueuePair, QueuePairOptions, RdmaError, ReadyToSend, ReceiveRequest, RegisteredMemory,
+    RemoteAddress, Reset, SendRequest, WorkCompletion,
 };
 use dwcp_wire::HEADER_BYTES;
 use dwcp_wire::rdma::{QueueHello, QueueMessage, QueueReply, RECORDS_MAX, REPLIES_MAX};
@@ -28,6 +28,10 @@ const SIGNAL_EVERY: u32 = 16;
 
 /// A connection that is asked for is there within this time, or given up: the other end answers once all streams have asked.
 const CONNECT_TIME: Duration = Duration::from_secs(15);
+
+/// When nothing has come for so long, a source looks whether the other end is there: an end that has nothing under way hears
+/// of no loss.
+pub(super) const QUIET: Duration = Duration::from_millis(250);
 
 /// Bytes of a receive: a frame without payload, or a message.
 const RECEIVE_BYTES: usize = HEADER_BYTES;
@@ -72,6 +76,8 @@ pub(super) struct Queue {
     is_armed: bool,
     /// The manager knows that the connection stands.
     is_established: bool,
+    /// Of the last completion, or the last look at whether there will be any.
+    seen: Instant,
 }
 
 impl Queue {
@@ -158,6 +164,7 @@ impl Queue {
             unsignalled: 0,
             is_armed: false,
             is_established: false,
+            seen: Instant::now(),
         })
     }
 
@@ -259,6 +266,7 @@ impl Queue {
                 format!("queue pair: {}", completion.status),
             ));
         }
+        self.seen = Instant::now();
         let arrival = match completion.operation {
             Some(CompletedOperation::Receive) => {
                 let length = (completion.bytes as usize).min(RECEIVE_BYTES);
@@ -322,6 +330,15 @@ impl Queue {
     /// Sends a few bytes.
     pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.post(&[SendRequest::send(Payload::Inline(bytes))], true)
+    }
+
+    /// Writes nothing to the other end, if that has been quiet: when it is gone, this fails, and all that is under way with it.
+    pub(super) fn look_for_peer(&mut self, at: RemoteAddress) -> io::Result<()> {
+        if self.seen.elapsed() < QUIET || self.room() == 0 {
+            return Ok(());
+        }
+        self.seen = Instant::now();
+        self.post(&[SendRequest::write(Payload::Spans(&[]), at)], true)
     }
 
     /// Makes the next completion ring.

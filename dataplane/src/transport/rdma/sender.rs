@@ -163,9 +163,13 @@ impl Sender {
         buffers: &mut Buffers,
         sent: &mut dyn FnMut(BufferId),
     ) -> io::Result<()> {
-        if !queue.is_ready() {
+        let Some(reply) = self.reply.filter(|_| queue.is_ready()) else {
             return Ok(());
-        }
+        };
+        queue.look_for_peer(RemoteAddress {
+            address: reply.ring_address,
+            rkey: reply.ring_key,
+        })?;
         loop {
             self.send_messages(queue)?;
             let Some(mut frame) = self.frames.pop_front() else {

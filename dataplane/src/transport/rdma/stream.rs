@@ -76,6 +76,17 @@ impl QueueStream {
         }
     }
 
+    /// Whether it is the sending end, and lives.
+    pub(super) const fn is_source(&self) -> bool {
+        matches!(
+            &self.live,
+            Some(Live {
+                end: End::Source(_),
+                ..
+            })
+        )
+    }
+
     pub(super) const fn is_over(&self) -> bool {
         self.live.is_none() && self.ended.is_none()
     }
