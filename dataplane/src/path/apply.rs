@@ -207,3 +207,30 @@ impl PageSink for Applier<'_> {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ram::testing::ram;
+
+    /// A queue pair wrote there and broke before the frame came; then the guest made the page zero.
+    #[test]
+    fn a_page_that_was_written_unseen_is_cleared_when_it_comes_as_zero() {
+        let (layout, key) = (ram(&[4]), FingerprintKey::new(1));
+        let digests = Digests::new(&layout);
+        layout.blocks()[0].write_page(2, &[7; PAGE_BYTES]);
+        let mut incoming = Incoming::new(&layout, &digests, &key);
+        let mut copy = [0; PAGE_BYTES];
+        incoming.applier.zero(0, 1, 3);
+        layout.blocks()[0].read_page(2, &mut copy);
+        assert_eq!(
+            copy, [7; PAGE_BYTES],
+            "it is looked at though nothing was written"
+        );
+        incoming.look_at_zeros(true);
+        incoming.applier.zero(0, 1, 3);
+        layout.blocks()[0].read_page(2, &mut copy);
+        assert_eq!(copy, [0; PAGE_BYTES]);
+        assert_eq!(digests.get(2), None);
+    }
+}

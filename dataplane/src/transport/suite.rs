@@ -1,65 +1,28 @@
 //! What every transport must do, tested on each.
+//!
+//! Queue pairs need a device: where `DWCP_RXE_OWN` says its address, as in the guests of `tools/testbed/rxe`, the suite runs on
+//! them, and otherwise on TCP.
 
-use std::io::Write;
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+pub(crate) mod ends;
+
+use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
-use std::sync::Arc;
-
-use dwcp_api::{IoPath, SendChoice};
+use dwcp_api::SendChoice;
 use dwcp_simd::PAGE_BYTES;
 use dwcp_wire::PageRange;
+use dwcp_wire::limits::FRAME_BYTES_MAX;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
-    BufferId, Completion, ReceiveInto, SendFrame, SendMethod, Stock, Transport, TransportOptions,
-    Wait, open,
+    BufferId, Completion, RdmaMemory, ReceiveInto, SendFrame, SendMethod, Slot, Transport,
+    TransportOptions, Wait, open,
 };
 use crate::ram::{RamLayout, testing};
-
-fn bell() -> (EventFd, OwnedFd) {
-    let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).unwrap();
-    let watched: OwnedFd = std::os::fd::AsFd::as_fd(&bell)
-        .try_clone_to_owned()
-        .unwrap();
-    (bell, watched)
-}
-
-fn pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    (one, listener.accept().unwrap().0)
-}
-
-/// Runs a test on every transport that this machine has.
-fn on_each(test: fn(IoPath)) {
-    for path in [IoPath::Poll, IoPath::Uring] {
-        match open(options(path, 1)) {
-            Ok(_) => test(path),
-            Err(error) => println!("skipped: {path:?}: {error}"),
-        }
-    }
-}
-
-fn options(io: IoPath, buffers: usize) -> TransportOptions {
-    TransportOptions {
-        io,
-        send: SendChoice::Auto,
-        buffers,
-        sealed: false,
-        node: None,
-        stock: Stock::default(),
-        ram: None,
-        rdma: None,
-        bell: bell().1,
-    }
-}
-
-fn transport(path: IoPath, buffers: usize) -> Box<dyn Transport> {
-    open(options(path, buffers)).unwrap().transport
-}
+use ends::{
+    Kind, ask, bell, connect, on_each, on_tcp, options, pair, plain_transports, transports,
+};
 
 /// Guest RAM of two blocks; page `p` of block `b` is full of `fill(b, p)`.
 fn ram(fill: impl Fn(u32, u32) -> u8) -> Arc<RamLayout> {
@@ -99,14 +62,13 @@ fn until(
 
 #[test]
 fn bytes_arrive_in_order_on_every_stream() {
-    on_each(|path| {
-        let (mut sender, mut receiver) = (transport(path, 24), transport(path, 3));
-        let streams: Vec<_> = (0..3).map(|_| pair()).collect();
-        let mut left = vec![vec![]; 3];
-        for (one, other) in streams {
-            sender.add(one, None).unwrap();
-            receiver.add(other, None).unwrap();
+    on_each(|kind| {
+        let [mut sender, mut receiver] = plain_transports(kind, [24, 3]);
+        for slot in 0..3 {
+            let slots = connect(kind, &mut *sender, &mut *receiver, None);
+            assert_eq!(slots, (slot, slot));
         }
+        let mut left = vec![vec![]; 3];
         let mut expected = vec![vec![]; 3];
         for round in 0..8u8 {
             for (slot, expected) in expected.iter_mut().enumerate() {
@@ -123,7 +85,7 @@ fn bytes_arrive_in_order_on_every_stream() {
             receiver.receive(slot, ReceiveInto::buffer(buffer, 0..65_536));
         }
         let mut sent = 0;
-        for _ in 0..100_000 {
+        for _ in 0..1_000_000 {
             let mut completions = vec![];
             sender.wait(Wait::No, &mut completions).unwrap();
             sent += completions.len();
@@ -140,17 +102,16 @@ fn bytes_arrive_in_order_on_every_stream() {
                 break;
             }
         }
-        assert_eq!(sent, 24, "{path:?}");
-        assert!(left == expected, "{path:?}: bytes differ");
+        assert_eq!(sent, 24, "{kind:?}");
+        assert!(left == expected, "{kind:?}: bytes differ");
     });
 }
 
 #[test]
 fn an_end_of_stream_is_said_once() {
-    on_each(|path| {
-        let mut transport = transport(path, 2);
-        let (one, other) = pair();
-        let slot = transport.add(one, None).unwrap();
+    on_each(|kind| {
+        let [mut other, mut transport] = plain_transports(kind, [2, 2]);
+        let (_, slot) = connect(kind, &mut *other, &mut *transport, None);
         let buffer = transport.buffers().take().unwrap();
         transport.receive(slot, ReceiveInto::buffer(buffer, 0..100));
         drop(other);
@@ -159,7 +120,7 @@ fn an_end_of_stream_is_said_once() {
             matches!(closed[..], [Completion::Closed { slot: 0, .. }]),
             "{closed:?}"
         );
-        transport.send(slot, SendFrame::alone(buffer, 0..100));
+        transport.send(slot, SendFrame::alone(buffer, 0..64));
         let mut more = vec![];
         transport
             .wait(Wait::Upto(Duration::from_millis(20)), &mut more)
@@ -171,19 +132,21 @@ fn an_end_of_stream_is_said_once() {
 /// Its buffers are the worker's again when its end is told, whatever was under way.
 #[test]
 fn another_stream_takes_the_place_of_one_that_is_over() {
-    on_each(|path| {
-        let mut transport = transport(path, 70);
-        let (one, _unread) = pair();
-        let slot = transport.add(one, None).unwrap();
+    on_each(|kind| {
+        let [mut transport, mut other] = plain_transports(kind, [70, 2]);
+        let (slot, _) = connect(kind, &mut *transport, &mut *other, None);
         let into = transport.buffers().take().unwrap();
-        transport.receive(slot, ReceiveInto::buffer(into, 0..100));
+        transport.receive(slot, ReceiveInto::buffer(into, 0..64));
+        let mut buffer = into;
         for _ in 0..64 {
-            let buffer = transport.buffers().take().unwrap();
-            transport.send(slot, SendFrame::alone(buffer, 0..super::BUFFER_BYTES));
+            buffer = transport.buffers().take().unwrap();
+            transport.send(slot, SendFrame::alone(buffer, 0..FRAME_BYTES_MAX));
         }
         transport.wait(Wait::No, &mut vec![]).unwrap();
-        let (early, _other) = pair();
-        assert!(transport.add(early, Some(slot)).is_err(), "it is not over");
+        assert!(
+            take_place(kind, &mut *transport, slot).is_err(),
+            "it is not over"
+        );
         transport.shut(slot, std::io::Error::other("for a reason"));
         let closed = until(&mut *transport, |all| {
             all.iter()
@@ -193,26 +156,42 @@ fn another_stream_takes_the_place_of_one_that_is_over() {
             panic!("{closed:?}")
         };
         assert_eq!(error.to_string(), "for a reason");
-        let (next, mut other) = pair();
-        assert_eq!(transport.add(next, Some(slot)).unwrap(), slot);
-        transport.receive(slot, ReceiveInto::buffer(into, 0..100));
-        other.write_all(b"again").unwrap();
-        let all = until(&mut *transport, |all| !all.is_empty());
+        // Of the one before nothing more is to be heard.
+        let [_, mut other] = plain_transports(kind, [2, 2]);
+        let (taken, there) = connect(kind, &mut *transport, &mut *other, Some(slot));
+        assert_eq!(taken, slot);
+        let into = other.buffers().take().unwrap();
+        other.receive(there, ReceiveInto::buffer(into, 0..100));
+        transport.buffers().bytes_mut(buffer)[..5].copy_from_slice(b"again");
+        transport.send(slot, SendFrame::alone(buffer, 0..5));
+        until(&mut *transport, |all| !all.is_empty());
+        let all = until(&mut *other, |all| !all.is_empty());
         assert!(
             matches!(all[..], [Completion::Received { slot: 0, bytes: 5 }]),
             "{all:?}"
         );
-        assert_eq!(&transport.buffers().bytes_mut(into)[..5], b"again");
+        assert_eq!(&other.buffers().bytes_mut(into)[..5], b"again");
     });
+}
+
+/// Tries to put another stream in a place.
+fn take_place(kind: Kind, transport: &mut dyn Transport, slot: Slot) -> std::io::Result<Slot> {
+    match kind {
+        Kind::Rdma => transport.add_queue(ask().0, Some(slot)),
+        Kind::Poll | Kind::Uring => transport.add(pair().0, Some(slot)),
+    }
 }
 
 #[test]
 fn the_bell_wakes_a_waiting_worker() {
-    on_each(|path| {
+    on_each(|kind| {
         let (bell, watched) = bell();
+        let ram = Arc::new(testing::ram(&[1]));
         let options = TransportOptions {
             bell: watched,
-            ..options(path, 1)
+            rdma: (kind == Kind::Rdma).then(|| RdmaMemory::of_source(&ram)),
+            ram: Some(ram),
+            ..options(kind, 1)
         };
         let mut transport = open(options).unwrap().transport;
         for _ in 0..3 {
@@ -226,15 +205,13 @@ fn the_bell_wakes_a_waiting_worker() {
 
 #[test]
 fn a_stream_that_nobody_reads_does_not_hold_up_another() {
-    on_each(|path| {
-        let mut transport = transport(path, 70);
-        let (stuck, _unread) = pair();
-        let (fine, mut read) = pair();
-        transport.add(stuck, None).unwrap();
-        transport.add(fine, None).unwrap();
+    on_each(|kind| {
+        let [mut transport, mut other] = plain_transports(kind, [70, 2]);
+        connect(kind, &mut *transport, &mut *other, None);
+        connect(kind, &mut *transport, &mut *other, None);
         for _ in 0..64 {
             let buffer = transport.buffers().take().unwrap();
-            transport.send(0, SendFrame::alone(buffer, 0..super::BUFFER_BYTES));
+            transport.send(0, SendFrame::alone(buffer, 0..FRAME_BYTES_MAX));
         }
         let buffer = transport.buffers().take().unwrap();
         transport.buffers().bytes_mut(buffer)[..5].copy_from_slice(b"alive");
@@ -243,24 +220,30 @@ fn a_stream_that_nobody_reads_does_not_hold_up_another() {
             all.iter()
                 .any(|done| matches!(done, Completion::Sent { slot: 1, .. }))
         });
-        let mut bytes = [0; 5];
-        std::io::Read::read_exact(&mut read, &mut bytes).unwrap();
-        assert_eq!(&bytes, b"alive");
+        let into = other.buffers().take().unwrap();
+        other.receive(1, ReceiveInto::buffer(into, 0..5));
+        let all = until(&mut *other, |all| !all.is_empty());
+        assert!(
+            matches!(all[..], [Completion::Received { slot: 1, bytes: 5 }]),
+            "{all:?}"
+        );
+        assert_eq!(&other.buffers().bytes_mut(into)[..5], b"alive");
     });
 }
 
 #[test]
 fn a_transport_may_be_dropped_with_operations_under_way() {
-    on_each(|path| {
-        let mut transport = transport(path, 4);
-        let (one, mut other) = pair();
-        let slot = transport.add(one, None).unwrap();
+    on_each(|kind| {
+        let [mut other, mut transport] = plain_transports(kind, [2, 4]);
+        let (there, slot) = connect(kind, &mut *other, &mut *transport, None);
         let buffer = transport.buffers().take().unwrap();
         transport.receive(slot, ReceiveInto::buffer(buffer, 0..1000));
         let mut none = vec![];
         transport.wait(Wait::No, &mut none).unwrap();
         drop(transport);
-        let _ = other.write_all(b"too late");
+        let late = other.buffers().take().unwrap();
+        other.send(there, SendFrame::alone(late, 0..8));
+        other.wait(Wait::No, &mut none).unwrap();
     });
 }
 
@@ -270,44 +253,43 @@ struct Ends {
     receiver: Box<dyn Transport>,
     buffer: BufferId,
     sent: usize,
-    /// The sender's, to change it.
-    socket: TcpStream,
 }
 
 impl Ends {
     fn new(
-        path: IoPath,
+        kind: Kind,
         send: SendChoice,
         source: &Arc<RamLayout>,
         target: &Arc<RamLayout>,
+        prepare: fn(&TcpStream),
     ) -> Self {
-        let end = |ram: &Arc<RamLayout>| {
-            let options = TransportOptions {
-                send,
-                ram: Some(Arc::clone(ram)),
-                ..options(path, 300)
-            };
-            open(options).unwrap().transport
+        let [mut sender, mut receiver] = match kind {
+            Kind::Rdma => transports(kind, [300, 300], [source, target]),
+            Kind::Poll | Kind::Uring => [source, target].map(|ram| {
+                let options = TransportOptions {
+                    send,
+                    ram: Some(Arc::clone(ram)),
+                    ..options(kind, 300)
+                };
+                open(options).unwrap().transport
+            }),
         };
-        let (mut sender, mut receiver) = (end(source), end(target));
-        let (one, other) = pair();
-        let socket = one.try_clone().unwrap();
-        sender.add(one, None).unwrap();
-        receiver.add(other, None).unwrap();
+        if kind == Kind::Rdma {
+            connect(kind, &mut *sender, &mut *receiver, None);
+        } else {
+            let (one, other) = pair();
+            let socket = one.try_clone().unwrap();
+            sender.add(one, None).unwrap();
+            receiver.add(other, None).unwrap();
+            prepare(&socket);
+        }
         let buffer = receiver.buffers().take().unwrap();
         Self {
             sender,
             receiver,
             buffer,
             sent: 0,
-            socket,
         }
-    }
-
-    /// The kernel refuses splice(2) and sendfile(2) on what is open for appending.
-    fn refuse_splices(&self) {
-        let flags = FcntlArg::F_SETFL(OFlag::O_NONBLOCK | OFlag::O_APPEND);
-        fcntl(&self.socket, flags).unwrap();
     }
 
     /// Receives `bytes` into the pages, or into the start of the buffer where there are none.
@@ -342,17 +324,23 @@ impl Ends {
     }
 }
 
+/// The kernel refuses splice(2) and sendfile(2) on what is open for appending.
+fn refuse_splices(socket: &TcpStream) {
+    let flags = FcntlArg::F_SETFL(OFlag::O_NONBLOCK | OFlag::O_APPEND);
+    fcntl(socket, flags).unwrap();
+}
+
 /// Sends runs of pages behind a head of 9 bytes, `frames` times, by one method; the other side takes
 /// them straight into its own RAM, in whatever pieces come.
-fn pages_by(path: IoPath, send: SendChoice, frames: usize) -> Option<SendMethod> {
-    pages_between(path, send, frames, |_| {})
+fn pages_by(kind: Kind, send: SendChoice, frames: usize) -> Option<SendMethod> {
+    pages_between(kind, send, frames, |_| {})
 }
 
 fn pages_between(
-    path: IoPath,
+    kind: Kind,
     send: SendChoice,
     frames: usize,
-    prepare: fn(&Ends),
+    prepare: fn(&TcpStream),
 ) -> Option<SendMethod> {
     let fill = |block: u32, page: u32| (block * 100 + page % 97 + 1) as u8;
     let (source, target) = (ram(fill), ram(|_, _| 0));
@@ -363,8 +351,7 @@ fn pages_between(
         run(1, 39, 1),
         run(0, 299, 1),
     ];
-    let mut ends = Ends::new(path, send, &source, &target);
-    prepare(&ends);
+    let mut ends = Ends::new(kind, send, &source, &target, prepare);
     for _ in 0..frames {
         let buffer = ends.sender.buffers().take().unwrap();
         ends.sender.buffers().bytes_mut(buffer)[..9].copy_from_slice(b"some head");
@@ -383,7 +370,7 @@ fn pages_between(
         );
         ends.receive(&runs, 45 * PAGE_BYTES);
     }
-    assert_eq!(ends.sent, frames, "{path:?} {send:?}");
+    assert_eq!(ends.sent, frames, "{kind:?} {send:?}");
     for (index, block) in (0..).zip(target.blocks()) {
         for page in 0..block.pages() {
             let mut copy = [0; PAGE_BYTES];
@@ -394,7 +381,7 @@ fn pages_between(
             let expected = if named { fill(index, page) } else { 0 };
             assert!(
                 copy == [expected; PAGE_BYTES],
-                "{path:?} {send:?} page {page}"
+                "{kind:?} {send:?} page {page}"
             );
         }
     }
@@ -402,14 +389,21 @@ fn pages_between(
 }
 
 #[test]
+fn guest_pages_arrive_in_guest_pages() {
+    on_each(|kind| {
+        pages_by(kind, SendChoice::Auto, 20);
+    });
+}
+
+#[test]
 fn guest_pages_arrive_in_guest_pages_by_every_method() {
-    on_each(|path| {
+    on_tcp(|kind| {
         for (send, method) in [
             (SendChoice::Vmsplice, SendMethod::Vmsplice),
             (SendChoice::Sendfile, SendMethod::Sendfile),
             (SendChoice::Write, SendMethod::Write),
         ] {
-            assert_eq!(pages_by(path, send, 20), Some(method), "{path:?}");
+            assert_eq!(pages_by(kind, send, 20), Some(method), "{kind:?}");
         }
     });
 }
@@ -417,16 +411,16 @@ fn guest_pages_arrive_in_guest_pages_by_every_method() {
 /// Asked for by name it is taken although loopback copies; by itself it is given up.
 #[test]
 fn guest_pages_arrive_by_the_rings_zero_copy() {
-    on_each(|path| {
-        let method = pages_by(path, SendChoice::ZeroCopy, 20);
-        match path {
-            IoPath::Poll => assert_eq!(method, Some(SendMethod::Write)),
+    on_tcp(|kind| {
+        let method = pages_by(kind, SendChoice::ZeroCopy, 20);
+        match kind {
+            Kind::Poll => assert_eq!(method, Some(SendMethod::Write)),
             _ if method == Some(SendMethod::Write) => {
                 println!("skipped: the ring of this kernel has no SENDMSG_ZC");
             }
             _ => {
                 assert_eq!(method, Some(SendMethod::ZeroCopy));
-                let measured = pages_by(path, SendChoice::Auto, 250);
+                let measured = pages_by(kind, SendChoice::Auto, 250);
                 assert_ne!(measured, Some(SendMethod::ZeroCopy));
             }
         }
@@ -435,18 +429,18 @@ fn guest_pages_arrive_by_the_rings_zero_copy() {
 
 #[test]
 fn a_method_is_chosen_after_the_first_frames() {
-    on_each(|path| {
-        assert!(pages_by(path, SendChoice::Auto, 250).is_some(), "{path:?}");
-        assert!(pages_by(path, SendChoice::Auto, 3).is_none(), "{path:?}");
+    on_tcp(|kind| {
+        assert!(pages_by(kind, SendChoice::Auto, 250).is_some(), "{kind:?}");
+        assert!(pages_by(kind, SendChoice::Auto, 3).is_none(), "{kind:?}");
     });
 }
 
 #[test]
 fn pages_arrive_where_the_kernel_takes_references_and_the_socket_refuses_them() {
-    on_each(|path| {
+    on_tcp(|kind| {
         for send in [SendChoice::Vmsplice, SendChoice::Sendfile] {
-            let method = pages_between(path, send, 3, Ends::refuse_splices);
-            assert_eq!(method, Some(SendMethod::Write), "{path:?} {send:?}");
+            let method = pages_between(kind, send, 3, refuse_splices);
+            assert_eq!(method, Some(SendMethod::Write), "{kind:?} {send:?}");
         }
     });
 }

@@ -9,4 +9,5 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod guests;
+mod in_guests;
 mod one_node;

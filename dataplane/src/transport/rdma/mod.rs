@@ -25,6 +25,8 @@ mod ring;
 mod route;
 mod sender;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::TcpStream;
@@ -38,7 +40,6 @@ pub use memory::RdmaMemory;
 pub use route::{RdmaListener, RdmaRequest, find_route};
 pub use stream::QueueLink;
 
-use self::queue::QUIET;
 use super::poll::drain_bell;
 use super::{
     Buffers, Completion, Opened, ReceiveInto, SendFrame, SendMethod, Slot, Transport, Wait,
@@ -149,11 +150,13 @@ impl RdmaTransport {
         }
     }
 
-    /// How long a wait may be: a source has to look for its peer.
+    /// How long a wait may be.
     fn most(&self) -> Duration {
-        let mut places = self.places.iter();
-        let looks = places.any(|place| matches!(place, Place::Queue(stream) if stream.is_source()));
-        if looks { QUIET } else { Duration::MAX }
+        let mosts = self.places.iter().filter_map(|place| match place {
+            Place::Queue(stream) => stream.most(),
+            Place::Tcp(_) => None,
+        });
+        mosts.min().unwrap_or(Duration::MAX)
     }
 
     fn arm(&mut self) {

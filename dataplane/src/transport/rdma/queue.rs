@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dwcp_rdma::{
-    Access, Buffer, CompletedOperation, CompletionQueue, ConnectParameters, ConnectionEventKind,
-    ConnectionId, EventChannel, Init, MemoryRegion, Notify, Patience, Payload, ProtectionDomain,
-    QueuePair, QueuePairOptions, RdmaError, ReadyToSend, ReceiveRequest, RegisteredMemory,
-    RemoteAddress, Reset, SendRequest, WorkCompletion,
+    Access, Buffer, CompletedOperation, CompletionQueue, CompletionStatus, ConnectParameters,
+    ConnectionEventKind, ConnectionId, EventChannel, Init, MemoryRegion, Notify, Patience, Payload,
+    ProtectionDomain, QueuePair, QueuePairOptions, RdmaError, ReadyToSend, ReceiveRequest,
+    RegisteredMemory, RemoteAddress, Reset, SendRequest, WorkCompletion,
 };
 use dwcp_wire::HEADER_BYTES;
 use dwcp_wire::rdma::{QueueHello, QueueMessage, QueueReply, RECORDS_MAX, REPLIES_MAX};
@@ -32,6 +32,9 @@ const CONNECT_TIME: Duration = Duration::from_secs(15);
 /// When nothing has come for so long, a source looks whether the other end is there: an end that has nothing under way hears
 /// of no loss.
 pub(super) const QUIET: Duration = Duration::from_millis(250);
+
+/// A pair that has failed says why within this time.
+pub(super) const REASON_TIME: Duration = Duration::from_millis(20);
 
 /// Bytes of a receive: a frame without payload, or a message.
 const RECEIVE_BYTES: usize = HEADER_BYTES;
@@ -76,6 +79,8 @@ pub(super) struct Queue {
     is_armed: bool,
     /// The manager knows that the connection stands.
     is_established: bool,
+    /// Requests were flushed: it has failed.
+    flushed: Option<Instant>,
     /// Of the last completion, or the last look at whether there will be any.
     seen: Instant,
 }
@@ -164,6 +169,7 @@ impl Queue {
             unsignalled: 0,
             is_armed: false,
             is_established: false,
+            flushed: None,
             seen: Instant::now(),
         })
     }
@@ -171,6 +177,11 @@ impl Queue {
     /// Whether it is connected.
     pub(super) const fn is_ready(&self) -> bool {
         matches!(self.pair, Some(Pair::Ready(_)))
+    }
+
+    /// Whether it has failed, and has yet to say why.
+    pub(super) const fn is_failing(&self) -> bool {
+        self.flushed.is_some()
     }
 
     /// Brings the pair up; returns its number.
@@ -243,15 +254,37 @@ impl Queue {
             let mut polled = std::mem::take(&mut self.polled);
             let count = self.completions.poll(&mut polled);
             let outcome = count.map_err(|error| words(&error)).and_then(|count| {
-                for completion in polled.drain(..) {
-                    self.complete(&completion, take)?;
+                for completion in &polled {
+                    if completion.is_success() {
+                        self.complete(completion, take)?;
+                    } else {
+                        self.failed(completion.status)?;
+                    }
                 }
                 Ok(count)
             });
+            polled.clear();
             self.polled = polled;
             if outcome? == 0 {
-                return Ok(());
+                return self.check_flush();
             }
+        }
+    }
+
+    /// A request has failed. Those that were flushed for it may be told first, and say less.
+    fn failed(&mut self, status: CompletionStatus) -> io::Result<()> {
+        self.flushed.get_or_insert_with(Instant::now);
+        match status {
+            CompletionStatus::Flushed => Ok(()),
+            status => Err(broken(status)),
+        }
+    }
+
+    /// Nobody says why.
+    fn check_flush(&self) -> io::Result<()> {
+        match self.flushed {
+            Some(since) if since.elapsed() > REASON_TIME => Err(broken(CompletionStatus::Flushed)),
+            _ => Ok(()),
         }
     }
 
@@ -260,12 +293,6 @@ impl Queue {
         completion: &WorkCompletion,
         take: &mut dyn FnMut(Arrival) -> io::Result<()>,
     ) -> io::Result<()> {
-        if !completion.is_success() {
-            return Err(io::Error::new(
-                io::ErrorKind::ConnectionReset,
-                format!("queue pair: {}", completion.status),
-            ));
-        }
         self.seen = Instant::now();
         let arrival = match completion.operation {
             Some(CompletedOperation::Receive) => {
@@ -303,7 +330,9 @@ impl Queue {
     /// Requests that have room in the send queue.
     pub(super) fn room(&self) -> usize {
         match &self.pair {
-            Some(Pair::Ready(pair)) => SENDS_MAX - pair.sends_outstanding(),
+            Some(Pair::Ready(pair)) if self.flushed.is_none() => {
+                SENDS_MAX - pair.sends_outstanding()
+            }
             _ => 0,
         }
     }
@@ -365,6 +394,13 @@ impl Queue {
         use std::os::fd::AsFd;
         [self.completions.as_fd(), self.id.channel().as_fd()]
     }
+}
+
+fn broken(status: CompletionStatus) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::ConnectionReset,
+        format!("queue pair: {status}"),
+    )
 }
 
 /// The bytes of a receive.

@@ -124,21 +124,32 @@ impl RdmaListener {
     /// From the connection manager.
     pub fn run(&self, mut take: impl FnMut(RdmaRequest)) -> io::Result<()> {
         loop {
-            let event = self.channel.wait(TURN).map_err(|error| words(&error))?;
-            let Some(ConnectionEvent {
-                kind: ConnectionEventKind::ConnectRequest(id),
-                private_data,
-                ..
-            }) = event
-            else {
-                continue;
-            };
-            match QueueHello::from_bytes(&private_data) {
-                Ok(hello) => take(RdmaRequest { id, hello }),
-                Err(error) => {
-                    tracing::warn!(%error, "a queue pair was refused");
-                    refuse(&id, "malformed hello");
-                }
+            if let Some(request) = self.next(TURN)? {
+                take(request);
+            }
+        }
+    }
+
+    /// Waits for an event, for so long; it may be another than a request.
+    ///
+    /// # Errors
+    /// From the connection manager.
+    pub(in crate::transport) fn next(&self, time: Duration) -> io::Result<Option<RdmaRequest>> {
+        let event = self.channel.wait(time).map_err(|error| words(&error))?;
+        let Some(ConnectionEvent {
+            kind: ConnectionEventKind::ConnectRequest(id),
+            private_data,
+            ..
+        }) = event
+        else {
+            return Ok(None);
+        };
+        match QueueHello::from_bytes(&private_data) {
+            Ok(hello) => Ok(Some(RdmaRequest { id, hello })),
+            Err(error) => {
+                tracing::warn!(%error, "a queue pair was refused");
+                refuse(&id, "malformed hello");
+                Ok(None)
             }
         }
     }

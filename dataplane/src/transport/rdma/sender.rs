@@ -12,7 +12,7 @@ use dwcp_rdma::{
     Access, Buffer, LocalSpan, MemoryRegion, Payload, ProtectionDomain, RemoteAddress, SendRequest,
 };
 use dwcp_simd::PAGE_BYTES;
-use dwcp_wire::limits::FRAME_DATA_PAGES_MAX;
+use dwcp_wire::limits::{FRAME_BYTES_MAX, FRAME_DATA_PAGES_MAX};
 use dwcp_wire::rdma::{PieceId, QueueMessage, QueueReply, RING_BYTES, RecordMark};
 use dwcp_wire::{HEADER_BYTES, PageRange};
 
@@ -209,10 +209,10 @@ impl Sender {
             None => return Ok(false),
         };
         let pages: usize = frame.runs.iter().map(|run| run.count as usize).sum();
-        if pages > FRAME_DATA_PAGES_MAX {
-            return Err(invalid("a frame of too many pages"));
-        }
         let head_bytes = frame.head.len();
+        if pages > FRAME_DATA_PAGES_MAX || head_bytes + pages * PAGE_BYTES > FRAME_BYTES_MAX {
+            return Err(invalid("a frame that is too large"));
+        }
         let mark = RecordMark {
             ring_bytes: (head_bytes + if frame.by_ring { pages * PAGE_BYTES } else { 0 }) as u32,
             pages: if frame.by_ring { 0 } else { pages as u32 },

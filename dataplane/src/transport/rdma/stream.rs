@@ -3,12 +3,13 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dwcp_rdma::ConnectionId;
 use dwcp_wire::rdma::QueueHello;
 
 use super::memory::{RdmaMemory, piece_bytes_max};
-use super::queue::{Arrival, Queue};
+use super::queue::{Arrival, QUIET, Queue, REASON_TIME};
 use super::receiver::{Receiver, Wanted};
 use super::route::refuse;
 use super::sender::Sender;
@@ -76,15 +77,13 @@ impl QueueStream {
         }
     }
 
-    /// Whether it is the sending end, and lives.
-    pub(super) const fn is_source(&self) -> bool {
-        matches!(
-            &self.live,
-            Some(Live {
-                end: End::Source(_),
-                ..
-            })
-        )
+    /// How long to wait at most: a source looks for its peer now and then, and a queue pair that fails is about to say why.
+    pub(super) fn most(&self) -> Option<Duration> {
+        let live = self.live.as_ref()?;
+        if live.queue.is_failing() {
+            return Some(REASON_TIME);
+        }
+        matches!(live.end, End::Source(_)).then_some(QUIET)
     }
 
     pub(super) const fn is_over(&self) -> bool {
