@@ -3,6 +3,21 @@
 use crate::in_guests::in_guests;
 
 #[test]
+fn two_nodes_with_a_link_that_delays_and_loses() {
+    let options = [
+        "--timeout",
+        "200",
+        "--nodes",
+        "2",
+        "--delay",
+        "5",
+        "--loss",
+        "0.3",
+    ];
+    in_guests(&options, "two_nodes::", 2);
+}
+
+#[test]
 fn within_a_node() {
     in_guests(&["--timeout", "150"], "one_node::", 4);
 }

@@ -11,3 +11,4 @@ mod common;
 mod guests;
 mod in_guests;
 mod one_node;
+mod two_nodes;

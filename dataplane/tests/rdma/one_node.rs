@@ -4,11 +4,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use dwcp_api::{Codec, MigrationId, MigrationReport, RdmaChoice, RunResult, TransferSettings};
+use dwcp_dataplane::migration::Node;
 use dwcp_testbed::synthetic::SyntheticOptions;
 
 use crate::common::{TwoNodes, busy, settings, until, wait};
 
-const ID: MigrationId = MigrationId(7);
+pub(crate) const ID: MigrationId = MigrationId(7);
 
 /// An address for queue pairs alone: when it is taken away, TCP stays.
 const APART: &str = "10.9.1.1";
@@ -111,14 +112,14 @@ fn without_queue_pairs_tcp_is_used() {
     }
 }
 
-fn ip(arguments: &str) {
+pub(crate) fn ip(arguments: &str) {
     let arguments = arguments.split(' ');
     let status = Command::new("ip").args(arguments).status();
     assert!(status.unwrap().success());
 }
 
 /// A guest that is moved for seconds.
-fn large(incoming: bool) -> SyntheticOptions {
+pub(crate) fn large(incoming: bool) -> SyntheticOptions {
     SyntheticOptions {
         ram_mib: 128,
         zero_percent: 5,
@@ -127,9 +128,9 @@ fn large(incoming: bool) -> SyntheticOptions {
 }
 
 /// Waits until so many bytes are on their way or there.
-fn until_sent(nodes: &TwoNodes, bytes: u64) {
+pub(crate) fn until_sent(node: &Node, bytes: u64) {
     until("pages are sent", || {
-        let migration = nodes.a.node.migration(ID);
+        let migration = node.migration(ID);
         let status = migration.expect("it is known").status();
         assert!(status.report.is_none(), "over too soon: {status:?}");
         status.progress.wire_bytes >= bytes
@@ -147,7 +148,7 @@ fn a_stream_whose_queue_pair_breaks_goes_on_over_tcp() {
     };
     let nodes = start(&settings, large, Some(APART));
     move_guest(&nodes, &settings);
-    until_sent(&nodes, 24 << 20);
+    until_sent(&nodes.a.node, 24 << 20);
     ip(&format!("addr del {APART}/24 dev eth0"));
     let reports = check_moved(&nodes);
     assert_eq!(reports[0].transport, "rdma");

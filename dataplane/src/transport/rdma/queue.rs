@@ -34,7 +34,7 @@ const CONNECT_TIME: Duration = Duration::from_secs(15);
 pub(super) const QUIET: Duration = Duration::from_millis(250);
 
 /// A pair that has failed says why within this time.
-pub(super) const REASON_TIME: Duration = Duration::from_millis(20);
+pub(super) const REASON_TIME: Duration = Duration::from_millis(100);
 
 /// Bytes of a receive: a frame without payload, or a message.
 const RECEIVE_BYTES: usize = HEADER_BYTES;
@@ -77,8 +77,6 @@ pub(super) struct Queue {
     /// Requests since one that says when it is complete.
     unsignalled: u32,
     is_armed: bool,
-    /// The manager knows that the connection stands.
-    is_established: bool,
     /// Requests were flushed: it has failed.
     flushed: Option<Instant>,
     /// Of the last completion, or the last look at whether there will be any.
@@ -93,18 +91,19 @@ impl Queue {
         hello: QueueHello,
     ) -> io::Result<Self> {
         // The other end sends messages alone.
-        let mut queue = Self::new(id, domain, REPLIES_MAX, Access::SOURCE)?;
+        let queue = Self::new(id, domain, REPLIES_MAX, Access::SOURCE)?;
         let Some(Pair::Asking(pair, _)) = &queue.pair else {
             return Err(io::ErrorKind::NotConnected.into());
         };
         let number = pair.number();
         let connect = queue.id.connect(&parameters(number, &hello.to_bytes()));
         connect.map_err(|error| words(&error))?;
-        queue.is_established = true;
         Ok(queue)
     }
 
-    /// Accepts a request.
+    /// Accepts a request. The message that establishes the connection may get lost: the manager accepts again then, and until it
+    /// hears of that, data comes as well. (To tell it by [`ConnectionId::peer_has_sent`] has it go on accepting for a minute,
+    /// for which whoever destroys the id waits: Linux 6.12.)
     pub(super) fn answer(
         id: ConnectionId,
         domain: &Arc<ProtectionDomain>,
@@ -168,7 +167,6 @@ impl Queue {
             polled: vec![],
             unsignalled: 0,
             is_armed: false,
-            is_established: false,
             flushed: None,
             seen: Instant::now(),
         })
@@ -217,7 +215,6 @@ impl Queue {
                     self.id.establish().map_err(|error| words(&error))?;
                     return Ok(Some(reply));
                 }
-                ConnectionEventKind::Established => self.is_established = true,
                 ConnectionEventKind::Disconnected => return Err(super::super::closed_by_peer()),
                 ConnectionEventKind::Rejected => {
                     return Err(refused(&event.private_data, event.status));
@@ -309,11 +306,6 @@ impl Queue {
             _ => return Ok(()),
         };
         self.post_receive_again(completion.id)?;
-        if !self.is_established {
-            // The message that says so may be lost, and data behind it not.
-            self.is_established = true;
-            let _ = self.id.peer_has_sent();
-        }
         take(arrival)
     }
 
