@@ -14,7 +14,13 @@ fn two_nodes_with_a_link_that_delays_and_loses() {
         "--loss",
         "0.3",
     ];
-    in_guests(&options, "two_nodes::", 2);
+    in_guests(&options, "two_nodes::", 3);
+}
+
+#[test]
+fn with_little_lockable_memory() {
+    let options = ["--timeout", "90", "--memlock", "8192"];
+    in_guests(&options, "small_memlock::", 1);
 }
 
 #[test]

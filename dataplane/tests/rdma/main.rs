@@ -11,4 +11,5 @@ mod common;
 mod guests;
 mod in_guests;
 mod one_node;
+mod small_memlock;
 mod two_nodes;

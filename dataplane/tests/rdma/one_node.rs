@@ -31,7 +31,7 @@ fn start(
     })
 }
 
-fn required() -> TransferSettings {
+pub(crate) fn required() -> TransferSettings {
     TransferSettings {
         rdma: RdmaChoice::Required,
         ..settings()
@@ -61,8 +61,8 @@ fn check_moved(nodes: &TwoNodes) -> [MigrationReport; 2] {
     reports
 }
 
-/// Pages that the guests write fast, so that rounds follow each other for a while.
-fn moves(settings: &TransferSettings) -> [MigrationReport; 2] {
+/// Moves a busy guest.
+pub(crate) fn moves(settings: &TransferSettings) -> [MigrationReport; 2] {
     let nodes = start(settings, busy, None);
     move_guest(&nodes, settings);
     check_moved(&nodes)

@@ -1,0 +1,18 @@
+//! A process that is not root and may lock little.
+
+use crate::one_node::{moves, required};
+use dwcp_api::TransferSettings;
+
+/// Both ends are in this process, and so are their buffers: pieces are given back all the time.
+#[test]
+#[ignore = "needs an RDMA device and a limit of locked memory"]
+fn a_busy_guest_is_moved_by_the_adapter_though_little_may_be_locked() {
+    let reports = moves(&TransferSettings {
+        streams: 1,
+        ..required()
+    });
+    for report in &reports {
+        assert_eq!(report.transport, "rdma");
+        assert_eq!(report.streams_replaced, 0, "{:?}", report.notes);
+    }
+}
