@@ -251,6 +251,9 @@ impl ConnectionId {
     /// Says that something came from the peer before [`Established`](super::ConnectionEventKind::Established) did: the message
     /// that brings it was lost, or is late. The event follows now; when it has come already, nothing does.
     ///
+    /// When it was late, and comes after this, the kernel (6.12) goes on sending the acceptance, and waits for the end of that,
+    /// a minute, when the id is destroyed.
+    ///
     /// # Errors
     /// [`RdmaError::ConnectionManager`] when the connection is not one that was accepted.
     pub fn peer_has_sent(&self) -> Result<(), RdmaError> {
