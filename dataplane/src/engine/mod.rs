@@ -5,6 +5,7 @@ mod adapting;
 mod busy_poll;
 mod destination_worker;
 mod found;
+mod holes;
 mod mailbox;
 mod pace;
 mod prove;
@@ -18,6 +19,7 @@ mod worker;
 
 pub use destination_worker::{DestinationCommand, StreamRound, spawn_destination_worker};
 pub use found::{FindError, Found, PageLibrary, find_pages};
+pub use holes::{count_zero, give_back};
 pub use mailbox::{Mailbox, MailboxError};
 pub use pace::Pace;
 pub use prove::{Reread, read_again, read_everything, read_root};

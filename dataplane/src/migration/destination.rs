@@ -59,6 +59,8 @@ pub(super) enum DestinationInput {
     Reread(Reread),
     /// RAM holds nothing any more of what it held before; the pages that had to be looked at.
     Wiped(Result<u64, NotWiped>),
+    /// Before that: keys that the source has are good no more.
+    KeysGone,
     /// Whether there is anything to find is known.
     Looked(Looked),
     /// Missing pages come, or do not.
@@ -162,6 +164,7 @@ impl DestinationDriver {
             DestinationInput::DeviceLost(reason) => self.connection_lost(None, reason),
             DestinationInput::Reread(read) => self.was_reread(read),
             DestinationInput::Wiped(wiped) => self.was_wiped(wiped),
+            DestinationInput::KeysGone => self.send(&Control::RdmaKeysGone),
             DestinationInput::Looked(looked) => self.was_looked_at(looked),
             DestinationInput::Found(found) => self.found_pages(found),
             DestinationInput::Fetch(event) => self.fetch_event(event),

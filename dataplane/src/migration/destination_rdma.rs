@@ -8,6 +8,7 @@ use dwcp_wire::{Capabilities, Control, StreamHello};
 use super::destination::{DestinationDriver, DestinationInput};
 use super::destination_streams::{JoinLink, StreamJoin};
 use super::node::Node;
+use crate::engine::{Session, count_zero, give_back};
 use crate::transport::{RdmaListener, RdmaMemory, RdmaRequest};
 
 /// What `--rdma-listen` says where no queue pairs are taken.
@@ -69,6 +70,29 @@ impl Node {
             tracing::warn!(%error, "queue pair refused");
         }
     }
+}
+
+/// Pages of a piece that nothing came to: so many are worth deregistering it.
+const GIVEN_BACK_MIN: u64 = 64;
+
+/// Memory that pages got by being registered, and that nothing came to in the first round, goes back. Nothing writes RAM
+/// meanwhile. Returns whether keys are gone for it.
+pub(super) fn give_back_made(session: &Session, memory: &RdmaMemory) -> bool {
+    let mut are_gone = false;
+    for (piece, pages) in memory.made() {
+        if count_zero(session, &pages) < GIVEN_BACK_MIN {
+            continue;
+        }
+        are_gone = true;
+        let given = memory
+            .take_back(piece)
+            .map_err(|error| error.to_string())
+            .and_then(|()| give_back(session, &pages).map_err(|error| error.to_string()));
+        if let Err(error) = given {
+            tracing::warn!(error, "memory that nothing came to stays");
+        }
+    }
+    are_gone
 }
 
 impl DestinationDriver {

@@ -11,6 +11,7 @@ use dwcp_wire::limits::SUSPECT_RANGES_MAX;
 use dwcp_wire::{AbortCode, RoundSummary, cover};
 
 use super::destination::{DestinationDriver, DestinationInput};
+use super::destination_rdma::give_back_made;
 use super::reread::reread;
 use crate::engine::{NotWiped, Reread, StreamRound, wipe_unknown};
 
@@ -53,9 +54,15 @@ impl DestinationDriver {
         };
         let (stop, mailbox) = (Arc::clone(&self.vm_stop), self.mailbox.clone());
         let meter = Arc::clone(&self.recorder.meter);
+        let memory = self.rdma.clone();
         let wipe = move || {
             let _helper = meter.helper();
             let wiped = wipe_unknown(&session, &stop);
+            if let Some(memory) = memory
+                && give_back_made(&session, &memory)
+            {
+                let _ = mailbox.push(DestinationInput::KeysGone);
+            }
             let _ = mailbox.push(DestinationInput::Wiped(wiped));
         };
         let thread = std::thread::Builder::new().name("dwcp-wipe".into());

@@ -162,6 +162,9 @@ impl SourceDriver {
                 Some(SourceInput::Event(SourceEvent::Peer(Control::RdmaListens { address }))) => {
                     self.rdma_listens(address);
                 }
+                Some(SourceInput::Event(SourceEvent::Peer(Control::RdmaKeysGone))) => {
+                    self.keys_are_gone();
+                }
                 Some(SourceInput::Event(event)) => self.feed(event),
                 Some(SourceInput::Greeted(outcome)) => self.greeted(outcome),
                 Some(SourceInput::Worker(event)) => self.worker_event(event),
@@ -345,6 +348,7 @@ impl SourceDriver {
             self.recorder.verified = false;
         }
         let workers = self.workers.iter_mut().map(WorkerHandle::stop).sum::<u64>();
+        self.explain_rdma();
         self.streams = Streams::default();
         if let Some(control) = &self.control {
             control.shut();

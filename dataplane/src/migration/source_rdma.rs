@@ -59,6 +59,28 @@ impl SourceDriver {
         }
     }
 
+    /// Before the next round: what was granted so far is to be asked for again.
+    pub(super) fn keys_are_gone(&self) {
+        if let Some(memory) = self.streams.rdma.memory() {
+            memory.forget_grants();
+        }
+    }
+
+    /// What became of pages on queue pairs.
+    pub(super) fn explain_rdma(&mut self) {
+        let Some((written, ring)) = self.streams.rdma.memory().map(|memory| memory.counted())
+        else {
+            return;
+        };
+        if written + ring > 0 {
+            self.recorder.remark(format!(
+                "RDMA: {} MiB of pages placed by the adapter, {} MiB through rings",
+                written >> 20,
+                ring >> 20
+            ));
+        }
+    }
+
     /// Whether streams can be what they must be.
     pub(super) fn check_rdma(&self) -> Result<(), String> {
         if self.streams.rdma.is_required(&self.request.settings)

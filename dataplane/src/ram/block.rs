@@ -219,6 +219,45 @@ impl RamBlock {
             .map_err(|errno| self.system("discard", errno))
     }
 
+    /// Gives the memory of a run of pages back: they are zero afterwards.
+    ///
+    /// # Errors
+    /// [`RamError::System`].
+    pub fn give_back(&self, page: u32, count: u32) -> Result<(), RamError> {
+        self.is_allocated.store(false, Ordering::Relaxed);
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let bytes = i64::from(count) * PAGE_BYTES as i64;
+        fallocate(&self.file, flags, offset_of(page), bytes)
+            .map_err(|errno| self.system("discard", errno))
+    }
+
+    /// Runs of pages without memory within `count` pages from `page` on, first page and length; none where the file system
+    /// cannot tell.
+    ///
+    /// # Errors
+    /// [`RamError::System`].
+    pub fn holes_in(&self, page: u32, count: u32) -> Result<Vec<(u32, u32)>, RamError> {
+        let (mut page, end) = (page, (page + count).min(self.pages()));
+        let mut holes = vec![];
+        while page < end {
+            let Some(data) = self.data_from(page)? else {
+                return Ok(vec![]);
+            };
+            let data = data.min(end);
+            if data > page {
+                holes.push((page, data - page));
+            }
+            if data == end {
+                break;
+            }
+            let hole = lseek(&self.file, offset_of(data), Whence::SeekHole)
+                .map_err(|errno| self.system("lseek", errno))?;
+            let hole = (hole as u64).div_ceil(PAGE_BYTES as u64);
+            page = hole.clamp(u64::from(data) + 1, end.into()) as u32;
+        }
+        Ok(holes)
+    }
+
     /// Marks every page that may hold something else than zeros: what the file has allocated. Returns
     /// false when its file system cannot tell; all pages are marked then.
     ///

@@ -19,11 +19,11 @@ fn two_nodes_with_a_link_that_delays_and_loses() {
 
 #[test]
 fn with_little_lockable_memory() {
-    let options = ["--timeout", "90", "--memlock", "8192"];
+    let options = ["--timeout", "90", "--memlock", "16384"];
     in_guests(&options, "small_memlock::", 1);
 }
 
 #[test]
 fn within_a_node() {
-    in_guests(&["--timeout", "150"], "one_node::", 4);
+    in_guests(&["--timeout", "150"], "one_node::", 5);
 }

@@ -61,9 +61,26 @@ fn check_moved(nodes: &TwoNodes) -> [MigrationReport; 2] {
     reports
 }
 
+/// A guest that is dense: what is not goes through the ring.
+fn dense(incoming: bool) -> SyntheticOptions {
+    SyntheticOptions {
+        zero_percent: 5,
+        ..busy(incoming)
+    }
+}
+
+/// MiB of pages that the source's adapter has placed, and that went through rings.
+pub(crate) fn placed_mib(report: &MigrationReport) -> (u64, u64) {
+    let mut notes = report.notes.iter();
+    let text = notes.find_map(|note| note.strip_prefix("RDMA: "));
+    let numbers = text.expect("a note").split(' ');
+    let numbers: Vec<_> = numbers.filter_map(|word| word.parse().ok()).collect();
+    (numbers[0], numbers[1])
+}
+
 /// Moves a busy guest.
 pub(crate) fn moves(settings: &TransferSettings) -> [MigrationReport; 2] {
-    let nodes = start(settings, busy, None);
+    let nodes = start(settings, dense, None);
     move_guest(&nodes, settings);
     check_moved(&nodes)
 }
@@ -77,6 +94,11 @@ fn a_busy_guest_is_moved_by_the_adapter() {
         assert_eq!(report.streams_replaced, 0);
     }
     assert!(reports[0].rounds > 1, "pages were written meanwhile");
+    let (placed, ring) = placed_mib(&reports[0]);
+    assert!(
+        placed > 50 && ring < 5,
+        "{placed} MiB placed, {ring} in rings"
+    );
 }
 
 /// What is encoded goes through the ring.
@@ -97,6 +119,8 @@ fn encoded_pages_come_by_the_ring() {
             ..required()
         });
         assert_eq!(reports[0].transport, "rdma");
+        let (placed, ring) = placed_mib(&reports[0]);
+        assert!(ring > placed, "{placed} MiB placed, {ring} in rings");
     }
 }
 
@@ -110,6 +134,41 @@ fn without_queue_pairs_tcp_is_used() {
     for report in moves(&off) {
         assert!(report.transport.starts_with("tcp"), "{}", report.transport);
     }
+}
+
+/// KiB of shared memory in this system: RAM of guests, mostly.
+fn shared_kib() -> u64 {
+    let all = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let line = all.lines().find_map(|line| line.strip_prefix("Shmem:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    kib.unwrap().trim().parse().unwrap()
+}
+
+/// A guest of 64 MiB, most of which has no memory.
+fn sparse(incoming: bool) -> SyntheticOptions {
+    SyntheticOptions {
+        zero_percent: 80,
+        hot_mib: 1,
+        rate: 100,
+        // To look at a page gives it memory, too.
+        verify_rate: 0,
+        ..busy(incoming)
+    }
+}
+
+/// To register memory makes it.
+#[test]
+#[ignore = "needs an RDMA device"]
+fn a_sparse_guest_stays_so() {
+    let nodes = start(&required(), sparse, None);
+    let before = shared_kib();
+    move_guest(&nodes, &required());
+    wait(&nodes.a.node, ID);
+    wait(&nodes.b.node, ID);
+    let made = shared_kib() - before;
+    println!("{made} KiB more than before");
+    check_moved(&nodes);
+    assert!(made < 26 << 10, "the guest has 13 MiB");
 }
 
 pub(crate) fn ip(arguments: &str) {

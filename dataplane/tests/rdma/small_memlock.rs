@@ -1,6 +1,6 @@
 //! A process that is not root and may lock little.
 
-use crate::one_node::{moves, required};
+use crate::one_node::{moves, placed_mib, required};
 use dwcp_api::TransferSettings;
 
 /// Both ends are in this process, and so are their buffers: pieces are given back all the time.
@@ -15,4 +15,7 @@ fn a_busy_guest_is_moved_by_the_adapter_though_little_may_be_locked() {
         assert_eq!(report.transport, "rdma");
         assert_eq!(report.streams_replaced, 0, "{:?}", report.notes);
     }
+    let (placed, ring) = placed_mib(&reports[0]);
+    println!("{placed} MiB placed, {ring} MiB in rings");
+    assert!(placed > ring, "{placed} MiB placed, {ring} in rings");
 }

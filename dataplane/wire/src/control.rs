@@ -274,6 +274,8 @@ pub enum Control {
         /// Where its connection manager listens.
         address: SocketAddr,
     },
+    /// D, before the report of a round: keys to pieces of RAM that were granted are gone.
+    RdmaKeysGone,
 }
 
 impl Control {
@@ -352,6 +354,7 @@ fn check(message: &Control) -> Result<(), ControlError> {
         Control::Missing(missing) => check_missing(missing),
         Control::RdmaListens { address } => check_listener(*address),
         Control::Ready
+        | Control::RdmaKeysGone
         | Control::RoundEnd { .. }
         | Control::SwitchoverStart
         | Control::DeviceLoaded

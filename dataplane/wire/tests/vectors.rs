@@ -265,8 +265,9 @@ fn every_control_message_has_a_vector() {
         Control::MissingAhead => 26,
         Control::MissingAheadTaken => 27,
         Control::RdmaListens { .. } => 28,
+        Control::RdmaKeysGone => 29,
     };
-    let mut seen = [false; 29];
+    let mut seen = [false; 30];
     for (name, message) in messages() {
         let index = count(&message);
         seen[index] = true;
@@ -277,5 +278,5 @@ fn every_control_message_has_a_vector() {
             "the first byte names the message"
         );
     }
-    assert_eq!(seen, [true; 29]);
+    assert_eq!(seen, [true; 30]);
 }

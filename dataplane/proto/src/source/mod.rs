@@ -336,6 +336,7 @@ pub(crate) const fn message_name(message: &Control) -> &'static str {
         Control::MissingAhead => "MissingAhead",
         Control::MissingAheadTaken => "MissingAheadTaken",
         Control::RdmaListens { .. } => "RdmaListens",
+        Control::RdmaKeysGone => "RdmaKeysGone",
     }
 }
 

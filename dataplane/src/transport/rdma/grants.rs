@@ -72,6 +72,11 @@ impl Grants {
         }
     }
 
+    /// Forgets all keys. What was asked for is answered with new ones.
+    pub(super) fn forget(&mut self) {
+        self.pieces.retain(|_, (have, _)| *have == Have::Asked);
+    }
+
     /// Gives up the key that was used longest ago, if it is none of `needed`.
     pub(super) fn let_one_go(&mut self, needed: &[PieceId]) -> Option<PieceId> {
         let is_free =

@@ -1,8 +1,11 @@
 //! Guest RAM, as an adapter may use it.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use dwcp_rdma::RegisteredMemory;
+use dwcp_simd::PAGE_BYTES;
+use dwcp_wire::PageRange;
 
 use crate::ram::RamLayout;
 
@@ -21,6 +24,19 @@ impl GuestBlock {
             Arc::new(Self { ram, block })
         };
         (0..ram.blocks().len()).map(of).collect()
+    }
+
+    /// Runs of pages in a range of bytes that have no memory.
+    pub(super) fn holes(&self, range: &Range<usize>) -> Vec<PageRange> {
+        let first = (range.start / PAGE_BYTES) as u32;
+        let count = (range.len() / PAGE_BYTES) as u32;
+        let holes = self.ram.blocks()[self.block].holes_in(first, count);
+        let run = |(page, count)| PageRange {
+            ram_block: self.block as u32,
+            page,
+            count,
+        };
+        holes.unwrap_or_default().into_iter().map(run).collect()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dwcp_rdma::{
@@ -23,6 +24,9 @@ const PIECE_BYTES: u32 = 16 << 20;
 /// Otherwise it is so much of what may be locked.
 const PIECES_LOCKABLE: u64 = 32;
 
+/// Pages of a piece without memory, of all of its pages, that are made by registering it: one in so many at most.
+const SPARSE_SHARE: usize = 8;
+
 /// The bit of `CAP_IPC_LOCK` among a process's capabilities: no limit counts for it.
 const CAP_IPC_LOCK: u32 = 14;
 
@@ -34,6 +38,9 @@ pub struct RdmaMemory {
     blocks: Vec<Arc<GuestBlock>>,
     access: Access,
     state: Mutex<State>,
+    grants_from: AtomicU64,
+    written_bytes: AtomicU64,
+    ring_bytes: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -45,6 +52,10 @@ struct State {
     clock: u64,
     /// No key is given out any more.
     is_revoked: bool,
+    /// Whether pieces are too sparse to be registered, as far as it was looked at in this round.
+    sparse: HashMap<PieceId, bool>,
+    /// Pages that had no memory before they were registered for the first time, by their pieces.
+    had_none: HashMap<PieceId, Vec<PageRange>>,
 }
 
 #[derive(Debug)]
@@ -80,7 +91,12 @@ impl RdmaMemory {
                 piece_bytes: None,
                 clock: 0,
                 is_revoked: false,
+                sparse: HashMap::new(),
+                had_none: HashMap::new(),
             }),
+            grants_from: AtomicU64::new(0),
+            written_bytes: AtomicU64::new(0),
+            ring_bytes: AtomicU64::new(0),
         })
     }
 
@@ -137,6 +153,27 @@ impl RdmaMemory {
         })
     }
 
+    /// Source: whether so much of a piece has no memory that it is not to be registered, which would make it. Looked at once a
+    /// round.
+    pub(super) fn is_sparse(&self, piece: PieceId) -> bool {
+        let mut state = self.lock();
+        if let Some(sparse) = state.sparse.get(&piece) {
+            return *sparse;
+        }
+        let range = state.piece_bytes.and_then(|bytes| self.range(piece, bytes));
+        let Some((block, range)) = range else {
+            return false;
+        };
+        let holes = block
+            .holes(&range)
+            .iter()
+            .map(PageRange::bytes)
+            .sum::<usize>();
+        let sparse = holes * SPARSE_SHARE > range.len();
+        state.sparse.insert(piece, sparse);
+        sparse
+    }
+
     /// Source: a piece's region.
     pub(super) fn local(&self, piece: PieceId) -> io::Result<Arc<MemoryRegion>> {
         let region = self.register_somehow(&mut self.lock(), piece);
@@ -157,10 +194,11 @@ impl RdmaMemory {
         }
     }
 
-    /// Source: pages did not arrive as they were. Mostly the guest wrote them meanwhile. But what a VMM has taken away from its
+    /// Source: a round begins, and these pages did not arrive as they were. Mostly the guest wrote them meanwhile. But what a VMM has taken away from its
     /// guest (a balloon) and given back later is other memory, and a region has the old one for ever: these are made anew.
     pub fn renew(&self, suspects: &[PageRange]) {
         let mut state = self.lock();
+        state.sparse.clear();
         let Some(bytes) = state.piece_bytes else {
             return;
         };
@@ -175,6 +213,7 @@ impl RdmaMemory {
         if state.is_revoked {
             return None;
         }
+        self.note_holes(&mut state, piece);
         let region = self.register_somehow(&mut state, piece);
         let region = region
             .inspect_err(|error| tracing::debug!(?piece, %error, "not registered"))
@@ -217,6 +256,68 @@ impl RdmaMemory {
         Ok(())
     }
 
+    /// Destination: pieces, and the pages of each that have memory since it was registered.
+    #[must_use]
+    pub fn made(&self) -> Vec<(PieceId, Vec<PageRange>)> {
+        let made = self.lock();
+        let made = made.had_none.iter().filter(|(_, runs)| !runs.is_empty());
+        made.map(|(piece, runs)| (*piece, runs.clone())).collect()
+    }
+
+    /// Destination: nobody writes a piece when this returns. The source has to be told that its keys are gone.
+    ///
+    /// # Errors
+    /// When it cannot be deregistered.
+    pub fn take_back(&self, piece: PieceId) -> io::Result<()> {
+        let mut state = self.lock();
+        state.had_none.remove(&piece);
+        match state.pieces.remove(&piece) {
+            Some(piece) => MemoryRegion::deregister(piece.region).map_err(|error| words(&error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Source: keys that were granted before are gone.
+    pub fn forget_grants(&self) {
+        self.grants_from.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Source: a frame has left.
+    pub(super) fn count(&self, written_bytes: usize, ring_bytes: usize) {
+        let add = |to: &AtomicU64, bytes: usize| to.fetch_add(bytes as u64, Ordering::Relaxed);
+        add(&self.written_bytes, written_bytes);
+        add(&self.ring_bytes, ring_bytes);
+    }
+
+    /// Source: bytes of pages that were written to where they belong, and bytes that went through rings.
+    #[must_use]
+    pub fn counted(&self) -> (u64, u64) {
+        let read = |of: &AtomicU64| of.load(Ordering::Relaxed);
+        (read(&self.written_bytes), read(&self.ring_bytes))
+    }
+
+    /// Source: counts how often.
+    pub(super) fn grants_from(&self) -> u64 {
+        self.grants_from.load(Ordering::Acquire)
+    }
+
+    /// To register memory makes it.
+    fn note_holes(&self, state: &mut State, piece: PieceId) {
+        let range = state.piece_bytes.and_then(|bytes| self.range(piece, bytes));
+        let (Some((block, range)), false) = (range, state.had_none.contains_key(&piece)) else {
+            return;
+        };
+        state.had_none.insert(piece, block.holes(&range));
+    }
+
+    /// A piece's block, and its bytes there; `None` outside of RAM.
+    fn range(&self, piece: PieceId, bytes: u32) -> Option<(&Arc<GuestBlock>, Range<usize>)> {
+        let block = self.blocks.get(piece.ram_block as usize)?;
+        let start = piece.piece as usize * bytes as usize;
+        let end = block.length().min(start.saturating_add(bytes as usize));
+        (start < end).then_some((block, start..end))
+    }
+
     fn register(&self, state: &mut State, piece: PieceId) -> Result<Arc<MemoryRegion>, RdmaError> {
         state.clock += 1;
         let used = state.clock;
@@ -227,16 +328,13 @@ impl RdmaMemory {
         let (Some(domain), Some(bytes)) = (&state.domain, state.piece_bytes) else {
             return Err(RdmaError::NoRdma);
         };
-        let Some(block) = self.blocks.get(piece.ram_block as usize) else {
+        let Some((block, range)) = self.range(piece, bytes) else {
             return Err(RdmaError::OutsideMemory {
-                offset: 0,
+                offset: piece.piece as usize,
                 bytes: bytes as usize,
                 length: 0,
             });
         };
-        let length = block.length();
-        let start = piece.piece as usize * bytes as usize;
-        let range = start..length.min(start.saturating_add(bytes as usize)).max(start);
         let memory = Arc::clone(block) as Arc<dyn RegisteredMemory>;
         let region = MemoryRegion::register(domain, memory, range, self.access)?;
         let holders = 0;

@@ -45,6 +45,8 @@ pub(super) struct Sender {
     reply: Option<QueueReply>,
     room: SendRoom,
     grants: Grants,
+    /// Those that they are of, as the memory counts.
+    grants_from: u64,
     frames: VecDeque<Frame>,
     messages: VecDeque<QueueMessage>,
     /// Acknowledgements that nobody has read yet.
@@ -70,6 +72,7 @@ impl Sender {
             reply: None,
             room: SendRoom::default(),
             grants: Grants::default(),
+            grants_from: memory.grants_from(),
             frames: VecDeque::new(),
             messages: VecDeque::new(),
             replies: VecDeque::new(),
@@ -170,6 +173,10 @@ impl Sender {
             address: reply.ring_address,
             rkey: reply.ring_key,
         })?;
+        let from = self.memory.grants_from();
+        if std::mem::replace(&mut self.grants_from, from) != from {
+            self.grants.forget();
+        }
         loop {
             self.send_messages(queue)?;
             let Some(mut frame) = self.frames.pop_front() else {
@@ -241,6 +248,8 @@ impl Sender {
         requests.push(head.immediate(mark.to_immediate()));
         queue.post(&requests, self.frames.is_empty())?;
         self.room.record_sent(mark.ring_bytes);
+        let written = mark.pages as usize * PAGE_BYTES;
+        self.memory.count(written, mark.ring_bytes as usize);
         Ok(true)
     }
 
@@ -273,6 +282,10 @@ impl Sender {
         let mut waits = false;
         for run in &frame.runs {
             for (piece, range) in RdmaMemory::pieces_of(run, reply.piece_bytes) {
+                if self.memory.is_sparse(piece) {
+                    frame.by_ring = true;
+                    continue;
+                }
                 match self.grants.look(piece) {
                     Have::Key(to) => {
                         let Ok(region) = self.memory.local(piece) else {

@@ -156,6 +156,7 @@ fn agreement() -> Vec<(&'static str, Control)> {
                 address: "[2001:db8::7]:41000".parse().expect("an address"),
             },
         ),
+        ("rdma-keys-gone", Control::RdmaKeysGone),
     ]
 }
 
