@@ -156,11 +156,18 @@ fn sparse(incoming: bool) -> SyntheticOptions {
     }
 }
 
-/// To register memory makes it.
-#[test]
-#[ignore = "needs an RDMA device"]
-fn a_sparse_guest_stays_so() {
-    let nodes = start(&required(), sparse, None);
+/// The same, of which one page in ten has none.
+fn with_holes(incoming: bool) -> SyntheticOptions {
+    SyntheticOptions {
+        zero_percent: 10,
+        rate: 0,
+        ..sparse(incoming)
+    }
+}
+
+/// KiB of memory that both ends have more after a migration. To register memory makes it.
+fn made_kib(guest: fn(bool) -> SyntheticOptions) -> u64 {
+    let nodes = start(&required(), guest, None);
     let before = shared_kib();
     move_guest(&nodes, &required());
     wait(&nodes.a.node, ID);
@@ -168,7 +175,20 @@ fn a_sparse_guest_stays_so() {
     let made = shared_kib() - before;
     println!("{made} KiB more than before");
     check_moved(&nodes);
-    assert!(made < 26 << 10, "the guest has 13 MiB");
+    made
+}
+
+#[test]
+#[ignore = "needs an RDMA device"]
+fn a_sparse_guest_stays_so() {
+    assert!(made_kib(sparse) < 20 << 10, "the guest has 13 MiB");
+}
+
+/// Without that it would be 64 MiB at the destination, and 6 at the source.
+#[test]
+#[ignore = "needs an RDMA device"]
+fn memory_that_nothing_came_to_goes_back() {
+    assert!(made_kib(with_holes) < 67 << 10, "the guest has 58 MiB");
 }
 
 pub(crate) fn ip(arguments: &str) {

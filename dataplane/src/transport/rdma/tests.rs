@@ -62,6 +62,8 @@ struct Ends {
 impl Ends {
     fn new() -> Self {
         let [from, to] = [(); 2].map(|()| Arc::new(testing::ram(&[64])));
+        // What has no memory goes through the ring.
+        (0..64).for_each(|page| from.blocks()[0].write_page(page, &[1; PAGE_BYTES]));
         let memory = RdmaMemory::of_destination(&to);
         let mut source = over(&from, &RdmaMemory::of_source(&from));
         let mut destination = over(&to, &memory);
@@ -300,6 +302,8 @@ fn ends_do_not_believe_a_source_that_lies() {
         for _ in 0..60 {
             destination.wait(wait, &mut all).unwrap();
         }
+        // Bytes of what was true so far.
+        all.retain(|done| !matches!(done, Completion::Received { .. }));
         match (&all[..], expected) {
             ([], None) => {}
             ([Completion::Closed { error, .. }], Some(expected)) => {
