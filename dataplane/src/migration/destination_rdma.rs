@@ -7,7 +7,7 @@ use dwcp_wire::{Capabilities, Control, StreamHello};
 
 use super::destination::{DestinationDriver, DestinationInput};
 use super::destination_streams::{JoinLink, StreamJoin};
-use super::node::Node;
+use super::node::{Node, lock};
 use crate::engine::{Session, count_zero, give_back};
 use crate::transport::{RdmaListener, RdmaMemory, RdmaRequest};
 
@@ -30,7 +30,7 @@ impl Node {
         match RdmaListener::bind(address) {
             Ok(Some(listener)) => {
                 tracing::info!(address = %listener.address_for(ip), "queue pairs are taken");
-                let _ = self.rdma.set(listener);
+                *lock(&self.rdma) = Some(Arc::new(listener));
             }
             Ok(None) => tracing::info!("no RDMA on this node: data streams are TCP"),
             Err(error) => tracing::info!(%address, %error, "no RDMA here: data streams are TCP"),
@@ -39,12 +39,13 @@ impl Node {
 
     /// Brings queue pairs to their migrations, for ever.
     pub(super) fn take_queue_pairs(&self) {
-        let Some(listener) = self.rdma.get() else {
+        let Some(listener) = lock(&self.rdma).clone() else {
             return;
         };
         let outcome = listener.run(|request| self.take_queue_pair(request));
+        *lock(&self.rdma) = None;
         if let Err(error) = outcome {
-            tracing::error!(%error, "no more queue pairs are taken");
+            tracing::warn!(%error, "no more queue pairs are taken");
         }
     }
 
@@ -98,8 +99,7 @@ pub(super) fn give_back_made(session: &Session, memory: &RdmaMemory) -> bool {
 impl DestinationDriver {
     /// What tells the source where queue pairs are taken, if it knows them and nothing is to be sealed.
     pub(super) fn offer_rdma(&mut self) -> Option<Control> {
-        let node = Arc::clone(&self.node);
-        let listener = node.rdma.get()?;
+        let listener = lock(&self.node.rdma).clone()?;
         let session = self.session.as_ref()?;
         if self.journal.tls || self.offer.dry_run || !self.source_can.contains(Capabilities::RDMA) {
             return None;

@@ -151,7 +151,7 @@ pub struct Node {
     /// Where other nodes reach this one, once it listens.
     pub(super) listening: OnceLock<SocketAddr>,
     /// Where it takes queue pairs, once it does.
-    pub(super) rdma: OnceLock<RdmaListener>,
+    pub(super) rdma: Mutex<Option<Arc<RdmaListener>>>,
     pub(super) vms: Mutex<VmTable>,
     migrations: Mutex<Vec<Arc<MigrationHandle>>>,
     joins: Mutex<HashMap<u128, Mailbox<DestinationInput>>>,
@@ -194,7 +194,7 @@ impl Node {
             counters: CountersPage::create()?,
             options,
             listening: OnceLock::new(),
-            rdma: OnceLock::new(),
+            rdma: Mutex::default(),
             vms: Mutex::default(),
             migrations: Mutex::default(),
             joins: Mutex::default(),

@@ -10,6 +10,7 @@
 mod common;
 mod guests;
 mod in_guests;
+mod no_device;
 mod one_node;
 mod small_memlock;
 mod two_nodes;

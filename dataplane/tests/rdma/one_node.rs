@@ -235,3 +235,20 @@ fn a_stream_whose_queue_pair_breaks_goes_on_over_tcp() {
     let notes = reports[0].notes.join("\n");
     assert!(notes.contains("went on over TCP"), "{notes}");
 }
+
+/// The device goes while its queue pairs are at work. The name has this test come last: afterwards there is none.
+#[test]
+#[ignore = "needs an RDMA device, which it takes away"]
+fn z_device_that_is_taken_away_is_no_loss() {
+    let nodes = start(&settings(), large, None);
+    move_guest(&nodes, &settings());
+    until_sent(&nodes.a.node, 24 << 20);
+    // The kernel waits until nobody has it open, and librdmacm has, as long as this process lives.
+    let _taking = Command::new("rdma")
+        .args(["link", "delete", "rxe0"])
+        .spawn()
+        .unwrap();
+    let reports = check_moved(&nodes);
+    let notes = reports[0].notes.join("\n");
+    assert!(notes.contains("went on over TCP"), "{notes}");
+}

@@ -118,10 +118,10 @@ impl RdmaListener {
         SocketAddr::new(ip, self.id.local_port())
     }
 
-    /// Takes requests for ever, or until the system fails.
+    /// Takes requests for ever, or until the system fails, or the device is taken away: that waits until this is dropped.
     ///
     /// # Errors
-    /// From the connection manager.
+    /// Why no more requests come.
     pub fn run(&self, mut take: impl FnMut(RdmaRequest)) -> io::Result<()> {
         loop {
             if let Some(request) = self.next(TURN)? {
@@ -136,6 +136,12 @@ impl RdmaListener {
     /// From the connection manager.
     pub(in crate::transport) fn next(&self, time: Duration) -> io::Result<Option<RdmaRequest>> {
         let event = self.channel.wait(time).map_err(|error| words(&error))?;
+        let is_own = |event: &ConnectionEvent| event.connection == self.id.key();
+        if event.as_ref().is_some_and(|event| {
+            is_own(event) && matches!(event.kind, ConnectionEventKind::DeviceRemoval)
+        }) {
+            return Err(io::Error::other("the device was taken away"));
+        }
         let Some(ConnectionEvent {
             kind: ConnectionEventKind::ConnectRequest(id),
             private_data,
