@@ -65,7 +65,7 @@ impl LabNode {
         folder: &Path,
         binaries: &Binaries,
         settings: &TransferSettings,
-        network: Option<(&str, &str)>,
+        network: Option<(Option<&str>, &str)>,
     ) -> Result<Self, LabError> {
         let host = network.map_or("127.0.0.1", |(_, address)| address);
         let mut incoming = vec![
@@ -94,7 +94,7 @@ impl LabNode {
             folder,
             binaries: binaries.clone(),
             incoming,
-            namespace: network.map(|(namespace, _)| namespace.to_owned()),
+            namespace: network.and_then(|(namespace, _)| namespace.map(str::to_owned)),
             listen: format!("{host}:0"),
             data: None,
             control: None,

@@ -28,18 +28,29 @@ pub struct RunSpec {
     pub settings: TransferSettings,
 }
 
-/// Where the two nodes of a lab are: their namespaces, and their addresses there.
+/// Where the two nodes of a lab are: their namespaces, if not ours, and their addresses there.
 #[derive(Clone, Copy, Debug)]
 pub struct Ends<'a> {
-    namespaces: [&'a str; 2],
+    namespaces: [Option<&'a str>; 2],
     addresses: [&'a str; 2],
+}
+
+impl<'a> Ends<'a> {
+    /// Both at one address of this machine.
+    #[must_use]
+    pub const fn at(address: &'a str) -> Self {
+        Self {
+            namespaces: [None; 2],
+            addresses: [address; 2],
+        }
+    }
 }
 
 impl<'a> From<&'a VethLink> for Ends<'a> {
     fn from(link: &'a VethLink) -> Self {
         let sides = [Side::A, Side::B];
         Self {
-            namespaces: sides.map(|side| link.namespace(side)),
+            namespaces: sides.map(|side| Some(link.namespace(side))),
             addresses: sides.map(|side| link.address(side)),
         }
     }
@@ -48,7 +59,7 @@ impl<'a> From<&'a VethLink> for Ends<'a> {
 impl<'a> From<&'a dwcp_wan::link::Link> for Ends<'a> {
     fn from(link: &'a dwcp_wan::link::Link) -> Self {
         Self {
-            namespaces: link.namespaces.each_ref().map(String::as_str),
+            namespaces: link.namespaces.each_ref().map(|name| Some(name.as_str())),
             addresses: link.addresses.each_ref().map(String::as_str),
         }
     }

@@ -11,6 +11,7 @@ mod matrix;
 mod parts;
 mod peers;
 mod postcopy;
+mod rdma;
 mod report;
 mod run;
 mod scale;
@@ -51,6 +52,8 @@ enum Which {
     Goodput(goodput::Args),
     /// Run a guest at the destination before its pages are there, and lose the link or a data plane meanwhile.
     Postcopy(postcopy::Args),
+    /// Move a guest over TCP and over RDMA, in turn, beside what the adapter can do.
+    Rdma(rdma::Args),
     /// Leave a node alone, and see what its daemons cost.
     Idle(idle::Args),
     /// Show a record as a table and a page with plots, or compare two.
@@ -73,6 +76,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         Which::Tls(args) => tls::run(args, context),
         Which::Goodput(args) => goodput::run(args, context),
         Which::Postcopy(args) => postcopy::run(args, context),
+        Which::Rdma(args) => rdma::run(args, context),
         Which::Idle(args) => idle::run(args, context),
         Which::Report(args) => report::run(args, context),
         Which::Cuts(args) => cuts::run(args, context),

@@ -142,7 +142,7 @@ fn link(one_way_delay_ms: Option<u64>) -> Found {
 fn rdma() -> Found {
     let devices = std::fs::read_dir("/sys/class/infiniband").map_or(0, Iterator::count);
     Err(match devices {
-        0 => "no RDMA device, and no RDMA transport in this version".into(),
-        _ => "no RDMA transport in this version".into(),
+        0 => "no RDMA device".into(),
+        _ => "a link over RDMA is not built here: `dwcp bench rdma`".into(),
     })
 }
