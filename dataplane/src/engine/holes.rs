@@ -36,7 +36,7 @@ pub fn count_zero(session: &Session, ranges: &[PageRange]) -> u64 {
 pub fn give_back(session: &Session, ranges: &[PageRange]) -> Result<(), RamError> {
     for range in ranges {
         let block = &session.layout.blocks()[range.ram_block as usize];
-        zero_runs(session, range).try_for_each(|(page, pages)| block.give_back(page, pages))?;
+        zero_runs(session, range).try_for_each(|(page, pages)| block.discard_pages(page, pages))?;
     }
     Ok(())
 }

@@ -211,8 +211,7 @@ impl DestinationDriver {
     /// Takes what is missing out of RAM and of the root, and answers faults from now on: loading device state
     /// reads RAM.
     pub(super) fn take_missing(&mut self) {
-        // An adapter would go on writing the memory that is taken out.
-        if let Err(reason) = self.revoke_keys() {
+        if let Err(reason) = self.revoke_keys_early() {
             return self.failed(AbortCode::Other, reason);
         }
         let root = match self.try_take_missing() {
@@ -234,6 +233,9 @@ impl DestinationDriver {
 
     /// Takes out what is known to be missing so far: the guest runs at the source, and does not wait for it.
     pub(super) fn take_missing_ahead(&mut self) {
+        if let Err(reason) = self.revoke_keys_early() {
+            return self.failed(AbortCode::Other, reason);
+        }
         match self.take_out_missing() {
             Ok(forgotten) => {
                 self.recorder.add_to_root(forgotten);

@@ -111,6 +111,16 @@ impl DestinationDriver {
         })
     }
 
+    /// The same before memory is taken out of RAM: an adapter would go on writing what was there. What the source sends later
+    /// goes through rings.
+    pub(super) fn revoke_keys_early(&mut self) -> Result<(), String> {
+        self.revoke_keys()?;
+        if self.rdma.is_some() {
+            self.send(&Control::RdmaKeysGone);
+        }
+        Ok(())
+    }
+
     /// Nobody but this node writes RAM from now on.
     pub(super) fn revoke_keys(&self) -> Result<(), String> {
         let Some(memory) = &self.rdma else {

@@ -219,18 +219,6 @@ impl RamBlock {
             .map_err(|errno| self.system("discard", errno))
     }
 
-    /// Gives the memory of a run of pages back: they are zero afterwards.
-    ///
-    /// # Errors
-    /// [`RamError::System`].
-    pub fn give_back(&self, page: u32, count: u32) -> Result<(), RamError> {
-        self.is_allocated.store(false, Ordering::Relaxed);
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let bytes = i64::from(count) * PAGE_BYTES as i64;
-        fallocate(&self.file, flags, offset_of(page), bytes)
-            .map_err(|errno| self.system("discard", errno))
-    }
-
     /// Runs of pages without memory within `count` pages from `page` on, first page and length; none where the file system
     /// cannot tell.
     ///

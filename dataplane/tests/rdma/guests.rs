@@ -25,5 +25,5 @@ fn with_little_lockable_memory() {
 
 #[test]
 fn within_a_node() {
-    in_guests(&["--timeout", "150"], "one_node::", 7);
+    in_guests(&["--timeout", "150"], "one_node::", 8);
 }
