@@ -194,8 +194,9 @@ impl RdmaMemory {
         }
     }
 
-    /// Source: a round begins, and these pages did not arrive as they were. Mostly the guest wrote them meanwhile. But what a VMM has taken away from its
-    /// guest (a balloon) and given back later is other memory, and a region has the old one for ever: these are made anew.
+    /// Source: a round begins, and these pages did not arrive as they were. Mostly the guest wrote them meanwhile. But what a VMM has
+    /// taken away from its guest (a balloon) and given back later is other memory, and a region has the old one for ever: their
+    /// pieces are registered anew.
     pub fn renew(&self, suspects: &[PageRange]) {
         let mut state = self.lock();
         state.sparse.clear();
