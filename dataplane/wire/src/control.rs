@@ -274,7 +274,7 @@ pub enum Control {
         /// Where its connection manager listens.
         address: SocketAddr,
     },
-    /// D, before the report of a round: keys to pieces of RAM that were granted are gone.
+    /// D, before the report of a round, or before `MissingAheadTaken`: keys to pieces of RAM that were granted are gone.
     RdmaKeysGone,
 }
 
