@@ -22,6 +22,8 @@ use crate::vmm::{Faults, Userfault, Vm, VmmError, started_ticks};
 pub(super) struct Postcopy {
     userfault: Option<Userfault>,
     missing: Option<RamBitmap>,
+    /// Those of them that are out of RAM.
+    taken: Option<RamBitmap>,
     /// Connections that wait to be used.
     links: [Option<Connection>; LINKS as usize],
     generations: [u16; LINKS as usize],
@@ -247,17 +249,22 @@ impl DestinationDriver {
 
     /// Gives back the memory of what is missing, and forgets what was held of it. Returns the change of the
     /// root.
-    fn take_out_missing(&self) -> Result<RamRoot, VmmError> {
+    fn take_out_missing(&mut self) -> Result<RamRoot, VmmError> {
         let (Some(session), Some(missing)) = (&self.session, &self.postcopy.missing) else {
             return Ok(RamRoot::default());
         };
-        let layout = &session.layout;
-        for (block, bitmap) in layout.blocks().iter().zip(&missing.blocks) {
+        let mut rest = missing.clone();
+        if let Some(taken) = &self.postcopy.taken {
+            rest.subtract(taken);
+        }
+        for (block, bitmap) in session.layout.blocks().iter().zip(&rest.blocks) {
             for (first, count) in bitmap.runs() {
                 take_out(block, first, count)?;
             }
         }
-        Ok(session.forget(missing))
+        let root = session.forget(&rest);
+        self.postcopy.taken = Some(missing.clone());
+        Ok(root)
     }
 
     /// Answers faults from now on. RAM has no memory for what is missing.

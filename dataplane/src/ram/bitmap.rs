@@ -145,6 +145,13 @@ impl RamBitmap {
         }
     }
 
+    /// Unmarks everything that `other` marks.
+    pub fn subtract(&mut self, other: &Self) {
+        for (block, less) in self.blocks.iter_mut().zip(&other.blocks) {
+            block.subtract(less);
+        }
+    }
+
     /// Words of all blocks.
     #[must_use]
     pub fn word_count(&self) -> usize {
