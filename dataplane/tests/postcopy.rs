@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::pki::{peer, with_certificate};
 use common::proxy::{self, Harm, Plan, Proxy, Way};
-use common::{TwoNodes, busy, log, settings, until, wait};
+use common::{TwoNodes, log, outruns, settings, until, wait};
 use dwcp_api::{
     Codec, MigrationId, MigrationReport, NotConverged, PhaseName, PostcopyReport, RunResult,
     TlsChoice, TrackerChoice, TransferSettings, Tune,
@@ -14,15 +14,6 @@ use dwcp_api::{
 use dwcp_testbed::synthetic::SyntheticOptions;
 
 const ID: MigrationId = MigrationId(7);
-
-/// 64 MiB of which 32 MiB are rewritten faster than the link below takes them.
-fn outruns(incoming: bool) -> SyntheticOptions {
-    SyntheticOptions {
-        hot_mib: 32,
-        rate: 20_000,
-        ..busy(incoming)
-    }
-}
 
 fn slow() -> TransferSettings {
     TransferSettings {

@@ -8,22 +8,13 @@ use std::path::Path;
 
 use common::daemon::Daemon;
 use common::proxy::{self, Harm, Plan, Proxy, Way};
-use common::{TestGuest, busy, settings, until};
+use common::{TestGuest, outruns, settings, until};
 use dwcp_api::dataplane::{Reply, Request};
 use dwcp_api::{
     MigrationId, MigrationReport, NotConverged, PhaseName, RunResult, TransferSettings,
 };
-use dwcp_testbed::synthetic::SyntheticOptions;
 
 const ID: MigrationId = MigrationId(7);
-
-fn outruns(incoming: bool) -> SyntheticOptions {
-    SyntheticOptions {
-        hot_mib: 32,
-        rate: 20_000,
-        ..busy(incoming)
-    }
-}
 
 /// An address that nobody has for the moment.
 fn free_address() -> String {

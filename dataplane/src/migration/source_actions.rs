@@ -126,8 +126,19 @@ impl SourceDriver {
             let is_fine = outcome.is_ok();
             mailbox.push(SourceInput::Greeted(outcome)).is_ok() && is_fine
         };
+        self.listen(stream, hear)?;
+        Ok(())
+    }
+
+    /// Hears control messages on a thread of its own, behind what `first` hears; not if that says false.
+    pub(super) fn listen(
+        &self,
+        stream: Connection,
+        first: impl FnOnce(&mut Connection, &Meter) -> bool + Send + 'static,
+    ) -> std::io::Result<()> {
         let mailbox = self.mailbox.clone();
-        peer::spawn_reader(stream, &meter, hear, move |message| {
+        let time = Duration::from_millis(self.request.settings.connect_timeout_ms.into());
+        peer::spawn_reader(stream, &self.recorder.meter, first, move |message| {
             let event = match message {
                 Ok(message) => SourceEvent::Peer(message),
                 Err(error) => SourceEvent::PeerLost(format!("control connection: {error}")),
@@ -139,8 +150,7 @@ impl SourceDriver {
             {
                 tracing::error!("source driver hangs");
             }
-        })?;
-        Ok(())
+        })
     }
 
     pub(super) fn send(&mut self, message: &Control) {

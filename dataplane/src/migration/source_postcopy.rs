@@ -272,7 +272,7 @@ impl SourceDriver {
         let listened = connection.try_clone().and_then(|writer| {
             self.peer = Some(connection.peer_addr()?);
             self.control = Some(ControlWriter::new(writer, silence, &meter)?);
-            self.listen(connection)
+            self.listen(connection, |_, _| true)
         });
         self.feed(SourceEvent::Connected);
         if let Err(error) = listened {
@@ -292,29 +292,6 @@ impl SourceDriver {
             self.session = Arc::new(Session::new(layout, seed, self.request.settings.codec));
         }
         Ok(())
-    }
-
-    /// Hears control messages on a thread of its own.
-    fn listen(&self, connection: Connection) -> std::io::Result<()> {
-        let mailbox = self.mailbox.clone();
-        let time = Duration::from_millis(self.request.settings.connect_timeout_ms.into());
-        peer::spawn_reader(
-            connection,
-            &self.recorder.meter,
-            |_, _| true,
-            move |message| {
-                let event = match message {
-                    Ok(message) => SourceEvent::Peer(message),
-                    Err(error) => SourceEvent::PeerLost(format!("control connection: {error}")),
-                };
-                if mailbox
-                    .push_within(SourceInput::Event(event), time)
-                    .is_err()
-                {
-                    tracing::error!("source driver hangs");
-                }
-            },
-        )
     }
 }
 
