@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use dwcp_proto::{
     Destination, DestinationAction, DestinationConfig, DestinationEvent, Ending, IfNotConverged,
-    JournalEntry, Phase, RoundLimits, Source, SourceAction, SourceConfig, SourceEvent,
+    Instant, JournalEntry, Phase, RoundLimits, Source, SourceAction, SourceConfig, SourceEvent,
 };
 use dwcp_wire::{AbortCode, Control, FetchSummary, RoundSummary};
 
@@ -203,6 +203,29 @@ fn a_root_that_differs_is_said_and_nothing_is_taken_back() {
     assert_eq!(outcome.result, Ending::Failed);
     assert!(!actions.contains(&DestinationAction::DiscardVm));
     assert_eq!(destination.phase(), Phase::Failed);
+}
+
+/// Its host is lost when all pages are here: the guest needs nothing of it.
+#[test]
+fn a_source_that_never_says_its_root_does_not_hold_the_guest_for_ever() {
+    let mut destination = fetching();
+    let fetched = DestinationEvent::AllFetched {
+        root: Some(ROOT),
+        summary: FetchSummary::default(),
+    };
+    let _ = destination.on_event(NOW, fetched);
+    let soon = Instant(NOW.0 + 39_000_000_000);
+    let actions = destination.on_event(soon, DestinationEvent::Tick);
+    assert!(!actions.contains(&DestinationAction::Journal(JournalEntry::Whole)));
+    let late = Instant(NOW.0 + 41_000_000_000);
+    let actions = destination.on_event(late, DestinationEvent::Tick);
+    assert_eq!(actions, [DestinationAction::Journal(JournalEntry::Whole)]);
+    let durable = DestinationEvent::Journaled(JournalEntry::Whole);
+    let actions = destination.on_event(late, durable);
+    let Some(DestinationAction::Finish(outcome)) = actions.last() else {
+        panic!("{actions:?}");
+    };
+    assert_eq!(outcome.result, Ending::Completed);
 }
 
 #[test]

@@ -6,6 +6,10 @@ use super::{Actions, Destination, DestinationAction, DestinationEvent, Owner, St
 use crate::source::postcopy_outcome;
 use crate::{Ending, Instant, JournalEntry, Outcome, Phase};
 
+/// All pages are here, and the source has been silent for so many times the limit of silence: its host is lost, or
+/// will be for long. What it would have said is no reason to hold the guest for ever.
+const SILENCES_MAX: u64 = 20;
+
 /// Pages come.
 #[derive(Debug, Default)]
 pub(super) struct Fetching {
@@ -15,6 +19,8 @@ pub(super) struct Fetching {
     ending: Option<Option<bool>>,
     /// That failed, and is tried again.
     again: bool,
+    /// When the source was heard last, or its last page had come.
+    heard: Instant,
 }
 
 impl Destination {
@@ -26,6 +32,12 @@ impl Destination {
         mut at: Fetching,
         event: DestinationEvent,
     ) -> (State, Actions) {
+        if matches!(
+            event,
+            DestinationEvent::Peer(_) | DestinationEvent::AllFetched { .. }
+        ) {
+            at.heard = now;
+        }
         let actions = match event {
             DestinationEvent::AllFetched { root, summary } => {
                 at.fetched = Some((root, summary));
@@ -72,6 +84,14 @@ impl Destination {
             }
             DestinationEvent::OwnerQuery => {
                 vec![DestinationAction::AnswerOwner { committed: true }]
+            }
+            DestinationEvent::Tick
+                if at.fetched.is_some()
+                    && at.ending.is_none()
+                    && now.since(at.heard) > SILENCES_MAX * self.silence_ns =>
+            {
+                at.ending = Some(None);
+                vec![DestinationAction::Journal(JournalEntry::Whole)]
             }
             DestinationEvent::Tick => self.say_alive(now),
             _ => vec![],

@@ -72,8 +72,8 @@ pub(crate) fn outcome(verified: Option<bool>) -> Outcome {
         ),
         None => (
             Ending::Completed,
-            "handed over, and all pages have followed; each was proven by itself: the destination's \
-             data plane was started anew meanwhile and knows no root of the whole",
+            "handed over, and all pages have followed; each was proven by itself: no root of the whole \
+             is known, since the destination's data plane was started anew, or the source was lost",
         ),
         Some(false) => (
             Ending::Failed,
