@@ -194,6 +194,15 @@ fn the_guest_waits_for_a_link_that_is_lost_and_runs_on_when_it_is_back() {
         std::thread::sleep(Duration::from_millis(500));
         assert_eq!(phase(), PhaseName::PostcopyPaused);
         assert!(!nodes.old.is_running());
+        for node in [&nodes.a.node, &nodes.b.node] {
+            let progress = node.status(ID).unwrap().progress;
+            let some = 1..progress.pages_in_round;
+            assert!(some.contains(&progress.pages_left), "{progress:?}");
+            assert!(
+                progress.forecast.is_none() && progress.eta_ms.is_some(),
+                "{progress:?}"
+            );
+        }
         let refused = nodes.a.node.cancel(ID).unwrap_err();
         assert!(refused.message.contains("runs"), "{refused}");
         proxy.restore();

@@ -185,9 +185,9 @@ pub enum Limit {
 pub struct Progress {
     /// Round under way.
     pub round: u32,
-    /// Pages of this round not yet sent.
+    /// Pages of this round not yet sent; in post-copy, those that are missing.
     pub pages_left: u64,
-    /// Pages of this round.
+    /// Pages of this round; in post-copy, those that were missing.
     pub pages_in_round: u64,
     /// Wire bytes so far.
     pub wire_bytes: u64,
@@ -195,11 +195,12 @@ pub struct Progress {
     pub bytes_per_s: f64,
     /// Pages the guest dirtied per second in the last round.
     pub dirty_pages_per_s: f64,
-    /// Time left, low and high estimate; `None` until there is a basis.
+    /// Time left, low and high estimate: by the pace until RAM was sent once, then by the forecast. `None` until there is
+    /// a basis, and while the guest outruns its link.
     pub eta_ms: Option<(u64, u64)>,
     /// What limits the rate.
     pub limit: Limit,
-    /// Whether it converges, once that can be told.
+    /// Whether it converges, once that can be told, and until the pause.
     #[serde(default)]
     pub forecast: Option<Forecast>,
 }

@@ -310,9 +310,10 @@ impl DestinationDriver {
 
     fn publish(&mut self) {
         let session = self.session.as_deref();
+        self.recorder.fetching = self.postcopy.left();
         self.handle
             .publish(self.recorder.status(self.machine.phase(), false, session));
-        let (left, named) = self.postcopy.left().unwrap_or_default();
+        let (left, named) = self.recorder.fetching.unwrap_or_default();
         let counters = Counters {
             round: u64::from(self.recorder.round),
             pages_in_round: named,

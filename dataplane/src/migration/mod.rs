@@ -28,6 +28,7 @@ mod destination_streams;
 mod dial;
 mod doubt;
 mod early;
+mod eta;
 mod itself;
 mod kept;
 mod listener;

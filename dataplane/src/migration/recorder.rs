@@ -4,18 +4,21 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use dwcp_api::{
-    Codec, Forecast, Limit, MigrationId, MigrationReport, MigrationStatus, PageCounts, PhaseName,
-    PostcopyReport, Progress, Role, RoundReport, RunResult, TlsReport,
+    Codec, Forecast, MigrationId, MigrationReport, PageCounts, PostcopyReport, Role, RoundReport,
+    RunResult, TlsReport,
 };
-use dwcp_proto::{Ending, Outcome, Phase};
+use dwcp_proto::{Ending, Outcome};
 
-use dwcp_simd::{PAGE_BYTES, RamRoot};
+use dwcp_simd::RamRoot;
 use dwcp_wire::FetchSummary;
 
+use super::eta::Rate;
 use super::meter::Meter;
 use super::pause::{PauseMoments, ms};
 use crate::engine::Session;
 use crate::tls::Connection;
+
+mod progress;
 
 /// Of fewer pages nobody asks why they did not shrink: 16 MiB.
 const EXPLAINED_PAGES_MIN: u64 = 4096;
@@ -40,8 +43,7 @@ pub(super) struct Recorder {
     pub(super) pages_visited: u64,
     pub(super) pages_away: u64,
     pub(super) pause: PauseMoments,
-    /// The first forecast, and the newest.
-    pub(super) forecasts: Option<(Forecast, Forecast)>,
+    forecasts: Option<Forecasts>,
     /// What post-copy took, and when it was over.
     pub(super) postcopy: Option<(PostcopyReport, Instant)>,
     pub(super) transport: String,
@@ -71,6 +73,8 @@ pub(super) struct Recorder {
     pub(super) notes: Vec<String>,
     pub(super) dirty_pages_per_s: f64,
     pub(super) pages_in_round: u64,
+    /// Destination, in post-copy: pages that are missing, and were.
+    pub(super) fetching: Option<(u64, u64)>,
     pub(super) round: u32,
     /// Bytes that may be under way.
     pub(super) window_bytes: u64,
@@ -79,12 +83,12 @@ pub(super) struct Recorder {
     rate: Rate,
 }
 
-/// Bytes per second over about the last second.
-#[derive(Debug)]
-struct Rate {
-    since: Instant,
-    bytes: u64,
-    bytes_per_s: f64,
+/// What was foretold after the first round, and after the last one.
+#[derive(Clone, Copy, Debug)]
+struct Forecasts {
+    first: Forecast,
+    newest: Forecast,
+    at: Instant,
 }
 
 /// What a recorder is about.
@@ -133,8 +137,11 @@ impl Recorder {
 
     /// What lies ahead, told anew after each round.
     pub(super) fn foresee(&mut self, ahead: Forecast) {
-        let first = self.forecasts.map_or(ahead, |(first, _)| first);
-        self.forecasts = Some((first, ahead));
+        self.forecasts = Some(Forecasts {
+            first: self.forecasts.map_or(ahead, |told| told.first),
+            newest: ahead,
+            at: Instant::now(),
+        });
     }
 
     /// Post-copy is over.
@@ -195,14 +202,11 @@ impl Recorder {
             notes: vec![],
             dirty_pages_per_s: 0.0,
             pages_in_round: 0,
+            fetching: None,
             round: 0,
             window_bytes: 0,
             meter: subject.meter,
-            rate: Rate {
-                since: now,
-                bytes: 0,
-                bytes_per_s: 0.0,
-            },
+            rate: Rate::since(now),
         }
     }
 
@@ -282,91 +286,6 @@ impl Recorder {
         self.meter.wire_bytes() + session.map_or(0, Session::wire_bytes)
     }
 
-    fn progress(&mut self, session: Option<&Session>) -> Progress {
-        let wire_bytes = self.wire_bytes(session);
-        let done = session.map_or(0, Session::pages_done);
-        let elapsed = self.rate.since.elapsed().as_secs_f64();
-        if elapsed >= 0.25 {
-            self.rate.bytes_per_s = (wire_bytes - self.rate.bytes) as f64 / elapsed;
-            self.rate.since = Instant::now();
-            self.rate.bytes = wire_bytes;
-        }
-        let pages_left = self.pages_in_round.saturating_sub(done);
-        let in_flight = session.map_or(0, Session::in_flight_bytes);
-        let (eta_ms, limit) = self.forecast(pages_left, done, in_flight);
-        Progress {
-            round: self.round,
-            pages_left,
-            pages_in_round: self.pages_in_round,
-            wire_bytes,
-            bytes_per_s: self.rate.bytes_per_s,
-            dirty_pages_per_s: self.dirty_pages_per_s,
-            eta_ms,
-            limit,
-            forecast: self.forecasts.map(|(_, newest)| newest),
-        }
-    }
-
-    /// Time left. Low: this round alone at the pace so far. High: the rounds after it as well, each
-    /// the share of the one before that the guest dirties meanwhile.
-    fn forecast(&self, pages_left: u64, done: u64, in_flight: u64) -> (Option<(u64, u64)>, Limit) {
-        let elapsed = self.begun.elapsed().as_secs_f64();
-        let all = done as f64 + self.rounds.iter().map(|r| r.pages as f64).sum::<f64>();
-        if all < 1000.0 || elapsed < 0.05 {
-            return (None, Limit::Unknown);
-        }
-        // The last second where there is one: a rate that collapses must show.
-        let recent = self.rate.bytes_per_s / PAGE_BYTES as f64;
-        let pages_per_s = if recent > 0.0 { recent } else { all / elapsed };
-        let low_s = pages_left as f64 / pages_per_s;
-        let share = self.dirty_pages_per_s / pages_per_s;
-        if share >= 0.95 {
-            return (None, Limit::DirtyRate);
-        }
-        let high_s = (low_s + 0.05) / (1.0 - share) * 1.3;
-        let limit = if self.pause.paused.is_some() {
-            Limit::Device
-        } else if in_flight * 4 >= self.window_bytes * 3 {
-            // The window is full of what was sent and not applied.
-            Limit::Link
-        } else {
-            Limit::Cpu
-        };
-        (
-            Some(((low_s * 1000.0) as u64, (high_s * 1000.0) as u64 + 50)),
-            limit,
-        )
-    }
-
-    /// The migration as it is now.
-    pub(super) fn status(
-        &mut self,
-        phase: Phase,
-        in_doubt: bool,
-        session: Option<&Session>,
-    ) -> MigrationStatus {
-        MigrationStatus {
-            id: self.id,
-            vm: self.vm.clone(),
-            role: self.role,
-            peer: self.peer.clone(),
-            phase: match phase {
-                _ if in_doubt => PhaseName::InDoubt,
-                Phase::Aborted if self.is_agreed_dry_run() => PhaseName::DryRun,
-                phase => phase_name(phase, self.role),
-            },
-            progress: self.progress(session),
-            path: None,
-            rounds: self.rounds.clone(),
-            report: None,
-        }
-    }
-
-    /// A dry run is ended as soon as the destination accepts.
-    const fn is_agreed_dry_run(&self) -> bool {
-        self.dry_run && self.accepted
-    }
-
     /// A further connection is there, whose handshake was a short one or not.
     pub(super) fn count_resumed(&mut self, resumed: bool) {
         if let Some(tls) = &mut self.tls {
@@ -410,7 +329,7 @@ impl Recorder {
             streams: self.streams,
             streams_replaced: self.streams_replaced,
             streams_in_use: self.streams_in_use,
-            forecast: self.forecasts.map(|(first, _)| first),
+            forecast: self.forecasts.map(|told| told.first),
             postcopy: self.postcopy.map(|(report, _)| report),
             transport: self.transport.clone(),
             tls: self.tls.clone(),
@@ -461,20 +380,5 @@ pub(super) fn no_outcome() -> Outcome {
     Outcome {
         result: Ending::Failed,
         reason: "driver ended without an outcome".into(),
-    }
-}
-
-const fn phase_name(phase: Phase, role: Role) -> PhaseName {
-    match phase {
-        Phase::Idle if matches!(role, Role::Source) => PhaseName::Queued,
-        Phase::Idle | Phase::Negotiate => PhaseName::Negotiate,
-        Phase::Setup => PhaseName::Setup,
-        Phase::Precopy => PhaseName::Precopy,
-        Phase::Switchover => PhaseName::Switchover,
-        Phase::Handover => PhaseName::Handover,
-        Phase::Postcopy => PhaseName::Postcopy,
-        Phase::Complete => PhaseName::Complete,
-        Phase::Aborted => PhaseName::Aborted,
-        Phase::Failed => PhaseName::Failed,
     }
 }
