@@ -75,6 +75,7 @@ impl SourceDriver {
         let ahead = |page_ns| {
             forecast(&ForecastInput {
                 round: round.round,
+                pages: round.pages,
                 curve: &self.writing.curve,
                 interval_ns: interval.as_nanos() as u64,
                 page_ns,

@@ -4,6 +4,7 @@
 mod codec;
 mod cuts;
 mod faults;
+mod forecast;
 mod goodput;
 mod idle;
 mod machine;
@@ -52,6 +53,8 @@ enum Which {
     Goodput(goodput::Args),
     /// Run a guest at the destination before its pages are there, and lose the link or a data plane meanwhile.
     Postcopy(postcopy::Args),
+    /// Move guests that converge and guests that do not: what was foretold beside what came.
+    Forecast(forecast::Args),
     /// Move a guest over TCP and over RDMA, in turn, beside what the adapter can do.
     Rdma(rdma::Args),
     /// Leave a node alone, and see what its daemons cost.
@@ -76,6 +79,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         Which::Tls(args) => tls::run(args, context),
         Which::Goodput(args) => goodput::run(args, context),
         Which::Postcopy(args) => postcopy::run(args, context),
+        Which::Forecast(args) => forecast::run(args, context),
         Which::Rdma(args) => rdma::run(args, context),
         Which::Idle(args) => idle::run(args, context),
         Which::Report(args) => report::run(args, context),
