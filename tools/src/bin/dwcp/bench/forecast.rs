@@ -75,6 +75,8 @@ struct Run {
     downtime_limit_ms: f64,
     rounds: u32,
     right: bool,
+    /// How it ended.
+    reason: String,
 }
 
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
@@ -171,12 +173,13 @@ fn run_of(
         downtime_limit_ms: limit_ms,
         rounds: report.rounds,
         right: ahead.converges == converges,
+        reason: report.reason.clone(),
     })
 }
 
 fn line(run: &Run) -> String {
     format!(
-        "{}, {} MiB hot: foretold {}, {:.0} to {:.0} ms, pause {:.0} ms; came {}, {:.0} ms, pause {:.0} ms, {} rounds: {}",
+        "{}, {} MiB hot: foretold {}, {:.0} to {:.0} ms, pause {:.0} ms; came {}, {:.0} ms, pause {:.0} ms, {} rounds: {} ({})",
         run.case,
         run.hot_bytes >> 20,
         end(run.foretold_converges),
@@ -187,7 +190,8 @@ fn line(run: &Run) -> String {
         run.ms,
         run.downtime_ms,
         run.rounds,
-        if run.right { "right" } else { "WRONG" }
+        if run.right { "right" } else { "WRONG" },
+        run.reason
     )
 }
 
