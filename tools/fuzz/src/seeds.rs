@@ -7,7 +7,7 @@ use std::path::Path;
 
 use dwcp_api::codec::{PREFIX_BYTES, encode};
 use dwcp_api::dataplane::{Reply, Request};
-use dwcp_api::{Attachment, Codec, ErrorCode, MigrationId, NodeIdentity};
+use dwcp_api::{Attachment, Codec, ErrorCode, MigrationId, NodeIdentity, Role};
 use dwcp_controlplane::profile;
 use dwcp_dataplane::path::Encoder;
 use dwcp_fuzz::real_frames;
@@ -44,6 +44,8 @@ fn vectors(folder: &Path) -> io::Result<()> {
     for (file, target) in [
         ("headers.hex", "header"),
         ("control.hex", "control_message"),
+        ("page-request.hex", "page_request"),
+        ("queue-pair.hex", "queue_pair"),
     ] {
         let text = std::fs::read_to_string(vectors.join(file))?;
         let lines = text.lines().filter_map(|line| line.split_once(": "));
@@ -53,10 +55,22 @@ fn vectors(folder: &Path) -> io::Result<()> {
                 .step_by(2)
                 .map(digits)
                 .collect::<Result<_, _>>()?;
-            write(folder, target, name, &bytes)?;
+            let seed = [queue_pair_case(target, name), &bytes].concat();
+            write(folder, target, name, &seed)?;
         }
     }
     Ok(())
+}
+
+/// The byte by which the target `queue_pair` knows what it is given.
+fn queue_pair_case(target: &str, name: &str) -> &'static [u8] {
+    match (target, name) {
+        ("queue_pair", "hello") => &[0],
+        ("queue_pair", "reply") => &[1],
+        ("queue_pair", "mark") => &[2],
+        ("queue_pair", _) => &[3],
+        _ => &[],
+    }
 }
 
 /// One frame each: the payload behind the four bytes that `page_frame` reads.
@@ -167,11 +181,22 @@ fn profiles(folder: &Path) -> io::Result<()> {
 }
 
 fn journal(folder: &Path) -> io::Result<()> {
-    use dwcp_journal::{FILE_NAME, Journal, Record, RecordKind};
+    use dwcp_journal::{FILE_NAME, GuestMemory, Journal, MemoryBlock, Record, RecordKind};
+    /// Of this migration it is the destination's journal.
+    const DESTINATION: u128 = 4;
     let state = tempfile::tempdir()?;
     let journal = Journal::open(state.path()).map_err(io::Error::other)?;
     let attachment = Attachment::Process {
         socket: "/run/guest.sock".into(),
+    };
+    let memory = GuestMemory {
+        pid: 7,
+        blocks: vec![MemoryBlock {
+            name: "ram".into(),
+            bytes: 1 << 20,
+            address: 1 << 40,
+        }],
+        ..GuestMemory::default()
     };
     let kinds = [
         (
@@ -187,20 +212,40 @@ fn journal(folder: &Path) -> io::Result<()> {
                 reason: "cancelled".into(),
             },
         ),
-        (2, RecordKind::Begin { attachment }),
+        (
+            2,
+            RecordKind::Begin {
+                attachment: attachment.clone(),
+            },
+        ),
         (2, RecordKind::Prepared),
         (2, RecordKind::Committed),
+        (
+            3,
+            RecordKind::Begin {
+                attachment: attachment.clone(),
+            },
+        ),
+        (3, RecordKind::PreparedPostcopy),
+        (3, RecordKind::Serving),
+        (DESTINATION, RecordKind::Begin { attachment }),
+        (DESTINATION, RecordKind::Fetching { memory }),
+        (DESTINATION, RecordKind::Committed),
+        (DESTINATION, RecordKind::Whole),
     ];
     for (migration, kind) in kinds {
         let record = Record {
             sequence: 0,
             migration: MigrationId(migration),
             vm: "web".into(),
-            role: dwcp_api::Role::Source,
+            role: match migration {
+                DESTINATION => Role::Destination,
+                _ => Role::Source,
+            },
             peer_node: "b".into(),
             peer_address: "127.0.0.1:7400".into(),
             tls: false,
-            epoch: u64::from(kind == RecordKind::Committed),
+            epoch: u64::from(kind == RecordKind::Committed) * migration as u64,
             wall_ms: 1_700_000_000_000,
             kind,
         };

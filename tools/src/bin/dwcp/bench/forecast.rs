@@ -106,7 +106,8 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
 
 fn one(args: &Args, settings: &TransferSettings, multiple: f64, part: f64) -> Result<Run, Failure> {
     let of_link = args.link.as_ref().and_then(Road::bytes_per_s);
-    let bytes_per_s = of_link.map_or(f64::from(args.rate_mbit) * 1e6 / 8.0, |rate| rate as f64);
+    let limit = f64::from(args.rate_mbit) * 1e6 / 8.0;
+    let bytes_per_s = of_link.map_or(limit, |rate| rate as f64);
     let in_pause = bytes_per_s * f64::from(settings.downtime_limit_ms) / 1e3;
     let hot_mib = ((in_pause * part / f64::from(1 << 20)).round() as u64).max(1);
     let rate = (bytes_per_s * multiple / PAGE_BYTES as f64) as u64;
