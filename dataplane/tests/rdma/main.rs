@@ -9,7 +9,6 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod guests;
-mod in_guests;
 mod no_device;
 mod one_node;
 mod small_memlock;

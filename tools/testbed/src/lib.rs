@@ -5,6 +5,7 @@
 //! | [`synthetic`] | a process that plays a guest: shared RAM, a known dirty rate, checks itself |
 //! | [`guests`]    | guests in a QEMU: a bare kernel of our own, or Linux with our own init       |
 //! | [`peers`]     | QEMU's own migration of the same guests, measured                           |
+//! | [`rxe`]       | tests of a program, run in guests that have an RDMA device                  |
 //! | [`link`]      | two network namespaces joined by a veth pair                                |
 //! | [`wire`]      | raw movers of memory over TCP: the limit of the machine                     |
 //!
@@ -15,6 +16,7 @@ mod channel;
 pub mod guests;
 pub mod link;
 pub mod peers;
+pub mod rxe;
 pub mod synthetic;
 pub mod wire;
 

@@ -1,13 +1,11 @@
 //! What queue pairs do beside what every transport does. Tests that need a device are ignored; [`in_guests`] runs them, and the
 //! suite of all transports, in guests that have one.
 
-#[path = "../../../tests/rdma/in_guests.rs"]
-mod in_guests;
-
 use std::time::{Duration, Instant};
 
 use dwcp_rdma::{Payload, RemoteAddress, SendRequest};
 use dwcp_simd::PAGE_BYTES;
+use dwcp_testbed::rxe::in_guests;
 use dwcp_wire::limits::FRAME_BYTES_MAX;
 use dwcp_wire::rdma::{PIECE_BYTES_MIN, PieceId, QueueHello, QueueMessage, RecordMark};
 use dwcp_wire::{HEADER_BYTES, PageRange};
@@ -17,18 +15,27 @@ use super::*;
 use crate::ram::testing;
 use crate::transport::suite::ends::{Kind, ask, bell, connect, options};
 use crate::transport::{BufferId, TransportOptions, open};
-use in_guests::in_guests;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
 #[test]
 fn the_suite_of_transports_in_a_guest() {
-    in_guests(&["--timeout", "120"], "transport::suite::", 11);
+    in_guests(
+        &["--timeout", "120"],
+        "--include-ignored",
+        "transport::suite::",
+        11,
+    );
 }
 
 #[test]
 fn queue_pairs_in_a_guest() {
-    in_guests(&["--timeout", "90"], "transport::rdma::tests::ends_", 4);
+    in_guests(
+        &["--timeout", "90"],
+        "--include-ignored",
+        "transport::rdma::tests::ends_",
+        4,
+    );
 }
 
 const RUN: PageRange = PageRange {

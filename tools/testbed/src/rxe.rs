@@ -1,4 +1,4 @@
-//! Runs tests of this program in guests that have an RDMA device.
+//! Tests that run in guests with an RDMA device: soft-RoCE, by the script `rxe` beside this crate.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,23 +11,22 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 /// What the script says when it cannot run guests here.
 const SKIPPED: i32 = 77;
 
-/// Runs the tests whose names begin with `tests`, and wants `count` of them to pass in each guest.
-pub(crate) fn in_guests(options: &[&str], tests: &str, count: usize) {
+/// Runs tests of the calling program in guests: those whose names begin with `tests`, chosen by `ignored`, which is
+/// `--ignored` or `--include-ignored`.
+///
+/// # Panics
+/// Unless `count` of them pass in each guest, or the script says why no guest can run here.
+pub fn in_guests(options: &[&str], ignored: &str, tests: &str, count: usize) {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tools/testbed/rxe");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("rxe");
     let begun = Instant::now();
     let output = Command::new(script)
         .args(options)
         .args(["--env", "RUST_BACKTRACE=1"])
-        .arg(std::env::current_exe().unwrap())
-        .args([
-            "--include-ignored",
-            "--nocapture",
-            "--test-threads=1",
-            tests,
-        ])
+        .arg(std::env::current_exe().expect("this program"))
+        .args([ignored, "--nocapture", "--test-threads=1", tests])
         .output()
-        .unwrap();
+        .expect("the script runs");
     let said = String::from_utf8_lossy(&output.stdout);
     print!("{said}");
     if output.status.code() == Some(SKIPPED) {
