@@ -232,7 +232,6 @@ impl Fetch {
             Some(errno) => {
                 tracing::error!(%errno, "missing pages cannot be placed yet");
                 std::thread::sleep(PLACE_AGAIN);
-                lock(&self.order).begin_anew();
                 self.ask_again();
             }
             None => {}
@@ -242,7 +241,6 @@ impl Fetch {
                 pages = place.damaged,
                 "missing pages came damaged, and come again"
             );
-            lock(&self.order).begin_anew();
             self.ask_again();
         }
         if self.missing.left() == 0 {
@@ -270,11 +268,12 @@ impl Fetch {
     /// Asks for what somebody waits for by this connection from now on.
     pub(super) fn ask_by(&self, requests: Requests) {
         *lock(&self.demand) = Some(requests);
-        lock(&self.order).begin_anew();
         self.ask_again();
     }
 
+    /// What was asked for and has not come: at once where somebody waits.
     fn ask_again(&self) {
+        lock(&self.order).begin_anew();
         for (block, page) in self.waiting.pages() {
             self.ask_now(block, page);
         }

@@ -12,7 +12,7 @@ use dwcp_rdma::{
 };
 use dwcp_simd::PAGE_BYTES;
 use dwcp_wire::PageRange;
-use dwcp_wire::rdma::{PIECE_BYTES_MAX, PIECE_BYTES_MIN, PieceId};
+use dwcp_wire::rdma::{PIECE_BYTES_MAX, PIECE_BYTES_MIN, PieceId, QueueMessage};
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::guest_memory::GuestBlock;
@@ -393,6 +393,14 @@ fn lockable_bytes() -> Option<u64> {
 /// An error of verbs with its reasons.
 pub(super) fn words(error: &RdmaError) -> io::Error {
     io::Error::other(dwcp_api::in_words(error))
+}
+
+/// A message of the other end.
+pub(super) fn read_message(bytes: &[u8]) -> io::Result<QueueMessage> {
+    let bytes = bytes
+        .try_into()
+        .map_err(|_| invalid("a message of no length"))?;
+    QueueMessage::from_bytes(bytes).map_err(|error| invalid(error.to_string()))
 }
 
 /// What the other end should not have said.

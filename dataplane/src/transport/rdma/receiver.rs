@@ -10,7 +10,7 @@ use dwcp_simd::PAGE_BYTES;
 use dwcp_wire::rdma::{QueueMessage, QueueReply, RING_BYTES, RecordMark};
 use dwcp_wire::{HEADER_BYTES, PageRange};
 
-use super::memory::{RdmaMemory, invalid, words};
+use super::memory::{RdmaMemory, invalid, read_message, words};
 use super::queue::{INLINE_BYTES, Queue, registered};
 use super::ring::Consumed;
 use crate::ram::RamLayout;
@@ -105,11 +105,7 @@ impl Receiver {
     }
 
     pub(super) fn message(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let bytes = bytes
-            .try_into()
-            .map_err(|_| invalid("a message of no length"))?;
-        let message =
-            QueueMessage::from_bytes(bytes).map_err(|error| invalid(error.to_string()))?;
+        let message = read_message(bytes)?;
         self.consumed.message_read();
         match message {
             QueueMessage::PieceWanted(piece) => {

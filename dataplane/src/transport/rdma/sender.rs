@@ -17,7 +17,7 @@ use dwcp_wire::rdma::{PieceId, QueueMessage, QueueReply, RING_BYTES, RecordMark}
 use dwcp_wire::{HEADER_BYTES, PageRange};
 
 use super::grants::{Grants, Have};
-use super::memory::{RdmaMemory, invalid, words};
+use super::memory::{RdmaMemory, invalid, read_message, words};
 use super::queue::{INLINE_BYTES, Queue, SENDS_MAX, registered};
 use super::ring::SendRoom;
 use crate::ram::RamLayout;
@@ -107,11 +107,7 @@ impl Sender {
             self.replies.extend(bytes);
             return Ok(());
         }
-        let bytes = bytes
-            .try_into()
-            .map_err(|_| invalid("a message of no length"))?;
-        let message =
-            QueueMessage::from_bytes(bytes).map_err(|error| invalid(error.to_string()))?;
+        let message = read_message(bytes)?;
         let fits = match message {
             QueueMessage::Credit {
                 ring_bytes,
