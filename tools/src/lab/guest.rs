@@ -58,6 +58,21 @@ pub struct GuestSpec {
 }
 
 impl GuestSpec {
+    /// A process with so much RAM filled with bytes that do not compress, which it looks at and does not rewrite.
+    #[must_use]
+    pub fn incompressible(ram_mib: u64, fill_mib: u64) -> Self {
+        Self {
+            choice: GuestChoice::Synthetic,
+            ram_mib,
+            fill_mib,
+            hot_mib: 1,
+            dirty_pages_per_s: 0,
+            checked_pages_per_s: GuestOptions::default().verify_rate,
+            kind: Kind::Random,
+            backing: Backing::Fresh,
+        }
+    }
+
     /// A workload's guest: what it fills and writes is its own affair.
     #[must_use]
     pub const fn of_workload(guest: WorkloadGuest) -> Self {

@@ -5,10 +5,7 @@ use std::fmt::Write;
 use dwcp_api::{MigrationReport, NotConverged, RoundReport, RunResult, TransferSettings};
 use dwcp_controlplane::profile;
 use dwcp_simd::PAGE_BYTES;
-use dwcp_testbed::Kind;
-use dwcp_testbed::guests::GuestOptions;
-use dwcp_testbed::wire::Backing;
-use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, RunSpec};
+use dwcp_tools::lab::{GuestSpec, Lab, RunSpec};
 use serde::Serialize;
 
 use super::run::{Record, by_case};
@@ -131,14 +128,9 @@ fn one(args: &Args, settings: &TransferSettings, multiple: f64, part: f64) -> Re
 
 fn guest(ram_mib: u64, hot_mib: u64, dirty_pages_per_s: u64) -> GuestSpec {
     GuestSpec {
-        choice: GuestChoice::Synthetic,
-        ram_mib,
-        fill_mib: ram_mib * 3 / 4,
         hot_mib,
         dirty_pages_per_s,
-        checked_pages_per_s: GuestOptions::default().verify_rate,
-        kind: Kind::Random,
-        backing: Backing::Fresh,
+        ..GuestSpec::incompressible(ram_mib, ram_mib * 3 / 4)
     }
 }
 

@@ -8,9 +8,6 @@ use clap::ValueEnum as _;
 use dwcp_api::node::Request as NodeRequest;
 use dwcp_api::{MigrationId, MigrationReport, PhaseName, RunResult};
 use dwcp_controlplane::profile;
-use dwcp_testbed::Kind;
-use dwcp_testbed::guests::GuestOptions;
-use dwcp_testbed::wire::Backing;
 use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, Plane, RunSpec};
 use dwcp_wan::control::Request as LinkRequest;
 use dwcp_wan::link::{self, Link};
@@ -164,13 +161,9 @@ fn guest(args: &Args, size_mib: u64) -> GuestSpec {
             Guest::Synthetic => GuestChoice::Synthetic,
             Guest::Linux => GuestChoice::Linux,
         },
-        ram_mib: size_mib,
-        fill_mib: size_mib * args.fill_percent / 100,
         hot_mib: (size_mib / 4).max(1),
         dirty_pages_per_s: args.dirty_rate,
-        checked_pages_per_s: GuestOptions::default().verify_rate,
-        kind: Kind::Random,
-        backing: Backing::Fresh,
+        ..GuestSpec::incompressible(size_mib, size_mib * args.fill_percent / 100)
     }
 }
 

@@ -5,15 +5,12 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use dwcp_api::{RdmaChoice, RunResult, TransferSettings};
+use dwcp_api::{RdmaChoice, TransferSettings};
 use dwcp_controlplane::profile;
-use dwcp_testbed::Kind;
-use dwcp_testbed::guests::GuestOptions;
-use dwcp_testbed::wire::Backing;
-use dwcp_tools::lab::{Ends, GuestChoice, GuestSpec};
+use dwcp_tools::lab::Ends;
 use serde::Serialize;
 
-use super::run::{Record as RecordOf, by_case, move_once};
+use super::run::{Record as RecordOf, by_case, move_whole};
 use super::stat::median;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -107,24 +104,10 @@ fn case(args: &Args) -> String {
 }
 
 fn migration(args: &Args, system: &str, settings: &TransferSettings) -> Result<Run, Failure> {
-    let guest = GuestSpec {
-        choice: GuestChoice::Synthetic,
-        ram_mib: args.size_mib,
-        fill_mib: args.size_mib,
-        hot_mib: 1,
-        dirty_pages_per_s: 0,
-        checked_pages_per_s: GuestOptions::default().verify_rate,
-        kind: Kind::Random,
-        backing: Backing::Fresh,
-    };
     let address = args.address.to_string();
-    let moved = move_once(guest, settings, Some(Ends::at(&address)))?;
+    let ram = (args.size_mib, args.size_mib);
+    let (moved, page_bytes) = move_whole(ram, settings, Ends::at(&address), system)?;
     let report = &moved.report;
-    if report.result != RunResult::Completed || report.guest_verified != Some(true) {
-        let why = anyhow::anyhow!("{system}: {} ({:?})", report.reason, moved.guest_says);
-        return Err(Failure::other(why));
-    }
-    let page_bytes = (report.pages.raw * dwcp_simd::PAGE_BYTES as u64) as f64;
     Ok(Run {
         system: system.to_owned(),
         case: case(args),

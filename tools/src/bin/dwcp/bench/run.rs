@@ -3,10 +3,7 @@
 use std::fmt::Write;
 
 use dwcp_api::{RunResult, TransferSettings};
-use dwcp_testbed::Kind;
-use dwcp_testbed::guests::GuestOptions;
-use dwcp_testbed::wire::Backing;
-use dwcp_tools::lab::{Ends, GuestChoice, GuestSpec, Lab, MovedGuest, RunSpec};
+use dwcp_tools::lab::{Ends, GuestSpec, Lab, MovedGuest, RunSpec};
 use serde::Serialize;
 
 use super::machine::Machine;
@@ -82,35 +79,32 @@ pub(crate) fn move_once(
         .map_err(Failure::other)
 }
 
-/// Moves a synthetic guest whose pages do not compress over a link; it is to arrive whole. Returns the move, and
-/// the bytes of its pages that were sent.
+/// Moves a synthetic guest whose pages do not compress over a link. As [`move_whole`].
 pub(crate) fn move_incompressible(
-    (ram_mib, fill_mib): (u64, u64),
+    ram: (u64, u64),
     settings: &TransferSettings,
     link: &Road,
     turn: u32,
 ) -> Result<(MovedGuest, f64), Failure> {
-    let guest = GuestSpec {
-        choice: GuestChoice::Synthetic,
-        ram_mib,
-        fill_mib,
-        hot_mib: 1,
-        dirty_pages_per_s: 0,
-        checked_pages_per_s: GuestOptions::default().verify_rate,
-        kind: Kind::Random,
-        backing: Backing::Fresh,
-    };
     let congestion_control = settings.congestion_control.as_deref().unwrap_or("cubic");
     let up = link.up(u64::from(turn), congestion_control)?;
-    let moved = move_once(guest, settings, Some((&*up).into()))?;
+    move_whole(ram, settings, (&*up).into(), &link.name)
+}
+
+/// Moves a synthetic guest whose pages do not compress; it is to arrive whole. Returns the move, and the bytes of its
+/// pages that were sent.
+pub(crate) fn move_whole(
+    (ram_mib, fill_mib): (u64, u64),
+    settings: &TransferSettings,
+    ends: Ends<'_>,
+    name: &str,
+) -> Result<(MovedGuest, f64), Failure> {
+    let guest = GuestSpec::incompressible(ram_mib, fill_mib);
+    let moved = move_once(guest, settings, Some(ends))?;
     let report = &moved.report;
     if report.result != RunResult::Completed || report.guest_verified != Some(true) {
-        return Err(Failure::other(anyhow::anyhow!(
-            "{}: {} ({:?})",
-            link.name,
-            report.reason,
-            moved.guest_says
-        )));
+        let why = anyhow::anyhow!("{name}: {} ({:?})", report.reason, moved.guest_says);
+        return Err(Failure::other(why));
     }
     let pages = report.pages.raw + report.pages.compressed;
     let page_bytes = (pages * dwcp_simd::PAGE_BYTES as u64) as f64;

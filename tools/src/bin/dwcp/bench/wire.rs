@@ -4,10 +4,9 @@ use std::fmt::Write;
 
 use dwcp_api::{RunResult, TransferSettings};
 use dwcp_controlplane::profile;
-use dwcp_testbed::Kind;
 use dwcp_testbed::link::VethLink;
 use dwcp_testbed::wire::{Backing, Method, Receive, WireOptions, run_mover};
-use dwcp_tools::lab::{GuestChoice, GuestSpec};
+use dwcp_tools::lab::GuestSpec;
 use serde::Serialize;
 
 use super::run::move_once;
@@ -213,14 +212,9 @@ fn by_dwcp(
     case: &str,
 ) -> Result<Run, Failure> {
     let guest = GuestSpec {
-        choice: GuestChoice::Synthetic,
-        ram_mib: args.size_mib,
-        fill_mib: args.size_mib,
-        hot_mib: 1,
-        dirty_pages_per_s: 0,
         checked_pages_per_s: 0,
-        kind: Kind::Random,
         backing: args.memory.backing(),
+        ..GuestSpec::incompressible(args.size_mib, args.size_mib)
     };
     let moved = move_once(guest, settings, link.map(Into::into))?;
     let report = moved.report;
