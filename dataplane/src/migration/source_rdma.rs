@@ -24,11 +24,11 @@ impl SourceRdma {
     pub(super) fn address(&self) -> Option<SocketAddr> {
         self.found.as_ref().map(|(address, _)| *address)
     }
+}
 
-    /// Whether TCP will not do.
-    pub(super) fn is_required(&self, settings: &TransferSettings) -> bool {
-        settings.rdma == RdmaChoice::Required
-    }
+/// Whether TCP will not do.
+pub(super) fn is_required(settings: &TransferSettings) -> bool {
+    settings.rdma == RdmaChoice::Required
 }
 
 /// Whether what is asked for can be had at all.
@@ -83,9 +83,7 @@ impl SourceDriver {
 
     /// Whether streams can be what they must be.
     pub(super) fn check_rdma(&self) -> Result<(), String> {
-        if self.streams.rdma.is_required(&self.request.settings)
-            && self.streams.rdma.found.is_none()
-        {
+        if is_required(&self.request.settings) && self.streams.rdma.found.is_none() {
             return Err("transfer.rdma = \"required\", and the destination has no RDMA".to_owned());
         }
         Ok(())
@@ -93,7 +91,7 @@ impl SourceDriver {
 
     /// A queue pair broke. Its stream goes on over TCP, and stays there.
     pub(super) fn queue_lost(&mut self, index: u16, reason: &str) -> Result<(), String> {
-        if self.streams.rdma.is_required(&self.request.settings) {
+        if is_required(&self.request.settings) {
             return Err(format!(
                 "stream {index}: {reason}; transfer.rdma = \"required\" leaves no other way"
             ));

@@ -17,7 +17,7 @@ use super::peer::{self, ControlWriter, LAST_WORDS, PeerError};
 use super::placement::{WorkersOf, place};
 use super::relay::Relay;
 use super::source::{SourceDriver, SourceInput};
-use super::source_rdma::SourceRdma;
+use super::source_rdma::{SourceRdma, is_required};
 use crate::engine::{SourceCommand, spawn_source_worker};
 use crate::tls::Connection;
 use crate::transport::{Link, QueueLink, find_route};
@@ -257,7 +257,7 @@ impl SourceDriver {
     /// said to the other node then.
     fn joining_by_queue(&self, to: SocketAddr, hello: StreamHello, address: SocketAddr) -> Join {
         let time = Duration::from_millis(self.request.settings.connect_timeout_ms.into());
-        let is_required = self.streams.rdma.is_required(&self.request.settings);
+        let is_required = is_required(&self.request.settings);
         let by_tcp = self.joining(to, hello, None);
         Box::new(move || match find_route(address, time) {
             Ok(id) => Ok(Joined {

@@ -238,10 +238,7 @@ impl RamBlock {
             if data == end {
                 break;
             }
-            let hole = lseek(&self.file, offset_of(data), Whence::SeekHole)
-                .map_err(|errno| self.system("lseek", errno))?;
-            let hole = (hole as u64).div_ceil(PAGE_BYTES as u64);
-            page = hole.clamp(u64::from(data) + 1, end.into()) as u32;
+            page = self.hole_behind(data)?;
         }
         Ok(holes)
     }
@@ -261,10 +258,7 @@ impl RamBlock {
             if data >= self.pages() {
                 return Ok(true);
             }
-            let hole = lseek(&self.file, offset_of(data), Whence::SeekHole)
-                .map_err(|errno| self.system("lseek", errno))?;
-            let end = (hole as u64).div_ceil(PAGE_BYTES as u64);
-            page = end.clamp(u64::from(data) + 1, self.pages().into()) as u32;
+            page = self.hole_behind(data)?;
             bitmap.set_range(data, page - data);
         }
     }
@@ -289,6 +283,14 @@ impl RamBlock {
             Err(Errno::EINVAL | Errno::ESPIPE) => Ok(None),
             Err(errno) => Err(self.system("lseek", errno)),
         }
+    }
+
+    /// The first page behind `data`, which has memory, that has none; the number of pages when all have.
+    fn hole_behind(&self, data: u32) -> Result<u32, RamError> {
+        let hole = lseek(&self.file, offset_of(data), Whence::SeekHole)
+            .map_err(|errno| self.system("lseek", errno))?;
+        let page = (hole as u64).div_ceil(PAGE_BYTES as u64);
+        Ok(page.clamp(u64::from(data) + 1, self.pages().into()) as u32)
     }
 
     /// What the block has and could have.

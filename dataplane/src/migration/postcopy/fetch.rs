@@ -359,15 +359,11 @@ impl Fetch {
     }
 
     pub(in crate::migration) fn summary(&self) -> FetchSummary {
-        let waits = self.waiting.waits();
         FetchSummary {
             pages: self.missing.named(),
-            faults: waits.count,
-            fault_p50_us: waits.p50_us,
-            fault_p99_us: waits.p99_us,
-            fault_max_us: waits.max_us,
             fetch_ms: self.fetch_ms.load(Ordering::Acquire),
             breaks: self.breaks.load(Ordering::Relaxed),
+            ..self.waiting.summary()
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use dwcp_wire::FetchSummary;
 use hdrhistogram::Histogram;
 
 use crate::migration::node::lock;
@@ -20,15 +21,6 @@ pub(super) struct Waiting {
     waits_us: Mutex<Histogram<u64>>,
     nobody: Condvar,
     quiet: Mutex<()>,
-}
-
-/// How long pages were waited for.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Waits {
-    pub(super) count: u64,
-    pub(super) p50_us: u64,
-    pub(super) p99_us: u64,
-    pub(super) max_us: u64,
 }
 
 impl Waiting {
@@ -86,13 +78,15 @@ impl Waiting {
         lock(&self.pages).keys().copied().collect()
     }
 
-    pub(super) fn waits(&self) -> Waits {
+    /// What was waited for so far. The rest of the summary is for others to say.
+    pub(super) fn summary(&self) -> FetchSummary {
         let waits_us = lock(&self.waits_us);
-        Waits {
-            count: waits_us.len(),
-            p50_us: waits_us.value_at_quantile(0.5),
-            p99_us: waits_us.value_at_quantile(0.99),
-            max_us: waits_us.max(),
+        FetchSummary {
+            faults: waits_us.len(),
+            fault_p50_us: waits_us.value_at_quantile(0.5),
+            fault_p99_us: waits_us.value_at_quantile(0.99),
+            fault_max_us: waits_us.max(),
+            ..FetchSummary::default()
         }
     }
 }
@@ -110,6 +104,6 @@ mod tests {
         waiting.end((0, 7));
         assert!(!waiting.any());
         waiting.until_nobody(Duration::from_secs(3600));
-        assert_eq!(waiting.waits().count, 1);
+        assert_eq!(waiting.summary().faults, 1);
     }
 }
