@@ -59,7 +59,7 @@ pub enum RoundDecision {
 }
 
 /// So few dirty pages that a further round gains nothing: less than one frame.
-pub(crate) const PAGES_FEW: u64 = 64;
+const PAGES_FEW: u64 = 64;
 
 /// Pages expected to be dirty by now: the dirty rate of the last interval over the last round.
 fn expected_pages(input: &RoundInput) -> u64 {
@@ -85,6 +85,13 @@ pub fn expected_downtime_ns(input: &RoundInput) -> Option<u64> {
     let sent = u128::from(input.pages.max(1)) * PAGE_BYTES as u128;
     let ns = bytes * u128::from(input.round_ns) / sent;
     u64::try_from(ns).ok().map(|ns| ns.min(u64::MAX / 2))
+}
+
+/// Whether the guest is paused after a round rather than sent another: of the pages that are dirty by now, whether
+/// their pause fits, and of the pages of the last two rounds.
+pub(crate) const fn is_worth_pausing(dirty: u64, fits: bool, (before, last): (u64, u64)) -> bool {
+    let shrinking = last.saturating_mul(2) <= before;
+    dirty < PAGES_FEW || (fits && !shrinking)
 }
 
 /// Decides, first match wins.
@@ -116,8 +123,11 @@ pub fn decide_round(input: &RoundInput, limits: &RoundLimits) -> RoundDecision {
         };
     };
     let fits = downtime_ns <= limits.downtime_ns_max;
-    let shrinking = input.pages.saturating_mul(2) <= input.pages_before;
-    if expected_pages(input) < PAGES_FEW || (fits && !shrinking) {
+    if is_worth_pausing(
+        expected_pages(input),
+        fits,
+        (input.pages_before, input.pages),
+    ) {
         RoundDecision::Switchover
     } else if wants_postcopy && (input.outruns || !input.converges()) {
         RoundDecision::PostCopy

@@ -8,7 +8,7 @@
 //! ```
 //! It is sampled while a round is under way, without a model of how it bends.
 
-use crate::{RoundLimits, convergence::PAGES_FEW};
+use crate::{RoundLimits, convergence::is_worth_pausing};
 
 /// Samples kept: beyond that every other one goes.
 const POINTS_MAX: usize = 64;
@@ -116,8 +116,7 @@ pub fn forecast(input: &ForecastInput<'_>) -> Option<Forecast> {
         ahead.ns = ahead.ns.saturating_add(round_ns);
         ahead.downtime_ns = ahead.downtime_ns.min(time(dirty));
         let fits = time(dirty) <= input.limits.downtime_ns_max;
-        let shrinking = pages.saturating_mul(2) <= pages_before;
-        if dirty < PAGES_FEW || (fits && !shrinking) {
+        if is_worth_pausing(dirty, fits, (pages_before, pages)) {
             ahead.converges = true;
             ahead.downtime_ns = time(dirty);
             return Some(ahead);
