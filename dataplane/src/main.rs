@@ -70,6 +70,13 @@ struct Options {
     /// then offer one, and who is on the way can read it
     #[arg(long, requires = "tls_certificate")]
     allow_plain_text: bool,
+    /// Mbit/s that all migrations that leave this node send at most, together: each has its share by
+    /// transfer.priority, and what one does not use the others have. 0 is no limit
+    #[arg(long, default_value_t = 0, value_name = "MBIT")]
+    outgoing_mbit: u32,
+    /// Migrations that come in at once; one that would be one more waits, its guest running. 0 is no limit
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    incoming_at_once: usize,
 }
 
 impl Options {
@@ -123,7 +130,15 @@ fn run(options: Options) -> anyhow::Result<()> {
         listen: options.listen,
         rdma_listen: options.rdma_listen,
         store_bytes_max: options.store_mib << 20,
+        outgoing_bytes_per_s: u64::from(options.outgoing_mbit) * 1_000_000 / 8,
+        incoming_at_once: options.incoming_at_once,
     })?);
+    for pid in dwcp_dataplane::vmm::give_back_all(&options.state) {
+        tracing::warn!(
+            pid,
+            "a VMM was short of CPU time since the data plane ended; it has all of it again"
+        );
+    }
     let control = dwcp_api::Listener::bind(&options.state.join("dataplane.sock"))?;
     let listener = Listener::bind(&node)?;
     let address = listener.address()?.to_string();
@@ -145,6 +160,7 @@ fn incoming_settings(options: &Options) -> TransferSettings {
         measure_streams: false,
         workers: options.workers,
         at_once: 0,
+        priority: 0,
         tls: TlsChoice::Auto,
         rdma: RdmaChoice::Auto,
         io: options.io,
@@ -157,8 +173,11 @@ fn incoming_settings(options: &Options) -> TransferSettings {
         verify: Verify::Sample,
         sample_pages: 0,
         downtime_limit_ms: 0,
+        downtime_limit_at_last_ms: 0,
         rounds_max: 0,
         if_not_converged: NotConverged::SwitchOver,
+        throttle_percent_max: 0,
+        deadline_ms: 0,
         connect_timeout_ms: 0,
         peer_silence_ms: 0,
         congestion_control: None,

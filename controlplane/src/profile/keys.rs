@@ -73,6 +73,13 @@ pub(super) const KEYS: &[Key] = &[
          data plane choose: enough to keep its cores busy, four at most.",
     ),
     key(
+        "transfer.priority",
+        integer(1, 100),
+        "Of migrations that wait for their turn the one of the highest priority is next. Where the node limits \
+         what leaves it (dwcp-dataplane --outgoing-mbit), those under way share that by their priorities: one of 20 \
+         has twice as much as one of 10, and all that others leave.",
+    ),
+    key(
         "transfer.tls",
         Kind::Choice(&["auto", "on", "off"]),
         "TLS 1.3 on all connections of the migration, each node with a certificate. auto when this node \
@@ -204,6 +211,13 @@ pub(super) const KEYS: &[Key] = &[
         "The guest is paused for the switchover only when the forecast pause fits this.",
     ),
     key(
+        "switchover.downtime_limit_at_last",
+        time(0, 600_000),
+        "The pause that is accepted when switchover.rounds_max is reached. In the second half of the rounds the \
+         limit grows evenly from downtime_limit to this one, so that the shortest pause that can be had is \
+         taken. Less than downtime_limit, as 0 is, leaves the limit as it is.",
+    ),
+    key(
         "switchover.rounds_max",
         integer(1, 1000),
         "Pre-copy rounds at most. Then switchover.if_not_converged decides.",
@@ -217,6 +231,14 @@ pub(super) const KEYS: &[Key] = &[
          get no shorter, runs it at the destination before all of its pages are there. Each page \
          follows when the guest needs it, or sooner; until the last is there, to lose either node \
          is to lose the guest. Needs the preload library at the destination.",
+    ),
+    key(
+        "switchover.throttle_percent_max",
+        integer(0, 99),
+        "So much of the guest's CPU time may be taken while rounds get no shorter and the pause does not fit: 20% \
+         of what it used, and 20% more after each such round. It has all of it again when it is paused or given \
+         back, and when a data plane that was killed is started again. By the cgroup of the VMM, in which it has \
+         to be alone. 0 takes none.",
     ),
     key(
         "verify.mode",
@@ -235,6 +257,13 @@ pub(super) const KEYS: &[Key] = &[
         time(100, 600_000),
         "Time limit for connecting to the other node and negotiating. Once connected, timeouts.peer_silence \
          counts where that is shorter.",
+    ),
+    key(
+        "timeouts.deadline",
+        time(0, 604_800_000),
+        "Time from the beginning (not from when it was queued) within which the guest is paused for the \
+         switchover. Then it is given back at once where switchover.if_not_converged is abort; else the round that \
+         is under way is the last one. 0 takes as long as it takes.",
     ),
     key(
         "timeouts.peer_silence",

@@ -57,6 +57,7 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
         measure_streams,
         workers: u16::try_from(from.integer("transfer.workers")?).ok()?,
         at_once: u16::try_from(from.integer("transfer.at_once")?).ok()?,
+        priority: u8::try_from(from.integer("transfer.priority")?).ok()?,
         tls: match from.word("transfer.tls")? {
             "on" => TlsChoice::On,
             "off" => TlsChoice::Off,
@@ -89,12 +90,16 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
         },
         sample_pages: u32::try_from(from.integer("verify.sample_pages")?).ok()?,
         downtime_limit_ms: ms("switchover.downtime_limit")?,
+        downtime_limit_at_last_ms: ms("switchover.downtime_limit_at_last")?,
         rounds_max: u32::try_from(from.integer("switchover.rounds_max")?).ok()?,
         if_not_converged: match from.word("switchover.if_not_converged")? {
             "switch-over" => NotConverged::SwitchOver,
             "post-copy" => NotConverged::PostCopy,
             _ => NotConverged::Abort,
         },
+        throttle_percent_max: u8::try_from(from.integer("switchover.throttle_percent_max")?)
+            .ok()?,
+        deadline_ms: ms("timeouts.deadline")?,
         connect_timeout_ms: ms("timeouts.connect")?,
         peer_silence_ms: ms("timeouts.peer_silence")?,
         congestion_control: (congestion_control != HOST).then(|| congestion_control.to_owned()),
@@ -237,6 +242,7 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
         ("transfer.streams", streams),
         ("transfer.workers", integer(settings.workers.into())),
         ("transfer.at_once", integer(settings.at_once.into())),
+        ("transfer.priority", integer(settings.priority.into())),
         ("transfer.tls", word(tls_word(settings.tls))),
         ("transfer.rdma", word(rdma_word(settings.rdma))),
         ("transfer.io", word(io_word(settings.io))),
@@ -260,11 +266,20 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
             "switchover.downtime_limit",
             quantity(settings.downtime_limit_ms),
         ),
+        (
+            "switchover.downtime_limit_at_last",
+            quantity(settings.downtime_limit_at_last_ms),
+        ),
         ("switchover.rounds_max", integer(settings.rounds_max)),
+        (
+            "switchover.throttle_percent_max",
+            integer(settings.throttle_percent_max.into()),
+        ),
         ("switchover.if_not_converged", word(if_not_converged)),
         ("verify.mode", word(verify)),
         ("verify.sample_pages", integer(settings.sample_pages)),
         ("timeouts.connect", quantity(settings.connect_timeout_ms)),
+        ("timeouts.deadline", quantity(settings.deadline_ms)),
         ("timeouts.peer_silence", quantity(settings.peer_silence_ms)),
     ]);
     values.extend(codec_values(settings.codec));

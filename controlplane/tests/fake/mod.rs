@@ -184,6 +184,7 @@ pub fn report(id: MigrationId, vm: &str, result: RunResult) -> MigrationReport {
         },
         streams_replaced: 0,
         streams_in_use: 2,
+        throttle_percent: 0,
         forecast: None,
         postcopy: None,
         streams: 2,

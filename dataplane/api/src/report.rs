@@ -310,6 +310,9 @@ pub struct MigrationReport {
     /// How often another connection took the place of a data stream that broke.
     #[serde(default)]
     pub streams_replaced: u32,
+    /// Source: the most that was taken of the guest's CPU time, in percent.
+    #[serde(default)]
+    pub throttle_percent: u8,
     /// Whether it was to converge, as it was told first.
     #[serde(default)]
     pub forecast: Option<Forecast>,

@@ -19,6 +19,8 @@ pub struct TransferSettings {
     /// Migrations that leave the node at once at most while this one waits for its turn; 0 lets the
     /// data plane choose.
     pub at_once: u16,
+    /// Its place in the line, and its share of a bandwidth that the node limits; higher is more.
+    pub priority: u8,
     /// Whether the connections are TLS.
     pub tls: TlsChoice,
     /// Whether pages are placed by network adapters.
@@ -43,10 +45,16 @@ pub struct TransferSettings {
     pub sample_pages: u32,
     /// Switch over only when the forecast pause fits this.
     pub downtime_limit_ms: u32,
+    /// The pause that is accepted when the rounds are used up; in the second half of them the limit grows to it.
+    pub downtime_limit_at_last_ms: u32,
     /// Pre-copy rounds before switching over, or giving up, at the latest.
     pub rounds_max: u32,
     /// What becomes of a guest that dirties its pages faster than they leave.
     pub if_not_converged: NotConverged,
+    /// So much of the guest's CPU time may be taken, in percent, while rounds get no shorter; 0 takes none.
+    pub throttle_percent_max: u8,
+    /// So long after its turn has come a guest that is not paused yet is sent no further round; 0 is no limit.
+    pub deadline_ms: u32,
     /// Time limit for connecting and negotiating.
     pub connect_timeout_ms: u32,
     /// A peer that says nothing for so long is lost.

@@ -22,7 +22,8 @@ mod recovery;
 mod source;
 
 pub use convergence::{
-    IfNotConverged, RoundDecision, RoundInput, RoundLimits, decide_round, expected_downtime_ns,
+    IfNotConverged, Outlook, RoundDecision, RoundInput, RoundLimits, decide_round,
+    expected_downtime_ns, throttle,
 };
 pub use destination::{Destination, DestinationAction, DestinationConfig, DestinationEvent};
 pub use forecast::{DirtyCurve, Forecast, ForecastInput, forecast};

@@ -21,6 +21,8 @@ fn source_that_goes() -> (Source, Vec<SourceAction>) {
     let config = SourceConfig {
         limits: RoundLimits {
             downtime_ns_max: 1,
+            downtime_ns_at_last: 1,
+            throttle_percent_max: 0,
             rounds_max: 9,
             if_not_converged: IfNotConverged::PostCopy,
         },

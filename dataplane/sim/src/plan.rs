@@ -59,6 +59,7 @@ pub(crate) struct Plan {
     pub(crate) delay_ns: (u64, u64),
     /// Silence after which a peer is lost.
     pub(crate) silence_ns: u64,
+    pub(crate) deadline_ns: u64,
     /// Convergence.
     pub(crate) limits: RoundLimits,
     /// Longest time of an action on a node.
@@ -96,8 +97,11 @@ impl Plan {
             sample_pages: rng.range(0, pages as u64) as u32,
             delay_ns: (delay_least, delay_least + rng.skewed(0, 100 * MS)),
             silence_ns: rng.range(1_500, 4_000) * MS,
+            deadline_ns: rng.range(0, 1) * rng.skewed(MS, 20_000 * MS),
             limits: RoundLimits {
                 downtime_ns_max: rng.skewed(MS, 2_000 * MS),
+                downtime_ns_at_last: rng.skewed(MS, 4_000 * MS),
+                throttle_percent_max: rng.range(0, 99) as u8,
                 rounds_max: rng.range(0, 6) as u32,
                 if_not_converged: match rng.range(0, 3) {
                     0 => IfNotConverged::Abort,

@@ -33,11 +33,11 @@ impl World {
             (0..self.plan.pages).collect()
         };
         named.extend(pages::from_ranges(again, first_block));
-        if self.mutation == Mutation::ForgetMissing {
-            named.pop_first();
-        }
         for &page in &named {
             self.guest.clear_dirty(page);
+        }
+        if self.mutation == Mutation::ForgetMissing {
+            named.pop_first();
         }
         let Some(run) = self.source.run.as_mut() else {
             return;
@@ -194,6 +194,7 @@ impl World {
         let config = SourceConfig {
             offer: self.offer(attempt),
             limits: self.plan.limits,
+            deadline_ns: 0,
             silence_ns: self.plan.silence_ns,
         };
         let machine = Source::serving_again(config, self.plan.epoch + 1);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use dwcp_proto::{IfNotConverged, RoundMeasure, SourceEvent};
+use dwcp_proto::{RoundMeasure, SourceEvent};
 use dwcp_wire::{PageRange, RoundSummary};
 
 use crate::invariants;
@@ -235,15 +235,11 @@ impl World {
         let Some(mut sender) = run.sender.take() else {
             return;
         };
-        let wants_postcopy = self.plan.limits.if_not_converged == IfNotConverged::PostCopy
-            && !sender.paused
-            && self.rng.chance(60);
         let measure = RoundMeasure {
             sent: sender.sent,
             pages: sender.counts.zero + sender.counts.raw,
             dirty_ns: sender.dirty_ns,
             root: pages::root(&run.sent),
-            outruns: wants_postcopy,
         };
         for stream in 0..usize::from(self.plan.streams) {
             let again = sender.unmarked.get(&stream).copied();

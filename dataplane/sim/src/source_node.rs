@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 
-use dwcp_proto::{Ending, Outcome, Phase, Source, SourceAction, SourceConfig, SourceEvent};
+use dwcp_proto::{
+    Ending, Outcome, Outlook, Phase, Source, SourceAction, SourceConfig, SourceEvent,
+};
 use dwcp_wire::{Control, Offer, RamBlockInfo};
 
 use crate::faults::Side;
@@ -128,6 +130,7 @@ impl World {
         let config = SourceConfig {
             offer: self.offer(attempt),
             limits: self.plan.limits,
+            deadline_ns: self.plan.deadline_ns,
             silence_ns: self.plan.silence_ns,
         };
         let machine = Source::new(config);
@@ -161,6 +164,15 @@ impl World {
         }
     }
 
+    /// What a look at the guest's pages might have said.
+    fn look_ahead(&mut self) -> Outlook {
+        Outlook {
+            dirty_pages: self.rng.skewed(0, 100_000),
+            page_ns: self.rng.skewed(1, MS),
+            outruns: self.rng.chance(60),
+        }
+    }
+
     /// Hands an event to the machine, if its attempt is still in memory.
     pub(crate) fn feed_source(&mut self, attempt: usize, event: SourceEvent) {
         let now = self.clock(Side::Source);
@@ -170,6 +182,15 @@ impl World {
             .as_mut()
             .filter(|run| run.attempt == attempt)
         else {
+            return;
+        };
+        let looks = run.machine.phase() == Phase::Precopy
+            && matches!(event, SourceEvent::Peer(Control::RoundReport { .. }));
+        if looks && self.rng.chance(70) {
+            let outlook = self.look_ahead();
+            self.feed_source(attempt, SourceEvent::Outlook(outlook));
+        }
+        let Some(run) = self.source.run.as_mut() else {
             return;
         };
         let lost = matches!(event, SourceEvent::PeerLost(_));
@@ -311,6 +332,7 @@ impl World {
             // The simulated destination begins with empty RAM; its connections for missing pages are always
             // there.
             SourceAction::OpenMissing
+            | SourceAction::Throttle { .. }
             | SourceAction::AskForPages { .. }
             | SourceAction::TakeFound(_)
             | SourceAction::Journal(_)

@@ -2,7 +2,7 @@
 
 use dwcp_sim::{Mutation, hunt};
 
-const SEEDS_MAX: u64 = 50_000;
+const SEEDS_MAX: u64 = 100_000;
 
 /// Bugs that more than one invariant can find first are left open.
 const EXPECTED: [(Mutation, &str); 11] = [

@@ -40,6 +40,12 @@ impl Pace {
         self.busy_until_ns.fetch_min(now, Ordering::Relaxed);
     }
 
+    /// The limit, 0 for none.
+    #[must_use]
+    pub fn bytes_per_s(&self) -> u64 {
+        self.bytes_per_s.load(Ordering::Relaxed)
+    }
+
     /// The guest is paused: from now on every limit would make the pause longer.
     pub fn lift(&self) {
         self.lifted.store(true, Ordering::Relaxed);

@@ -1,6 +1,6 @@
 //! Few migrations at a time: each then has the cores and the link, and ends early, where a hundred at
-//! once would take turns on them and all end late. The others wait in the order they came; their
-//! guests run meanwhile.
+//! once would take turns on them and all end late. The others wait by their priority, and in the order
+//! they came; their guests run meanwhile.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -28,6 +28,7 @@ struct Line {
 
 struct Waiting {
     ticket: u64,
+    priority: u8,
     at_once: usize,
     call: Call,
 }
@@ -49,26 +50,39 @@ pub(super) struct Turn {
 }
 
 impl Admission {
-    /// Takes a place at the end of the line. `call` is called, perhaps at once, when less than
+    /// Takes a place in the line, behind all of no lower priority. `call` is called, perhaps at once, when less than
     /// `at_once` migrations are under way and nobody waits before.
     pub(super) fn queue(
         self: &Arc<Self>,
         at_once: usize,
+        priority: u8,
         call: impl FnOnce() + Send + 'static,
     ) -> Turn {
         let mut line = lock(&self.line);
         line.next_ticket += 1;
         let ticket = line.next_ticket;
-        line.waiting.push_back(Waiting {
+        let place = line.waiting.partition_point(|w| w.priority >= priority);
+        let waiting = Waiting {
             ticket,
+            priority,
             at_once: at_once.max(1),
             call: Box::new(call),
-        });
+        };
+        line.waiting.insert(place, waiting);
         line.advance();
         Turn {
             admission: Arc::clone(self),
             ticket,
         }
+    }
+}
+
+impl Turn {
+    /// Whether its turn has come.
+    #[cfg(test)]
+    fn is_under_way(&self) -> bool {
+        let line = lock(&self.admission.line);
+        line.waiting.iter().all(|w| w.ticket != self.ticket)
     }
 }
 
@@ -119,8 +133,27 @@ mod tests {
     /// A place in the line, and where its call is heard.
     fn queue(admission: &Arc<Admission>, at_once: usize) -> (Turn, Receiver<()>) {
         let (call, called) = channel();
-        let turn = admission.queue(at_once, move || assert_eq!(call.send(()), Ok(())));
+        let turn = admission.queue(at_once, 10, move || assert_eq!(call.send(()), Ok(())));
         (turn, called)
+    }
+
+    #[test]
+    fn a_higher_priority_comes_first_and_equal_ones_in_order() {
+        let (admission, (call, called)) = (Arc::default(), channel());
+        let (first, _) = queue(&admission, 1);
+        let mut turns: Vec<_> = [(1, 10), (2, 20), (3, 10), (4, 20), (5, 1)]
+            .map(|(name, priority)| {
+                let call = call.clone();
+                admission.queue(1, priority, move || assert_eq!(call.send(name), Ok(())))
+            })
+            .into();
+        drop(first);
+        let mut order = vec![];
+        while let Ok(name) = called.try_recv() {
+            order.push(name);
+            drop(turns.remove(turns.iter().position(|turn| turn.is_under_way()).unwrap()));
+        }
+        assert_eq!(order, [2, 4, 1, 3, 5]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use dwcp_proto::{
 };
 use dwcp_wire::{AbortCode, Capabilities, Control, HEADER_BYTES, Offer, StreamHello};
 
+use super::admission::Turn;
 use super::destination_found::{Finding, Looked};
 use super::destination_postcopy::Postcopy;
 use super::destination_streams::{LostConnection, StreamJoin};
@@ -39,6 +40,9 @@ pub(super) use begin::{listen_to_peer, run};
 
 const TICK: Duration = Duration::from_millis(50);
 
+/// Who comes in waits in the order in which they came.
+const SAME_PRIORITY: u8 = 0;
+
 /// Silence limit until an offer says another.
 const FIRST_SILENCE: Duration = Duration::from_secs(10);
 
@@ -57,6 +61,8 @@ pub(super) enum DestinationInput {
     DeviceLost(String),
     /// RAM was read again.
     Reread(Reread),
+    /// It may come in: as many do at once as the node allows.
+    Admitted,
     /// RAM holds nothing any more of what it held before; the pages that had to be looked at.
     Wiped(Result<u64, NotWiped>),
     /// Before that: keys that the source has are good no more.
@@ -125,6 +131,8 @@ pub(super) struct DestinationDriver {
     /// Connections that ended.
     pub(super) lost: Vec<LostConnection>,
     pub(super) outcome: Option<Outcome>,
+    /// Its place among the migrations that come in, where there is a limit.
+    pub(super) turn: Option<Turn>,
 }
 
 impl DestinationDriver {
@@ -160,6 +168,7 @@ impl DestinationDriver {
     fn take(&mut self, input: DestinationInput) {
         match input {
             DestinationInput::Event(event) => self.feed(event),
+            DestinationInput::Admitted => self.prepare_vm(),
             DestinationInput::Worker(event) => self.worker_event(event),
             DestinationInput::DeviceLost(reason) => self.connection_lost(None, reason),
             DestinationInput::Reread(read) => self.was_reread(read),
@@ -205,7 +214,7 @@ impl DestinationDriver {
 
     fn perform(&mut self, action: DestinationAction) {
         match action {
-            DestinationAction::PrepareVm(_) => self.prepare_vm(),
+            DestinationAction::PrepareVm(_) => self.queue(),
             DestinationAction::Send(message) => self.send(&message),
             DestinationAction::FindPages(wanted) => self.find_pages(wanted),
             DestinationAction::ExpectStreams { token, streams } => {
@@ -246,6 +255,17 @@ impl DestinationDriver {
                 self.pending.push_back(failed);
             }
         }
+    }
+
+    /// Waits for its turn in the loop, where the source is heard, and told that this end lives. A dry run moves nothing.
+    fn queue(&mut self) {
+        let most = self.node.options().incoming_at_once;
+        if most == 0 || self.offer.dry_run {
+            return self.prepare_vm();
+        }
+        let mailbox = self.mailbox.clone();
+        let admitted = move || drop(mailbox.push(DestinationInput::Admitted));
+        self.turn = Some(self.node.admission_in.queue(most, SAME_PRIORITY, admitted));
     }
 
     pub(super) fn send(&mut self, message: &Control) {

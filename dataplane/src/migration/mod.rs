@@ -45,6 +45,7 @@ mod relay;
 mod reread;
 mod room;
 mod secure;
+mod shares;
 mod source;
 mod source_actions;
 mod source_asks;
@@ -54,6 +55,7 @@ mod source_postcopy;
 mod source_rdma;
 mod source_rounds;
 mod source_streams;
+mod source_throttle;
 mod stream_count;
 mod vms;
 

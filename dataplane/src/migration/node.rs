@@ -18,6 +18,7 @@ use dwcp_proto::JournalEntry;
 use super::admission::Admission;
 use super::destination::DestinationInput;
 use super::placement;
+use super::shares::Shares;
 use super::vms::{self, VmTable};
 use crate::engine::Mailbox;
 use crate::store::{Indexing, Store, StoreError};
@@ -42,6 +43,10 @@ pub struct NodeOptions {
     pub tls: Option<TlsFiles>,
     /// Migrations may come in plain text though it has one.
     pub allow_plain_text: bool,
+    /// Bytes a second that all migrations that leave send at most, together; 0 is no limit.
+    pub outgoing_bytes_per_s: u64,
+    /// Migrations that come in at once; more wait until one of them has ended. 0 is no limit.
+    pub incoming_at_once: usize,
 }
 
 /// Another node.
@@ -158,6 +163,10 @@ pub struct Node {
     incoming: Mutex<HashMap<MigrationId, Mailbox<DestinationInput>>>,
     next_slot: AtomicUsize,
     pub(super) admission: Arc<Admission>,
+    /// The same of those that come in.
+    pub(super) admission_in: Arc<Admission>,
+    /// What those that leave have of its bandwidth.
+    pub(super) shares: Arc<Shares>,
     /// Its certificate.
     pub(super) tls: Option<TlsNode>,
     /// RAM of VMs that left.
@@ -192,6 +201,7 @@ impl Node {
         Ok(Self {
             journal: Journal::open(&options.state_folder)?,
             counters: CountersPage::create()?,
+            shares: Arc::new(Shares::new(options.outgoing_bytes_per_s)),
             options,
             listening: OnceLock::new(),
             rdma: Mutex::default(),
@@ -201,6 +211,7 @@ impl Node {
             incoming: Mutex::default(),
             next_slot: AtomicUsize::new(0),
             admission: Arc::default(),
+            admission_in: Arc::default(),
             tls,
             store,
             indexing: Indexing::default(),

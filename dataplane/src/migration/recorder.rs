@@ -57,6 +57,8 @@ pub(super) struct Recorder {
     /// Source: streams that carry pages.
     pub(super) streams_in_use: u16,
     breaks_told: u32,
+    /// The most that was taken of the guest's CPU time.
+    pub(super) throttle_percent: u8,
     pub(super) ram_bytes: u64,
     pub(super) verified: bool,
     /// Nothing is to be moved.
@@ -190,6 +192,7 @@ impl Recorder {
             streams: 0,
             streams_replaced: 0,
             streams_in_use: 0,
+            throttle_percent: 0,
             breaks_told: 0,
             ram_bytes: 0,
             verified: false,
@@ -329,6 +332,7 @@ impl Recorder {
             streams: self.streams,
             streams_replaced: self.streams_replaced,
             streams_in_use: self.streams_in_use,
+            throttle_percent: self.throttle_percent,
             forecast: self.forecasts.map(|told| told.first),
             postcopy: self.postcopy.map(|(report, _)| report),
             transport: self.transport.clone(),

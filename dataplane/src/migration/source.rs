@@ -24,6 +24,7 @@ use super::peer::{ControlWriter, PeerError};
 use super::recorder::{BeforeRound, End, Recorder, no_outcome};
 use super::relay::Relay;
 use super::secure::Way;
+use super::shares::Share;
 use super::source_asks::Asking;
 use super::source_forecast::Writing;
 use super::source_path::PathWatch;
@@ -34,8 +35,8 @@ use crate::engine::{
     Mailbox, Question, Reread, Session, SourceCommand, WorkerEvent, WorkerHandle, WorkerRound,
 };
 use crate::path::{Lanes, RoundWork};
-use crate::vmm::Vm;
 use crate::vmm::tracker::DirtyTracker;
+use crate::vmm::{Throttle, Vm};
 
 pub(super) use again::serve_again;
 pub(super) use begin::{random, start};
@@ -118,12 +119,18 @@ pub(super) struct SourceDriver {
     pub(super) asking: Option<Asking>,
     pub(super) serving: Serving,
     pub(super) round: Option<RoundUnderWay>,
+    /// CPU time that the guest is without.
+    pub(super) throttle: Option<Throttle>,
     pub(super) collected_at: Option<Instant>,
     pub(super) writing: Writing,
     pub(super) query_under_way: Arc<AtomicBool>,
     pub(super) outcome: Option<Outcome>,
     /// Its place among the migrations of this node.
     pub(super) turn: Option<Turn>,
+    /// What it has of the node's bandwidth, where that is limited.
+    pub(super) share: Option<Share>,
+    /// Its own limit.
+    pub(super) limit_bytes_per_s: u64,
 }
 
 /// The round that the workers are at.
@@ -165,6 +172,9 @@ impl SourceDriver {
                 Some(SourceInput::Event(SourceEvent::Peer(Control::RdmaKeysGone))) => {
                     self.keys_are_gone();
                 }
+                Some(SourceInput::Event(
+                    event @ SourceEvent::Peer(Control::RoundReport { .. }),
+                )) => self.report_came(event),
                 Some(SourceInput::Event(event)) => self.feed(event),
                 Some(SourceInput::Greeted(outcome)) => self.greeted(outcome),
                 Some(SourceInput::Worker(event)) => self.worker_event(event),
@@ -183,6 +193,7 @@ impl SourceDriver {
                 ticked = Instant::now();
                 self.feed(SourceEvent::Tick);
                 self.check_streams();
+                self.pace();
             }
             if self.handle.take_cancel() {
                 self.feed(SourceEvent::Cancel);
@@ -205,11 +216,14 @@ impl SourceDriver {
             return begin();
         }
         let at_once = at_once(&self.request.settings);
-        self.turn = Some(self.node.admission.queue(at_once, begin));
+        let priority = self.request.settings.priority;
+        self.turn = Some(self.node.admission.queue(at_once, priority, begin));
     }
 
     fn begin(&mut self) {
         self.recorder.begin();
+        self.share = self.node.shares.join(self.request.settings.priority);
+        self.pace();
         // Shown now: the connection may take its time.
         let status = self.recorder.status(Phase::Negotiate, false, None);
         self.handle.publish(status);
@@ -235,11 +249,22 @@ impl SourceDriver {
     }
 
     pub(super) fn limit_bandwidth(&mut self, mbit: u32) {
-        self.session.pace.set(bytes_per_s(mbit));
+        self.limit_bytes_per_s = bytes_per_s(mbit);
+        self.session.pace.set(self.limit_bytes_per_s);
         self.recorder.remark(match mbit {
             0 => "bandwidth is not limited any more".to_owned(),
             mbit => format!("bandwidth limited to {mbit} Mbit/s, as asked meanwhile"),
         });
+    }
+
+    /// Its share of what leaves the node changes with what the others send.
+    fn pace(&mut self) {
+        let Some(share) = &self.share else { return };
+        let sent = self.recorder.wire_bytes(Some(&self.session));
+        let bytes_per_s = share.bytes_per_s(sent, self.limit_bytes_per_s);
+        if self.session.pace.bytes_per_s() != bytes_per_s {
+            self.session.pace.set(bytes_per_s);
+        }
     }
 
     pub(super) fn perform(&mut self, action: SourceAction) {
@@ -257,6 +282,7 @@ impl SourceDriver {
             } => {
                 self.start_round(round, &again, everything);
             }
+            SourceAction::Throttle { percent } => self.take_cpu_time(percent),
             SourceAction::OpenMissing => self.open_missing(),
             SourceAction::NameMissingAhead { again } => self.name_missing_ahead(&again),
             SourceAction::NameMissing { round } => self.name_missing(round),
@@ -356,7 +382,7 @@ impl SourceDriver {
         self.relay = None;
         self.serving.end();
         self.tracker.disarm();
-        self.turn = None;
+        (self.turn, self.share) = (None, None);
         self.stop_asking();
         if let Some(thread) = self.device_thread.take() {
             let _ = thread.join();

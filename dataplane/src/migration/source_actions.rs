@@ -179,6 +179,7 @@ impl SourceDriver {
             .and_then(|()| self.tracker.arm());
         self.collected_at = Some(Instant::now());
         self.writing.begin();
+        self.watch_cpu_time();
         match prepared {
             Ok(()) => self.pending.push_back(SourceEvent::TrackerArmed),
             Err(error) => self.fail(AbortCode::Vmm, error.to_string()),
@@ -186,6 +187,7 @@ impl SourceDriver {
     }
 
     pub(super) fn pause_vm(&mut self) {
+        self.give_cpu_time_back();
         let opened = UnixStream::pair().and_then(|(ours, vmms)| {
             if let Some(relay) = &self.relay {
                 relay.open(ours, self.request.settings.codec != Codec::Raw)?;
@@ -271,6 +273,7 @@ impl SourceDriver {
 
     pub(super) fn resume_vm(&mut self) {
         self.vm_stop.store(true, Ordering::Release);
+        self.give_cpu_time_back();
         // The relay goes first: a VMM that waits in it fails its migration and lets go.
         self.relay = None;
         if let Some(thread) = self.device_thread.take() {

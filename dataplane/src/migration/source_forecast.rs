@@ -1,11 +1,12 @@
-//! What the guest writes, looked at while a round is under way, and what follows from it for the rounds to come.
+//! What the guest writes, looked at while a round is under way and when it has arrived, and what follows from it for the rounds to come.
 
 use std::time::{Duration, Instant};
 
-use dwcp_api::{Forecast, RoundReport};
-use dwcp_proto::{DirtyCurve, ForecastInput, Phase, forecast};
+use dwcp_api::Forecast;
+use dwcp_proto::{DirtyCurve, ForecastInput, Outlook, Phase, SourceEvent, forecast};
 
 use super::source::SourceDriver;
+use super::source_actions::ms_since;
 
 /// The first look at what the guest has written comes so long after the last of it was taken, each later one
 /// after half as long again.
@@ -58,33 +59,39 @@ impl SourceDriver {
         self.writing.due = since + pause;
     }
 
-    /// Looks ahead when a round is sent. Returns whether the guest is to outrun its link.
-    pub(super) fn look_ahead(&mut self, round: &RoundReport) -> bool {
+    /// A round has arrived: looks ahead before it is decided what follows.
+    pub(super) fn report_came(&mut self, event: SourceEvent) {
+        if self.machine.phase() == Phase::Precopy
+            && let Some(outlook) = self.look_ahead()
+        {
+            self.feed(SourceEvent::Outlook(outlook));
+        }
+        self.feed(event);
+    }
+
+    fn look_ahead(&mut self) -> Option<Outlook> {
+        let round = *self.recorder.rounds.last()?;
+        let round_ms = ms_since(self.round.as_ref()?.began);
         let data = round.classes.raw + round.classes.compressed + round.classes.delta;
         if data >= PAGES_MIN {
-            self.writing.page_ns = Some((round.ms * 1e6 / data as f64) as u64);
+            self.writing.page_ns = Some((round_ms * 1e6 / data as f64) as u64);
         }
-        let interval = self.collected_at.map(|at| at.elapsed());
-        let (Some(page_ns), Some(interval)) = (self.writing.page_ns, interval) else {
-            return false;
-        };
-        if let Some(pages) = self.tracker.written() {
-            self.writing.curve.add(interval.as_nanos() as u64, pages);
-        }
+        let (page_ns, since) = (self.writing.page_ns?, self.collected_at?.elapsed());
+        let dirty_pages = self.tracker.written()?;
+        let interval_ns = since.as_nanos() as u64;
+        self.writing.curve.add(interval_ns, dirty_pages);
         let limits = self.limits();
         let ahead = |page_ns| {
             forecast(&ForecastInput {
                 round: round.round,
                 pages: round.pages,
                 curve: &self.writing.curve,
-                interval_ns: interval.as_nanos() as u64,
+                interval_ns,
                 page_ns,
                 limits: &limits,
             })
         };
-        let (Some(p50), Some(p90)) = (ahead(page_ns), ahead(page_ns * P90_TENTHS / 10)) else {
-            return false;
-        };
+        let (p50, p90) = (ahead(page_ns)?, ahead(page_ns * P90_TENTHS / 10)?);
         let ms = |ns: u64| ns as f64 / 1e6;
         let told = Forecast {
             after_round: round.round,
@@ -97,6 +104,10 @@ impl SourceDriver {
         };
         tracing::info!(vm = self.request.vm, ?told, "forecast");
         self.recorder.foresee(told);
-        !told.converges
+        Some(Outlook {
+            dirty_pages,
+            page_ns,
+            outruns: !told.converges,
+        })
     }
 }

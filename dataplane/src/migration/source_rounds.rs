@@ -164,14 +164,11 @@ impl SourceDriver {
             self.recorder.dirty_pages_per_s = sent.pages as f64 / (dirty_ns as f64 / 1e9);
         }
         self.recorder.round_sent(report);
-        let paused = self.recorder.pause.paused.is_some();
-        let outruns = !paused && self.look_ahead(&report);
         let measure = RoundMeasure {
             sent,
             pages: sent.pages,
             dirty_ns,
             root,
-            outruns,
         };
         self.pending.push_back(SourceEvent::RoundSent(measure));
     }

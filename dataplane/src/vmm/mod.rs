@@ -11,9 +11,11 @@
 mod process;
 mod qemu;
 mod qemu_ram;
+mod throttle;
 pub mod tracker;
 mod userfault;
 
+pub use throttle::{Throttle, give_back_all};
 pub use userfault::{Faults, HandedUserfaultfd, Userfault, fetch as fetch_userfaultfd};
 
 use std::os::unix::net::UnixStream;
@@ -262,16 +264,25 @@ pub fn lift_missing(attachment: &Attachment, memory: &GuestMemory) -> Result<(),
 /// # Errors
 /// [`VmmError::Gone`] when there is none.
 pub fn started_ticks(pid: i32) -> Result<u64, VmmError> {
+    stat_fields(pid, [19]).map(|[ticks]| ticks)
+}
+
+/// Fields of `/proc/PID/stat`, counted from 0 behind the name in brackets, which may hold anything.
+fn stat_fields<const N: usize>(pid: i32, fields: [usize; N]) -> Result<[u64; N], VmmError> {
     let gone = || VmmError::Gone(format!("no process {pid}"));
     let path = format!("/proc/{pid}/stat");
     let stat = std::fs::read_to_string(&path).map_err(|error| match error.raw_os_error() {
         Some(libc::ENOENT | libc::ESRCH) => gone(),
         _ => VmmError::system(path, error),
     })?;
-    // The name in brackets may hold anything; the time is the 20th field behind it.
-    let (_, fields) = stat.rsplit_once(')').ok_or_else(gone)?;
-    let ticks = fields.split_whitespace().nth(19);
-    ticks.and_then(|ticks| ticks.parse().ok()).ok_or_else(gone)
+    let (_, behind) = stat.rsplit_once(')').ok_or_else(gone)?;
+    let behind: Vec<_> = behind.split_whitespace().collect();
+    let mut values = [0; N];
+    for (value, field) in values.iter_mut().zip(fields) {
+        let text = behind.get(field).ok_or_else(gone)?;
+        *value = text.parse().map_err(|_| gone())?;
+    }
+    Ok(values)
 }
 
 /// Wall clock in microseconds.

@@ -65,6 +65,7 @@ pub(crate) fn settings() -> TransferSettings {
         measure_streams: false,
         workers: 0,
         at_once: 0,
+        priority: 10,
         tls: TlsChoice::Auto,
         rdma: RdmaChoice::Auto,
         io: IoPath::Auto,
@@ -77,6 +78,9 @@ pub(crate) fn settings() -> TransferSettings {
         verify: Verify::Sample,
         sample_pages: 512,
         downtime_limit_ms: 300,
+        downtime_limit_at_last_ms: 0,
+        throttle_percent_max: 0,
+        deadline_ms: 0,
         rounds_max: 30,
         if_not_converged: NotConverged::Abort,
         connect_timeout_ms: 5000,
@@ -107,6 +111,8 @@ pub(crate) fn node_options(folder: &Path, name: &str) -> NodeOptions {
         store_bytes_max: 256 << 20,
         tls: None,
         allow_plain_text: false,
+        outgoing_bytes_per_s: 0,
+        incoming_at_once: 0,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use dwcp_wire::{AbortCode, Control, FoundPages, Offer, PageRange, RoundSummary};
 
-use crate::{JournalEntry, Outcome, RoundLimits};
+use crate::{JournalEntry, Outcome, Outlook, RoundLimits};
 
 /// What a source is told at its start.
 #[derive(Clone, Debug)]
@@ -11,6 +11,8 @@ pub struct SourceConfig {
     pub offer: Offer,
     /// When to stop pre-copying.
     pub limits: RoundLimits,
+    /// So long after its start the guest is not sent any further while it runs; 0: as long as it takes.
+    pub deadline_ns: u64,
     /// A peer that is silent for so long is lost.
     pub silence_ns: u64,
 }
@@ -26,8 +28,6 @@ pub struct RoundMeasure {
     pub dirty_ns: u64,
     /// Root over what the destination should hold now.
     pub root: u128,
-    /// The forecast is that the guest outruns its link.
-    pub outruns: bool,
 }
 
 /// What happens to a source.
@@ -50,6 +50,8 @@ pub enum SourceEvent {
     /// Every page of the round is sent, with marks behind. Said again when a stream broke since, and what was
     /// lost with it is sent again.
     RoundSent(RoundMeasure),
+    /// What the guest has written since the round began: the report of the round follows.
+    Outlook(Outlook),
     /// The guest stands.
     Paused,
     /// Pages were read again: so many differ from what was sent.
@@ -115,6 +117,11 @@ pub enum SourceAction {
         again: Vec<PageRange>,
         /// Trust no tracker: compare all of RAM with what was sent.
         everything: bool,
+    },
+    /// Take so much of the guest's CPU time from now on, in percent.
+    Throttle {
+        /// Of what it used before any was taken.
+        percent: u8,
     },
     /// Open connections on which the destination asks for pages.
     OpenMissing,

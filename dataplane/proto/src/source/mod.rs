@@ -15,7 +15,7 @@ pub use events::{RoundMeasure, SourceAction, SourceConfig, SourceEvent};
 use dwcp_wire::{AbortCode, Control, PageRange};
 
 use crate::phase::{Phase, is_transition_valid};
-use crate::{Ending, Instant, JournalEntry, Outcome};
+use crate::{Ending, IfNotConverged, Instant, JournalEntry, Outcome, Outlook};
 
 /// Rounds while the guest is paused: what was suspect, or what a tracker missed, is sent again so
 /// often before the guest is given back.
@@ -33,6 +33,8 @@ pub struct Source {
     config: SourceConfig,
     /// The operator wants post-copy as soon as a round has ended.
     go_postcopy: bool,
+    /// When it was started.
+    started: Instant,
     state: State,
     heard: Option<Instant>,
     spoke: Instant,
@@ -66,6 +68,9 @@ struct Precopy {
     began: Instant,
     measure: Option<RoundMeasure>,
     pages_before: u64,
+    outlook: Option<Outlook>,
+    /// CPU time that the guest is without, in percent.
+    throttle_percent: u8,
     /// The destination has all streams. Pages need not wait for that, the end of a round does.
     ready: bool,
 }
@@ -125,6 +130,7 @@ impl Source {
         Self {
             config,
             go_postcopy: false,
+            started: Instant(0),
             state: State::Idle,
             heard: None,
             spoke: Instant(0),
@@ -186,6 +192,9 @@ impl Source {
             self.go_postcopy = true;
             return vec![];
         }
+        if matches!(event, SourceEvent::Start) {
+            self.started = now;
+        }
         let state = std::mem::replace(&mut self.state, State::Ended(before));
         let (next, actions) = self.step(now, state, event);
         self.state = next;
@@ -242,7 +251,24 @@ impl Source {
             let reason = format!("destination silent for {} ms", silent / 1_000_000);
             return self.give_up(&state, AbortCode::Connection, reason);
         }
+        let precedes_pause = matches!(
+            state,
+            State::Negotiate | State::Setup(_) | State::Precopy(_)
+        );
+        let gives_back = self.config.limits.if_not_converged == IfNotConverged::Abort;
+        if precedes_pause && gives_back && self.is_late(now) {
+            let reason = format!(
+                "not converged within the deadline of {} s",
+                self.config.deadline_ns / 1_000_000_000
+            );
+            return self.give_up(&state, AbortCode::NotConverging, reason);
+        }
         (state, self.say_alive(now))
+    }
+
+    fn is_late(&self, now: Instant) -> bool {
+        let deadline = self.config.deadline_ns;
+        deadline > 0 && now.since(self.started) > deadline
     }
 
     fn say_alive(&self, now: Instant) -> Actions {

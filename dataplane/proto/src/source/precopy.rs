@@ -7,7 +7,10 @@ use super::{
     Actions, Precopy, RoundMeasure, Setup, Source, SourceAction, SourceEvent, State, Switchover,
     start_round,
 };
-use crate::{Instant, JournalEntry, RoundDecision, RoundInput, decide_round};
+use crate::{
+    Instant, JournalEntry, RoundDecision, RoundInput, RoundLimits, decide_round,
+    expected_downtime_ns, throttle,
+};
 
 impl Source {
     pub(super) fn negotiate(&self, event: SourceEvent) -> (State, Actions) {
@@ -75,6 +78,8 @@ impl Source {
             began: now,
             measure: None,
             pages_before: 0,
+            outlook: None,
+            throttle_percent: 0,
             ready: setup.ready,
         };
         (State::Precopy(precopy), vec![start_round(0, vec![], false)])
@@ -91,6 +96,10 @@ impl Source {
                 precopy.measure = Some(measure);
                 let end = precopy.ready.then(|| round_end(&precopy, &measure));
                 (State::Precopy(precopy), Vec::from_iter(end))
+            }
+            SourceEvent::Outlook(outlook) => {
+                precopy.outlook = Some(outlook);
+                (State::Precopy(precopy), vec![])
             }
             SourceEvent::Peer(Control::Ready) if !precopy.ready => {
                 precopy.ready = true;
@@ -129,12 +138,12 @@ impl Source {
             pages_before: precopy.pages_before,
             round_ns: now.since(precopy.began),
             dirty_ns: measure.dirty_ns,
-            wire_bytes: measure.sent.wire_bytes,
             suspects: suspects.iter().map(|range| u64::from(range.count)).sum(),
-            outruns: measure.outruns,
+            is_late: self.is_late(now),
+            outlook: precopy.outlook,
         };
-        let round = precopy.round + 1;
-        let decision = match decide_round(&input, &self.config.limits) {
+        let (round, limits) = (precopy.round + 1, &self.config.limits);
+        let decision = match decide_round(&input, limits) {
             RoundDecision::Continue | RoundDecision::Abort if self.go_postcopy => {
                 RoundDecision::PostCopy
             }
@@ -142,25 +151,26 @@ impl Source {
         };
         match decision {
             RoundDecision::Continue => {
+                let percent = throttle(&input, limits, precopy.throttle_percent);
+                let is_more = percent != precopy.throttle_percent;
+                let mut actions =
+                    Vec::from_iter(is_more.then_some(SourceAction::Throttle { percent }));
+                actions.push(start_round(round, suspects, false));
                 let next = Precopy {
                     round,
                     began: now,
                     measure: None,
                     pages_before: measure.pages,
+                    outlook: None,
+                    throttle_percent: percent,
                     ready: true,
                 };
-                (
-                    State::Precopy(next),
-                    vec![start_round(round, suspects, false)],
-                )
+                (State::Precopy(next), actions)
             }
             RoundDecision::Switchover => begin_switchover(round, suspects, false),
             RoundDecision::PostCopy => begin_switchover(round, suspects, true),
             RoundDecision::Abort => {
-                let reason = format!(
-                    "not converging: {} pages dirtied during round {}, limit {} rounds",
-                    measure.pages, precopy.round, self.config.limits.rounds_max
-                );
+                let reason = not_converging(&input, limits);
                 self.give_up(&State::Precopy(precopy), AbortCode::NotConverging, reason)
             }
         }
@@ -197,6 +207,15 @@ impl Source {
             Some(range) => Err(format!("destination reports {range:?}, outside of RAM")),
         }
     }
+}
+
+fn not_converging(input: &RoundInput, limits: &RoundLimits) -> String {
+    let pause_ms = expected_downtime_ns(input).unwrap_or(0) / 1_000_000;
+    let limit_ms = limits.downtime_ns_after(limits.rounds_max) / 1_000_000;
+    format!(
+        "not converging: after round {} of {} the pause would be {pause_ms} ms, at most {limit_ms} ms are wanted",
+        input.round, limits.rounds_max
+    )
 }
 
 fn begin_switchover(round: u32, suspects: Vec<PageRange>, postcopy: bool) -> (State, Actions) {

@@ -48,7 +48,6 @@ pub(crate) fn measure() -> RoundMeasure {
         pages: 1,
         dirty_ns: 1,
         root: ROOT,
-        outruns: false,
     }
 }
 
@@ -67,9 +66,12 @@ pub(crate) fn source_config() -> SourceConfig {
         offer: offer(),
         limits: RoundLimits {
             downtime_ns_max: 1_000_000_000,
+            downtime_ns_at_last: 1_000_000_000,
+            throttle_percent_max: 0,
             rounds_max: 0,
             if_not_converged: IfNotConverged::SwitchOver,
         },
+        deadline_ns: 0,
         silence_ns: 2_000_000_000,
     }
 }

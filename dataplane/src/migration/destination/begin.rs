@@ -107,6 +107,7 @@ pub(super) fn driver(
         generations: vec![],
         lost: vec![],
         outcome: None,
+        turn: None,
     })
 }
 

@@ -47,6 +47,7 @@ pub(in crate::migration) fn serve_again(
     let config = SourceConfig {
         offer: offer(node, &request, &facts, scope.epoch, 0),
         limits: limits(&request.settings),
+        deadline_ns: 0,
         silence_ns: u64::from(TIME_MS) * 1_000_000,
     };
     let machine = Source::serving_again(config, scope.epoch + 1);

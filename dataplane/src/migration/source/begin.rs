@@ -144,6 +144,7 @@ pub(super) struct Parts {
 
 /// A driver that has done nothing yet.
 pub(super) fn driver(parts: Parts) -> SourceDriver {
+    let limit_bytes_per_s = bytes_per_s(parts.request.settings.bandwidth_limit_mbit);
     SourceDriver {
         node: parts.node,
         session: Arc::new(parts.session),
@@ -170,11 +171,14 @@ pub(super) fn driver(parts: Parts) -> SourceDriver {
         asking: None,
         serving: Serving::default(),
         round: None,
+        throttle: None,
         collected_at: None,
         writing: Writing::default(),
         query_under_way: Arc::default(),
         outcome: None,
         turn: None,
+        share: None,
+        limit_bytes_per_s,
     }
 }
 
@@ -193,6 +197,7 @@ fn machine(request: &Request, offer: Offer) -> Source {
     Source::new(SourceConfig {
         offer,
         limits: limits(settings),
+        deadline_ns: u64::from(settings.deadline_ms) * 1_000_000,
         silence_ns: u64::from(settings.peer_silence_ms) * 1_000_000,
     })
 }
@@ -200,7 +205,9 @@ fn machine(request: &Request, offer: Offer) -> Source {
 pub(super) const fn limits(settings: &TransferSettings) -> RoundLimits {
     RoundLimits {
         downtime_ns_max: settings.downtime_limit_ms as u64 * 1_000_000,
+        downtime_ns_at_last: settings.downtime_limit_at_last_ms as u64 * 1_000_000,
         rounds_max: settings.rounds_max,
+        throttle_percent_max: settings.throttle_percent_max,
         if_not_converged: match settings.if_not_converged {
             NotConverged::Abort => IfNotConverged::Abort,
             NotConverged::SwitchOver => IfNotConverged::SwitchOver,

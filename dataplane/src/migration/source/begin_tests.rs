@@ -21,6 +21,7 @@ fn request(vm: &str) -> Request {
             measure_streams: false,
             workers: 0,
             at_once: 0,
+            priority: 10,
             tls: TlsChoice::Auto,
             rdma: RdmaChoice::Auto,
             io: IoPath::Auto,
@@ -33,6 +34,9 @@ fn request(vm: &str) -> Request {
             verify: Verify::Sample,
             sample_pages: 1,
             downtime_limit_ms: 300,
+            downtime_limit_at_last_ms: 0,
+            throttle_percent_max: 0,
+            deadline_ms: 0,
             rounds_max: 1,
             if_not_converged: NotConverged::Abort,
             connect_timeout_ms: 1000,
@@ -67,6 +71,8 @@ fn without_a_thread_nothing_begins() {
         store_bytes_max: 0,
         tls: None,
         allow_plain_text: false,
+        outgoing_bytes_per_s: 0,
+        incoming_at_once: 0,
     });
     let node = Arc::new(node.unwrap());
     let attachment = Attachment::Process {

@@ -17,6 +17,7 @@ mod report;
 mod run;
 mod scale;
 mod stat;
+mod strategy;
 mod tls;
 mod wan;
 mod wire;
@@ -55,6 +56,8 @@ enum Which {
     Postcopy(postcopy::Args),
     /// Move guests that converge and guests that do not: what was foretold beside what came.
     Forecast(forecast::Args),
+    /// Move a guest that outruns its link by each strategy that there is for it.
+    Strategy(strategy::Args),
     /// Move a guest over TCP and over RDMA, in turn, beside what the adapter can do.
     Rdma(rdma::Args),
     /// Leave a node alone, and see what its daemons cost.
@@ -80,6 +83,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         Which::Goodput(args) => goodput::run(args, context),
         Which::Postcopy(args) => postcopy::run(args, context),
         Which::Forecast(args) => forecast::run(args, context),
+        Which::Strategy(args) => strategy::run(args, context),
         Which::Rdma(args) => rdma::run(args, context),
         Which::Idle(args) => idle::run(args, context),
         Which::Report(args) => report::run(args, context),
