@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use dwcp_api::node::{Reply, Request};
 use dwcp_api::{MigrationId, MigrationReport, TransferSettings};
 
-use super::{Binaries, GuestPair, GuestSpec, LabError, LabNode};
+use super::{Binaries, GuestPair, GuestSpec, LabError, LabNode, Usage};
 
 /// All of a fleet are moved within this time, or it hangs.
 const FLEET_TIME: Duration = Duration::from_secs(900);
@@ -32,6 +32,8 @@ pub struct MovedFleet {
     pub dataplane_cpu_s: f64,
     /// Most memory of its own that a data plane had; guest RAM that it maps does not count.
     pub dataplane_bytes_max: u64,
+    /// What the four daemons held before and after, data plane first, at the one node and at the other.
+    pub usage: [[Usage; 4]; 2],
 }
 
 impl Fleet {
@@ -69,12 +71,18 @@ impl Fleet {
         [self.a.dataplane_cpu_s(), self.a.controlplane_cpu_s()]
     }
 
+    fn usage(&self) -> [Usage; 4] {
+        let ([data, control], [data_there, control_there]) = (self.a.usage(), self.b.usage());
+        [data, control, data_there, control_there]
+    }
+
     /// Moves all of them at once, then lets each look at its memory.
     ///
     /// # Errors
     /// [`LabError`]; a migration that ends badly is a result, not an error.
     pub fn run(&mut self, settings: &TransferSettings) -> Result<MovedFleet, LabError> {
         let cpu = |fleet: &Self| fleet.a.dataplane_cpu_s() + fleet.b.dataplane_cpu_s();
+        let usage = self.usage();
         let (before, began) = (cpu(self), Instant::now());
         let mut open: Vec<MigrationId> = vec![];
         for (name, _) in &self.guests {
@@ -126,6 +134,7 @@ impl Fleet {
             seconds,
             dataplane_cpu_s,
             dataplane_bytes_max: most_bytes,
+            usage: [usage, self.usage()],
         })
     }
 }

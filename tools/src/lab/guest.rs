@@ -143,8 +143,18 @@ impl GuestPair {
     pub fn start(spec: &GuestSpec, folder: &Path, binaries: &Binaries) -> Result<Self, LabError> {
         if spec.choice == GuestChoice::Synthetic {
             return Ok(Self::Synthetic {
-                source: SyntheticProcess::start(spec, folder, binaries, false)?,
-                destination: SyntheticProcess::start(spec, folder, binaries, true)?,
+                source: SyntheticProcess::start(
+                    spec,
+                    &folder.join("source.guest"),
+                    binaries,
+                    false,
+                )?,
+                destination: SyntheticProcess::start(
+                    spec,
+                    &folder.join("destination.guest"),
+                    binaries,
+                    true,
+                )?,
             });
         }
         let mut source = QemuEnd::start(spec, folder, binaries, false)?;
@@ -172,7 +182,9 @@ impl GuestPair {
                 source,
                 destination,
             } => {
-                let place = SyntheticProcess::start(spec, folder, binaries, true)?;
+                // Where the guest was: it is reached at the other socket now.
+                let _ = source.child.kill();
+                let place = SyntheticProcess::start(spec, &source.socket, binaries, true)?;
                 *source = std::mem::replace(destination, place);
             }
             Self::Qemu {
@@ -277,19 +289,18 @@ impl GuestPair {
 impl SyntheticProcess {
     fn start(
         spec: &GuestSpec,
-        folder: &Path,
+        socket: &Path,
         binaries: &Binaries,
         incoming: bool,
     ) -> Result<Self, LabError> {
         let name = if incoming { "destination" } else { "source" };
-        let socket = folder.join(format!("{name}.guest"));
-        let _ = std::fs::remove_file(&socket);
+        let _ = std::fs::remove_file(socket);
         let zero = 100 - spec.fill_mib.min(spec.ram_mib) * 100 / spec.ram_mib.max(1);
         let mut command = Command::new(&binaries.load);
         command
             .args(["guest", "--name", name, "--kind", spec.kind.name()])
             .arg("--socket")
-            .arg(&socket)
+            .arg(socket)
             .args(["--size-mib", &spec.ram_mib.to_string()])
             .args(["--hot-mib", &spec.hot_mib.to_string()])
             .args(["--dirty-rate", &spec.dirty_pages_per_s.to_string()])
@@ -307,7 +318,10 @@ impl SyntheticProcess {
             command.arg("--prealloc");
         }
         let child = command.spawn().map_err(LabError::system("dwcp-load"))?;
-        let mut process = Self { child, socket };
+        let mut process = Self {
+            child,
+            socket: socket.to_owned(),
+        };
         process.wait_ready()?;
         Ok(process)
     }

@@ -12,6 +12,7 @@
 //! | `held.rs` | what the destination has before a guest comes |
 //! | `run.rs` | one migration from the boot to the guest's own verdict |
 //! | `fleet.rs` | many synthetic guests moved at once |
+//! | `usage.rs` | what a daemon holds: memory, descriptors, threads |
 
 mod binaries;
 mod break_stream;
@@ -22,6 +23,7 @@ mod node;
 mod pki;
 mod qemu_end;
 mod run;
+mod usage;
 
 pub use binaries::{Binaries, BinariesError};
 pub use fleet::{Fleet, MovedFleet};
@@ -29,6 +31,7 @@ pub use guest::{GuestChoice, GuestPair, GuestSpec};
 pub use node::{LabNode, Plane};
 pub use qemu_end::QemuEnd;
 pub use run::{Ends, Lab, MovedGuest, RunSpec};
+pub use usage::Usage;
 
 /// Why the lab cannot do what was asked.
 #[derive(Debug, thiserror::Error)]

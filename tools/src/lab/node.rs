@@ -9,11 +9,14 @@ use dwcp_api::node::{NodeStatus, Reply, Request};
 use dwcp_api::{ApiError, ErrorCode, IoPath, TransferSettings};
 
 use super::break_stream::break_stream;
-use super::{Binaries, LabError, pki};
+use super::{Binaries, LabError, Usage, pki};
 use crate::NodeClient;
 
 /// A daemon that does not serve within this time has not started.
 const START_TIME: Duration = Duration::from_secs(20);
+
+/// The handover journal in a state folder.
+const JOURNAL: &str = "handover.journal";
 
 /// Which daemon of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,15 +202,20 @@ impl LabNode {
     /// Memory of the data plane's own, without guest RAM that it maps.
     #[must_use]
     pub fn dataplane_bytes(&self) -> u64 {
-        let Some(child) = &self.data else { return 0 };
-        let text = std::fs::read_to_string(format!("/proc/{}/status", child.id()));
-        let kib = text.ok().and_then(|text| {
-            let line = text
-                .lines()
-                .find_map(|line| line.strip_prefix("RssAnon:"))?;
-            line.trim().trim_end_matches(" kB").parse::<u64>().ok()
-        });
-        kib.unwrap_or(0) * 1024
+        Usage::of(self.data.as_ref()).bytes
+    }
+
+    /// What its data plane and its control plane hold.
+    #[must_use]
+    pub fn usage(&self) -> [Usage; 2] {
+        [&self.data, &self.control].map(|child| Usage::of(child.as_ref()))
+    }
+
+    /// Bytes of its handover journal.
+    #[must_use]
+    pub fn journal_bytes(&self) -> u64 {
+        let journal = std::fs::metadata(self.folder.join(JOURNAL));
+        journal.map_or(0, |file| file.len())
     }
 
     /// CPU seconds that the data plane has used.

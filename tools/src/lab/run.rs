@@ -230,6 +230,15 @@ impl Lab {
         }
     }
 
+    /// Moves the guest, and leaves it alone then.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_unseen(&mut self, settings: &TransferSettings) -> Result<MigrationReport, LabError> {
+        let id = self.migrate(settings)?;
+        self.wait_report(id, &mut |_| {})
+    }
+
     /// Moves the guest and lets it look at its memory where it is then.
     ///
     /// # Errors

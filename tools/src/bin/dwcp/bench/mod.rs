@@ -16,6 +16,7 @@ mod rdma;
 mod report;
 mod run;
 mod scale;
+mod soak;
 mod stat;
 mod strategy;
 mod tls;
@@ -44,6 +45,8 @@ enum Which {
     Codec(codec::Args),
     /// Let RAM, streams, the dirty rate or the number of migrations grow.
     Scale(scale::Args),
+    /// Move one guest back and forth, thousands of times: the daemons must not grow.
+    Soak(soak::Args),
     /// Every guest with every RAM over every link: 330 scenarios, those that fit run for real.
     Matrix(Box<matrix::Args>),
     /// Move a guest over slow, long and lossy links, there and back, beside QEMU's own migration.
@@ -77,6 +80,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         Which::Parts(args) => parts::run(args, context),
         Which::Codec(args) => codec::run(args, context),
         Which::Scale(args) => scale::run(args, context),
+        Which::Soak(args) => soak::run(args, context),
         Which::Matrix(args) => matrix::run(args, context),
         Which::Wan(args) => wan::run(args, context),
         Which::Tls(args) => tls::run(args, context),

@@ -7,7 +7,7 @@ use dwcp_api::RunResult;
 use dwcp_controlplane::profile;
 use dwcp_testbed::Kind;
 use dwcp_testbed::wire::Backing;
-use dwcp_tools::lab::{Fleet, GuestChoice, GuestSpec};
+use dwcp_tools::lab::{Fleet, GuestChoice, GuestSpec, Usage};
 use serde::Serialize;
 
 use super::machine::{Machine, memory_available_mib};
@@ -49,6 +49,8 @@ enum Axis {
     DirtyRate,
     /// Idle guests of 64 MiB moved at once, 1 to 100, and one guest of as much RAM beside them.
     Concurrency,
+    /// A thousand idle guests of 2 MiB moved at once.
+    Thousand,
 }
 
 /// One step of an axis.
@@ -72,6 +74,9 @@ struct Run {
     cpu_s: f64,
     ram_bytes: u64,
     dataplane_bytes_max: u64,
+    /// Of both data planes and both control planes: more than before the first migration.
+    descriptors_left: i64,
+    threads_left: i64,
     guest_verified: bool,
 }
 
@@ -152,6 +157,11 @@ impl Axis {
                     ..step(format!("1024 MiB, {rate} pages/s rewritten"))
                 })
                 .to_vec(),
+            Self::Thousand => vec![Step {
+                guests: 1000,
+                mib_each: 2,
+                ..step("1000 x 2 MiB at once".to_owned())
+            }],
             Self::Concurrency => [1, 10, 100]
                 .into_iter()
                 .flat_map(|guests| {
@@ -205,6 +215,10 @@ impl Step {
             .iter()
             .filter(|report| report.result == RunResult::Completed && report.verified);
         let ram_bytes = self.guests as u64 * self.mib_each * MIB;
+        let left = |of: fn(&Usage) -> u64| {
+            let sum = |at: usize| moved.usage[at].iter().map(of).sum::<u64>() as i64;
+            sum(1) - sum(0)
+        };
         Ok(Run {
             system: "dwcp",
             case: self.case.clone(),
@@ -219,6 +233,8 @@ impl Step {
             cpu_s: moved.dataplane_cpu_s,
             ram_bytes,
             dataplane_bytes_max: moved.dataplane_bytes_max,
+            descriptors_left: left(|usage| usage.descriptors),
+            threads_left: left(|usage| usage.threads),
             guest_verified: completed.count() == self.guests && moved.bad_guests == 0,
         })
     }
@@ -227,19 +243,20 @@ impl Step {
 fn table(record: &Record) -> String {
     let mut out = format!("{}\n\n", record.machine.line());
     out.push_str(
-        "case                              total ms  pause ms   GB/s  CPU s/GiB  own MiB  guests\n",
+        "case                              total ms  pause ms   GB/s  CPU s/GiB  own MiB  fds left  guests\n",
     );
     for run in &record.runs {
         let gib = run.ram_bytes as f64 / f64::from(1 << 30);
         let _ = writeln!(
             out,
-            "{:<32} {:>9.0} {:>9.1} {:>6.2} {:>10.3} {:>8.1}  {}",
+            "{:<32} {:>9.0} {:>9.1} {:>6.2} {:>10.3} {:>8.1} {:>9}  {}",
             run.case,
             run.total_ms,
             run.downtime_ms,
             run.bytes_per_s / 1e9,
             run.cpu_s / gib,
             run.dataplane_bytes_max as f64 / MIB as f64,
+            run.descriptors_left,
             if run.guest_verified {
                 "verified"
             } else {
