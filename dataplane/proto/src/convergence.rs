@@ -24,7 +24,7 @@ pub struct RoundInput {
 }
 
 /// Where an operator draws the lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RoundLimits {
     /// Longest pause wanted.
     pub downtime_ns_max: u64,
@@ -35,7 +35,7 @@ pub struct RoundLimits {
 }
 
 /// What becomes of a guest that dirties its pages faster than they leave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum IfNotConverged {
     /// It is given back.
     Abort,

@@ -11,7 +11,7 @@ use crate::{Ending, Instant, JournalEntry, Outcome, Phase};
 const SILENCES_MAX: u64 = 20;
 
 /// Pages come.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Fetching {
     /// They have: their root, as far as it is known, and what it took.
     fetched: Option<(Option<u128>, FetchSummary)>,
@@ -21,6 +21,12 @@ pub(super) struct Fetching {
     again: bool,
     /// When the source was heard last, or its last page had come.
     heard: Instant,
+}
+
+impl Fetching {
+    pub(super) const fn forget_when(&mut self, now: Instant) {
+        self.heard = now;
+    }
 }
 
 impl Destination {
