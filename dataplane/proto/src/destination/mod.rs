@@ -220,7 +220,7 @@ impl Destination {
                 at.failed = at.failed.map(|_| now);
                 at.reason.clear();
             }
-            State::Fetching(at) => at.forget_when(now),
+            State::Fetching(at) => at.forget_details(),
             _ => {}
         }
     }

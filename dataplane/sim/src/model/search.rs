@@ -13,10 +13,13 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::graph::Graph;
 use super::world::World;
-use crate::invariants::Violation;
+use crate::invariants::{Violation, bounded};
 
 /// Between two lines on how far it is.
 const PROGRESS: Duration = Duration::from_secs(2);
+
+/// No way to a state is so long, unless something grows without a bound.
+const DEPTH_MAX: u32 = 1_000;
 
 /// What was found.
 #[derive(Clone, Debug, Default)]
@@ -112,6 +115,11 @@ impl Search<'_> {
             if at == level_ends {
                 self.explored.depth += 1;
                 level_ends = self.parents.len() as u32;
+            }
+            if self.explored.depth > DEPTH_MAX {
+                let what = format!("something grows for {DEPTH_MAX} steps");
+                let invariant = bounded::NAME;
+                return Some((Violation { invariant, what }, (at, None)));
             }
             if let Some(broken) = self.expand(&world, at) {
                 return Some(broken);

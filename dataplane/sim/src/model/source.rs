@@ -106,7 +106,10 @@ impl World {
         };
         let actions = run.machine.on_event(now, event);
         run.machine.forget_details();
-        run.todo.extend(actions.into_iter().map(plain));
+        // A sign of life changes nothing.
+        let actions = actions.into_iter();
+        let actions = actions.filter(|action| *action != SourceAction::Send(Control::Alive));
+        run.todo.extend(actions.map(plain));
         if lost {
             self.close(Side::Source);
         }
