@@ -34,6 +34,20 @@ pub enum Variant {
     Postcopy,
 }
 
+impl Variant {
+    /// Both ways.
+    pub const BOTH: [Self; 2] = [Self::Precopy, Self::Postcopy];
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Precopy => "pre-copy",
+            Self::Postcopy => "post-copy",
+        }
+    }
+}
+
 pub(super) fn config() -> SourceConfig {
     SourceConfig {
         offer: Offer {

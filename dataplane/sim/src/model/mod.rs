@@ -41,6 +41,28 @@ pub use search::{Counterexample, Explored, Progress};
 
 use crate::mutation::Mutation;
 
+/// Planted bugs that this can find. The others are of how pages are sent and counted, and of a second migration.
+pub const MUTANTS: [Mutation; 18] = [
+    Mutation::SkipLastRound,
+    Mutation::ResumeAfterHandover,
+    Mutation::ForgetSuspect,
+    Mutation::CommitBeforeJournal,
+    Mutation::AnswerOwnerWrongly,
+    Mutation::HandoverWithoutDevice,
+    Mutation::SkipProof,
+    Mutation::RecoveryResumesPrepared,
+    Mutation::DeviceSentEarly,
+    Mutation::QueryPastMachine,
+    Mutation::ForgetResume,
+    Mutation::RefuseWithoutJournal,
+    Mutation::RecoverEmptyVmm,
+    Mutation::DiscardRuns,
+    Mutation::ForgetDiscard,
+    Mutation::ForgetMissing,
+    Mutation::ForgetServing,
+    Mutation::ForgetWhatIsMissing,
+];
+
 /// Explores every state with so many faults at most, up to the first broken invariant.
 #[must_use]
 pub fn explore(
@@ -50,4 +72,31 @@ pub fn explore(
     progress: Progress<'_>,
 ) -> Explored {
     search::explore(&begin::begin(variant, mutation, faults), progress)
+}
+
+/// How a planted bug was found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// With so many faults; not with fewer.
+    pub faults: u32,
+    /// Where.
+    pub variant: Variant,
+    /// The shortest way to it.
+    pub counterexample: Counterexample,
+}
+
+/// Looks for a planted bug, first without faults, then with one, up to so many.
+#[must_use]
+pub fn hunt(mutation: Mutation, faults_max: u32, progress: Progress<'_>) -> Option<Found> {
+    let both = |faults| Variant::BOTH.map(|variant| (faults, variant));
+    (0..=faults_max)
+        .flat_map(both)
+        .find_map(|(faults, variant)| {
+            let explored = explore(variant, mutation, faults, progress);
+            Some(Found {
+                faults,
+                variant,
+                counterexample: explored.counterexample?,
+            })
+        })
 }
