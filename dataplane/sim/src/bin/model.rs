@@ -57,8 +57,8 @@ fn main() -> anyhow::Result<ExitCode> {
     } else if let Some(name) = &arguments.mutant {
         let mut all = MUTANTS.into_iter();
         let mutation = all.find(|mutation| format!("{mutation:?}") == *name);
-        let mutation =
-            mutation.ok_or_else(|| anyhow::anyhow!("no planted bug {name}; --mutants lists them"))?;
+        let mutation = mutation
+            .ok_or_else(|| anyhow::anyhow!("no planted bug {name}; --mutants lists them"))?;
         print_mutants(&[mutation], &arguments, true)
     } else {
         print_all(&arguments)

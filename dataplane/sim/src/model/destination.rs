@@ -10,9 +10,7 @@ use dwcp_wire::{AbortCode, Control, FetchSummary};
 
 use super::begin::GUEST;
 use super::step::DestinationDone;
-use super::world::{
-    ATTEMPT, NOW, Question, SILENCE_MS, World, plain_entry, plain_message,
-};
+use super::world::{ATTEMPT, NOW, Question, SILENCE_MS, World, plain_entry, plain_message};
 use crate::faults::{JournalFault, Side};
 use crate::invariants::no_lost_write;
 use crate::journal::Journal;
@@ -38,8 +36,10 @@ pub(super) struct DestinationNode {
 pub(super) enum DestinationProcess {
     Dead,
     Takes(Box<DestinationRun>),
-    /// Restarted: has the VMM run the guest.
-    Resumes,
+    /// Restarted: has the VMM run the guest, which has failed so often.
+    Resumes {
+        failures: u32,
+    },
     /// Restarted, or asked: writes how it ended.
     Writes(JournalEntry),
     Idle,
@@ -89,7 +89,7 @@ impl DestinationProcess {
                 Some(DestinationAction::Journal(entry)) => Some(entry),
                 _ => None,
             },
-            Self::Dead | Self::Resumes | Self::Idle => None,
+            Self::Dead | Self::Resumes { .. } | Self::Idle => None,
         }
     }
 }
@@ -240,7 +240,8 @@ impl World {
 
     pub(super) fn no_postcopy(&mut self) {
         if let Some(run) = self.destination_run() {
-            run.done.retain(|&done| done != DestinationDone::PostcopyPrepared);
+            run.done
+                .retain(|&done| done != DestinationDone::PostcopyPrepared);
         }
         let event = DestinationEvent::PostcopyImpossible(String::new());
         self.feed_destination(NOW, event);
@@ -254,8 +255,11 @@ impl World {
         let fetches = self.destination.journal.is_fetching(ATTEMPT);
         if matches!(self.destination.process, DestinationProcess::Writes(_)) {
             // That a guest's pages will never come is said until it is durable: the source asks until then.
-            let lost = matches!(entry, JournalEntry::Failed { .. }) && fetches;
-            if !lost {
+            let failed = matches!(entry, JournalEntry::Failed { .. });
+            if failed {
+                self.destination.ended = Some(Ending::Failed);
+            }
+            if !(failed && fetches) {
                 self.destination.process = DestinationProcess::Idle;
             }
             return;

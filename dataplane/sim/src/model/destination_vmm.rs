@@ -1,6 +1,6 @@
 //! What the destination's engine does with its VMM and RAM: pages, proof, device state, running and discarding.
 
-use dwcp_proto::{DestinationEvent, JournalEntry};
+use dwcp_proto::{DestinationEvent, JournalEntry, RESUME_TRIES_MAX};
 use dwcp_wire::{PageRange, RoundSummary};
 
 use super::begin::{GUEST, STALE};
@@ -159,20 +159,29 @@ impl World {
             self.check_run();
             self.destination.vmm.vm = DestinationVm::Running;
         }
-        if self.destination.process == DestinationProcess::Resumes {
-            let entry = if obeys {
-                JournalEntry::Resumed
-            } else {
-                last_entry(false)
-            };
-            self.destination.process = DestinationProcess::Writes(entry);
-            return;
+        if let DestinationProcess::Resumes { failures } = self.destination.process {
+            return self.destination_recovery_resumed((obeys, there), failures);
         }
         self.destination_done(if obeys {
             DestinationDone::Resumed
         } else {
             DestinationDone::VmmFailed
         });
+    }
+
+    /// Another VMM in the old one's place is not asked.
+    fn destination_recovery_resumed(&mut self, (obeys, there): (bool, bool), failures: u32) {
+        let gone = !there || self.destination.vmm.vm == DestinationVm::Gone;
+        self.destination.process = if obeys {
+            DestinationProcess::Writes(JournalEntry::Resumed)
+        } else if gone || failures + 1 == RESUME_TRIES_MAX {
+            DestinationProcess::Writes(last_entry(false))
+        } else {
+            self.destination.orders.push_back(true);
+            DestinationProcess::Resumes {
+                failures: failures + 1,
+            }
+        };
     }
 
     fn check_run(&mut self) {
@@ -182,7 +191,10 @@ impl World {
         if let Some(what) = proof_before_run::find(vmm, committed) {
             self.break_invariant(proof_before_run::NAME, what);
         } else if lost {
-            self.break_invariant(no_lost_write::NAME, "a page is not what it was at the pause");
+            self.break_invariant(
+                no_lost_write::NAME,
+                "a page is not what it was at the pause",
+            );
         }
     }
 }

@@ -31,10 +31,10 @@ impl World {
             return broken(no_copy_stays::NAME, no_copy_stays::WHAT.to_owned());
         }
         let owned_there = self.destination.journal.is_committed(ATTEMPT);
-        let (killed, failed) = if owned_there {
-            (self.destination.killed, self.destination.journal.has_failed())
+        let (killed, ended) = if owned_there {
+            (self.destination.killed, self.destination.ended)
         } else {
-            (self.source.killed, self.source.journal.has_failed())
+            (self.source.killed, self.source.ended)
         };
         match (here, there) {
             (true, _) => Ok("runs at the source"),
@@ -45,7 +45,7 @@ impl World {
             ),
             (_, true) => Ok("runs at the destination"),
             _ if killed => Ok("its owner's VMM was killed"),
-            _ if failed => Ok("stands, and the journal says why"),
+            _ if ended == Some(Ending::Failed) => Ok("stands, and its node says why"),
             _ => broken(
                 never_neither::NAME,
                 "the guest runs nowhere and nobody has said why".to_owned(),

@@ -95,6 +95,9 @@ mod tests {
 
     #[test]
     fn a_state_that_nothing_follows_and_that_is_not_good_is_found() {
-        assert_eq!(graph(&[&[1, 2], &[], &[]], &[1]).first_without_end(), Some(2));
+        assert_eq!(
+            graph(&[&[1, 2], &[], &[]], &[1]).first_without_end(),
+            Some(2)
+        );
     }
 }

@@ -124,10 +124,8 @@ impl World {
         for side in SIDES {
             self.faults_at(side, &mut faults);
         }
-        let (to_source, to_destination) = (
-            self.wire.to(Side::Source),
-            self.wire.to(Side::Destination),
-        );
+        let (to_source, to_destination) =
+            (self.wire.to(Side::Source), self.wire.to(Side::Destination));
         if to_source.is_open() || to_destination.is_open() {
             for kept in 0..=to_source.len() {
                 faults.extend((0..=to_destination.len()).map(|there| Fault::Cut {
@@ -142,7 +140,8 @@ impl World {
         if self.can_load() {
             faults.push(Fault::FailLoad);
         }
-        if self.wire.round.is_some_and(|round| round.sends_pages) && !self.is_dead(Side::Destination)
+        if self.wire.round.is_some_and(|round| round.sends_pages)
+            && !self.is_dead(Side::Destination)
         {
             faults.push(Fault::Damage);
         }

@@ -30,7 +30,7 @@ impl World {
         match choice {
             DestinationRecovery::Resume => {
                 self.destination.orders.push_back(true);
-                self.destination.process = DestinationProcess::Resumes;
+                self.destination.process = DestinationProcess::Resumes { failures: 0 };
             }
             DestinationRecovery::Fetch if there => self.fetch_again(),
             DestinationRecovery::Refuse => self.refuse(),
@@ -85,7 +85,7 @@ impl World {
                 self.refuse();
             }
             DestinationProcess::Idle => self.answer(false),
-            DestinationProcess::Resumes | DestinationProcess::Writes(_) => {
+            DestinationProcess::Resumes { .. } | DestinationProcess::Writes(_) => {
                 self.ask(Question::Asked);
             }
         }

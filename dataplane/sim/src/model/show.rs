@@ -46,7 +46,10 @@ impl fmt::Display for World {
 }
 
 fn stage(stage: Option<crate::journal::Stage>) -> String {
-    stage.map_or_else(|| "no record".to_owned(), |stage| format!("journal {stage:?}"))
+    stage.map_or_else(
+        || "no record".to_owned(),
+        |stage| format!("journal {stage:?}"),
+    )
 }
 
 /// Its name, without what it carries.

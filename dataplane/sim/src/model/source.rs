@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use dwcp_proto::{
-    Ending, Instant, JournalEntry, LastRecord, Outcome, RoundMeasure, Source, SourceAction, SourceConfig,
-    SourceEvent, SourceRecovery, VmState, recover_source,
+    Ending, Instant, JournalEntry, LastRecord, Outcome, RESUME_TRIES_MAX, RoundMeasure, Source,
+    SourceAction, SourceConfig, SourceEvent, SourceRecovery, VmState, recover_source,
 };
 use dwcp_wire::{AbortCode, Control};
 
@@ -41,8 +41,10 @@ pub(super) enum SourceProcess {
     Moves(Box<SourceRun>),
     /// Restarted: asks who owns the VM.
     Asks,
-    /// Restarted: has the VMM run the guest.
-    Resumes,
+    /// Restarted: has the VMM run the guest, which has failed so often.
+    Resumes {
+        failures: u32,
+    },
     /// Restarted: writes how it ended.
     Writes(JournalEntry),
     Idle,
@@ -79,7 +81,7 @@ impl SourceProcess {
                 Some(SourceAction::Journal(entry)) => Some(entry),
                 _ => None,
             },
-            Self::Dead | Self::Asks | Self::Resumes | Self::Idle => None,
+            Self::Dead | Self::Asks | Self::Resumes { .. } | Self::Idle => None,
         }
     }
 }
@@ -152,7 +154,9 @@ impl World {
             SourceAction::ReadRoot => self.source_done(SourceDone::RootRead),
             SourceAction::PauseVm => self.source.commands.push_back(SourceCommand::Pause),
             SourceAction::SendDeviceState => {
-                self.source.commands.push_back(SourceCommand::GiveDeviceState);
+                self.source
+                    .commands
+                    .push_back(SourceCommand::GiveDeviceState);
             }
             SourceAction::ResumeVm if self.mutation == Mutation::ForgetResume => {
                 self.source_done(SourceDone::Resumed);
@@ -236,8 +240,13 @@ impl World {
             }
             _ => {}
         }
-        if self.source.process == SourceProcess::Resumes {
-            self.source.process = SourceProcess::Writes(last_entry(obeyed));
+        if let SourceProcess::Resumes { failures } = self.source.process {
+            let gone = matches!(self.source.vmm.vm, SourceVm::Gone | SourceVm::Empty);
+            if obeyed || gone || failures + 1 == RESUME_TRIES_MAX {
+                self.source.process = SourceProcess::Writes(last_entry(obeyed));
+            } else {
+                self.source_resumes(failures + 1);
+            }
             return;
         }
         match (command, obeyed) {
@@ -317,7 +326,7 @@ impl World {
             choice = SourceRecovery::Resume;
         }
         match choice {
-            SourceRecovery::Resume => self.source_resumes(),
+            SourceRecovery::Resume => self.source_resumes(0),
             SourceRecovery::RunsHere => {
                 self.source.process = SourceProcess::Writes(last_entry(true));
             }
@@ -330,8 +339,8 @@ impl World {
         }
     }
 
-    fn source_resumes(&mut self) {
-        self.source.process = SourceProcess::Resumes;
+    fn source_resumes(&mut self, failures: u32) {
+        self.source.process = SourceProcess::Resumes { failures };
         self.source.commands.push_back(SourceCommand::Resume);
     }
 

@@ -75,10 +75,7 @@ pub(super) enum Fault {
     /// A data plane is killed.
     Kill(Death),
     /// A VMM is killed; perhaps an empty one is started in its place.
-    KillVmm {
-        side: Side,
-        replaced: bool,
-    },
+    KillVmm { side: Side, replaced: bool },
     /// A command of the VMM fails.
     FailVmm(Side),
     /// The destination's VMM fails to load device state, and exits.
@@ -98,9 +95,7 @@ pub(super) enum Fault {
     /// The destination cannot do without pages.
     NoPostcopy,
     /// A question, or its answer, is lost.
-    LoseAnswer {
-        answered: Option<bool>,
-    },
+    LoseAnswer { answered: Option<bool> },
     /// A question comes twice.
     RepeatQuestion,
 }

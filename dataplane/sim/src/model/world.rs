@@ -98,7 +98,10 @@ impl World {
         journal.calm();
         let commits = side == Side::Destination && journal.is_committed(ATTEMPT) && !owned;
         if commits && self.denied {
-            self.break_invariant("commit_after_refusal", "committed after the source was told no");
+            self.break_invariant(
+                "commit_after_refusal",
+                "committed after the source was told no",
+            );
         }
         written
     }
@@ -171,7 +174,8 @@ impl World {
                 self.device_ends_early();
                 self.destination.process = DestinationProcess::Dead;
                 self.destination.orders.truncate(death.commands);
-                self.questions.retain(|&question| question != Question::Waits);
+                self.questions
+                    .retain(|&question| question != Question::Waits);
                 self.is_deaf(side);
             }
         }
