@@ -18,7 +18,7 @@ struct Arguments {
     #[arg(long, default_value_t = 2, value_name = "N")]
     faults: u32,
     /// Only one way to move the guest.
-    #[arg(long)]
+    #[arg(long, value_name = "WAY")]
     only: Option<Way>,
     /// Plant each known bug and show how it is found.
     #[arg(long)]
@@ -35,7 +35,7 @@ struct Arguments {
 }
 
 const EXAMPLES: &str = "Examples:
-  dwcp-model                              all states with two faults, half a minute
+  dwcp-model                              all states with two faults, a few seconds
   dwcp-model --faults 1 --only post-copy  fewer of them
   dwcp-model --mutants                    each planted bug, and what finds it
   dwcp-model --mutant QueryPastMachine    step by step how the guest comes to run twice

@@ -66,7 +66,7 @@ impl World {
             self.destination_done(DestinationDone::DeviceLoaded);
         }
         if self.wire.device == DeviceStream::Broken {
-            self.device_lost_at_destination();
+            self.device_ends_early();
         }
     }
 
@@ -87,10 +87,6 @@ impl World {
         if self.mutation != Mutation::HandoverWithoutDevice {
             self.destination_done(DestinationDone::DeviceLoaded);
         }
-    }
-
-    pub(super) fn device_lost_at_destination(&mut self) {
-        self.device_ends_early();
     }
 
     /// A VMM whose incoming device state ends too early exits.

@@ -1,19 +1,93 @@
-//! The destination after a restart, questions who owns the VM, and how two nodes find each other in post-copy.
+//! Both sides after a restart, questions who owns the VM, and how two nodes find each other in post-copy.
 
 use dwcp_proto::{
-    Destination, DestinationEvent, DestinationRecovery, JournalEntry, LastRecord, SourceEvent,
-    VmState, recover_destination,
+    Destination, DestinationEvent, DestinationRecovery, Ending, JournalEntry, LastRecord, Source,
+    SourceEvent, SourceRecovery, VmState, recover_destination, recover_source,
 };
 use dwcp_wire::{Control, FetchSummary};
 
+use super::begin::config;
 use super::destination::{DestinationProcess, DestinationRun, destination_config};
-use super::source::{SourceProcess, last_entry};
+use super::source::{SourceProcess, SourceRun, last_entry};
 use super::wire::Wire;
 use super::world::{ATTEMPT, EPOCH, NOW, Question, World};
 use crate::journal::Stage;
 use crate::mutation::Mutation;
+use crate::vmm::SourceCommand;
 
 impl World {
+    pub(super) fn restart_source(&mut self) {
+        self.source.journal.reopen();
+        let Some(last) = self.source.journal.unfinished(ATTEMPT) else {
+            self.source.process = SourceProcess::Idle;
+            return;
+        };
+        self.recover_source_from(last);
+    }
+
+    fn recover_source_from(&mut self, last: LastRecord) {
+        let vm = self.source.vmm.vm.seen();
+        let mut choice = recover_source(last, vm);
+        if self.mutation == Mutation::RecoveryResumesPrepared && vm == VmState::Paused {
+            choice = SourceRecovery::Resume;
+        }
+        match choice {
+            SourceRecovery::Resume => self.source_resumes(0),
+            SourceRecovery::RunsHere => {
+                self.source.process = SourceProcess::Writes(last_entry(true));
+            }
+            SourceRecovery::AskDestination => self.source.process = SourceProcess::Asks,
+            SourceRecovery::Serve => self.serve(),
+            SourceRecovery::GivenAway => self.source.process = SourceProcess::Idle,
+            SourceRecovery::Lost => {
+                self.source.process = SourceProcess::Writes(last_entry(false));
+            }
+        }
+    }
+
+    pub(super) fn source_resumes(&mut self, failures: u32) {
+        self.source.process = SourceProcess::Resumes { failures };
+        self.source.commands.push_back(SourceCommand::Resume);
+    }
+
+    /// It has written how it ended, or could not: the next start finds the same again.
+    pub(super) fn source_recovered(&mut self, entry: &JournalEntry) {
+        match entry {
+            JournalEntry::Serving { .. } => self.serve(),
+            JournalEntry::Committed { .. } => self.source_ends(Ending::Completed),
+            JournalEntry::Aborted { .. } => self.source_ends(Ending::Aborted),
+            _ => self.source_ends(Ending::Failed),
+        }
+    }
+
+    fn serve(&mut self) {
+        if self.mutation == Mutation::ForgetServing {
+            self.source.process = SourceProcess::Idle;
+            return;
+        }
+        let mut run = SourceRun::new(Source::serving_again(config(), EPOCH));
+        run.returns = true;
+        self.source.process = SourceProcess::Moves(Box::new(run));
+    }
+
+    /// The destination's answer, for the machine or for a restarted data plane.
+    pub(super) fn answer_arrives(&mut self, committed: bool) {
+        self.take_question(Question::Answered(committed));
+        if self.source.process != SourceProcess::Asks {
+            self.feed_source(NOW, SourceEvent::OwnerAnswer { committed });
+            return;
+        }
+        let epoch = EPOCH;
+        if !committed {
+            // Not given away, as if it had only begun.
+            self.recover_source_from(LastRecord::Begin);
+        } else if self.source.journal.is_postcopy(ATTEMPT) {
+            self.source.process = SourceProcess::Writes(JournalEntry::Serving { epoch });
+        } else {
+            self.source.process = SourceProcess::Writes(JournalEntry::Committed { epoch });
+        }
+    }
+
     pub(super) fn restart_destination(&mut self) {
         self.destination.journal.reopen();
         let Some(last) = self.destination.journal.unfinished(ATTEMPT) else {

@@ -3,15 +3,14 @@
 use std::collections::VecDeque;
 
 use dwcp_proto::{
-    Ending, Instant, JournalEntry, LastRecord, Outcome, RESUME_TRIES_MAX, RoundMeasure, Source,
-    SourceAction, SourceConfig, SourceEvent, SourceRecovery, VmState, recover_source,
+    Ending, Instant, JournalEntry, Outcome, RESUME_TRIES_MAX, RoundMeasure, Source, SourceAction,
+    SourceEvent,
 };
 use dwcp_wire::{AbortCode, Control};
 
-use super::begin::config;
 use super::step::SourceDone;
 use super::wire::Round;
-use super::world::{ATTEMPT, EPOCH, NOW, Question, World, plain_entry, plain_message};
+use super::world::{NOW, Question, World, plain_entry, plain_message};
 use crate::faults::{JournalFault, Side};
 use crate::invariants::abort_restores;
 use crate::journal::Journal;
@@ -196,7 +195,7 @@ impl World {
         self.close(Side::Source);
     }
 
-    fn source_ends(&mut self, ending: Ending) {
+    pub(super) fn source_ends(&mut self, ending: Ending) {
         self.source.process = SourceProcess::Idle;
         self.source.ended = Some(ending);
     }
@@ -308,79 +307,6 @@ impl World {
             SourceEvent::Failed(AbortCode::Journal, String::new())
         };
         self.feed_source(NOW, event);
-    }
-
-    pub(super) fn restart_source(&mut self) {
-        self.source.journal.reopen();
-        let Some(last) = self.source.journal.unfinished(ATTEMPT) else {
-            self.source.process = SourceProcess::Idle;
-            return;
-        };
-        self.recover_source_from(last);
-    }
-
-    fn recover_source_from(&mut self, last: LastRecord) {
-        let vm = self.source.vmm.vm.seen();
-        let mut choice = recover_source(last, vm);
-        if self.mutation == Mutation::RecoveryResumesPrepared && vm == VmState::Paused {
-            choice = SourceRecovery::Resume;
-        }
-        match choice {
-            SourceRecovery::Resume => self.source_resumes(0),
-            SourceRecovery::RunsHere => {
-                self.source.process = SourceProcess::Writes(last_entry(true));
-            }
-            SourceRecovery::AskDestination => self.source.process = SourceProcess::Asks,
-            SourceRecovery::Serve => self.serve(),
-            SourceRecovery::GivenAway => self.source.process = SourceProcess::Idle,
-            SourceRecovery::Lost => {
-                self.source.process = SourceProcess::Writes(last_entry(false));
-            }
-        }
-    }
-
-    fn source_resumes(&mut self, failures: u32) {
-        self.source.process = SourceProcess::Resumes { failures };
-        self.source.commands.push_back(SourceCommand::Resume);
-    }
-
-    /// It has written how it ended, or could not: the next start finds the same again.
-    fn source_recovered(&mut self, entry: &JournalEntry) {
-        match entry {
-            JournalEntry::Serving { .. } => self.serve(),
-            JournalEntry::Committed { .. } => self.source_ends(Ending::Completed),
-            JournalEntry::Aborted { .. } => self.source_ends(Ending::Aborted),
-            _ => self.source_ends(Ending::Failed),
-        }
-    }
-
-    fn serve(&mut self) {
-        if self.mutation == Mutation::ForgetServing {
-            self.source.process = SourceProcess::Idle;
-            return;
-        }
-        let config: SourceConfig = config();
-        let mut run = SourceRun::new(Source::serving_again(config, EPOCH));
-        run.returns = true;
-        self.source.process = SourceProcess::Moves(Box::new(run));
-    }
-
-    /// The destination's answer, for the machine or for a restarted data plane.
-    pub(super) fn answer_arrives(&mut self, committed: bool) {
-        self.take_question(Question::Answered(committed));
-        if self.source.process != SourceProcess::Asks {
-            self.feed_source(NOW, SourceEvent::OwnerAnswer { committed });
-            return;
-        }
-        let epoch = EPOCH;
-        if !committed {
-            // Not given away, as if it had only begun.
-            self.recover_source_from(LastRecord::Begin);
-        } else if self.source.journal.is_postcopy(ATTEMPT) {
-            self.source.process = SourceProcess::Writes(JournalEntry::Serving { epoch });
-        } else {
-            self.source.process = SourceProcess::Writes(JournalEntry::Committed { epoch });
-        }
     }
 }
 

@@ -147,7 +147,7 @@ impl World {
         }
         if device != DeviceStream::Arrived {
             self.wire.device = DeviceStream::Broken;
-            self.device_lost_at_destination();
+            self.device_ends_early();
         }
         if device != DeviceStream::Idle && self.source.vmm.vm == SourceVm::Giving {
             self.source.stream_lost = true;
