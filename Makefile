@@ -1,6 +1,6 @@
 # Everything a person runs. `make demo` and `make test` work on a fresh clone.
 
-.PHONY: all setup build demo test sim fuzz faults bench fmt lint clean
+.PHONY: all setup build demo test sim model fuzz faults bench fmt lint clean
 
 all: build
 
@@ -25,6 +25,9 @@ sim:
 
 fuzz:
 	@$(ENV) tools/fuzz/run $${SECONDS_EACH:-60}
+
+model:
+	@$(ENV) cargo run --release -p dwcp-sim --bin dwcp-model
 
 faults: build
 	@target/release/dwcp bench faults --points 200

@@ -33,7 +33,7 @@ pub struct Outlook {
 }
 
 /// Where an operator draws the lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RoundLimits {
     /// Longest pause wanted.
     pub downtime_ns_max: u64,
@@ -74,7 +74,7 @@ impl RoundLimits {
 }
 
 /// What becomes of a guest that dirties its pages faster than they leave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum IfNotConverged {
     /// It is given back.
     Abort,

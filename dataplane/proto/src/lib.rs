@@ -38,7 +38,7 @@ pub use source::{
 
 /// Nanoseconds since the driver's own beginning of time. Our own type, so that a simulation can
 /// reproduce every value.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Instant(pub u64);
 
 impl Instant {
@@ -50,7 +50,7 @@ impl Instant {
 }
 
 /// What a driver makes durable in the node's journal.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum JournalEntry {
     /// Source: the answer to a handover decides from now on, not this node alone.
     Prepared,
@@ -87,7 +87,7 @@ pub enum JournalEntry {
 }
 
 /// How a migration ended, seen from one end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Outcome {
     /// Which way.
     pub result: Ending,
@@ -96,7 +96,7 @@ pub struct Outcome {
 }
 
 /// Ways to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ending {
     /// The guest is the destination's.
     Completed,

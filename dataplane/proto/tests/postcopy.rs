@@ -169,10 +169,14 @@ fn a_source_in_doubt_serves_once_it_knows() {
 }
 
 fn fetching() -> Destination {
+    restarted(true)
+}
+
+fn restarted(runs: bool) -> Destination {
     let config = DestinationConfig {
         silence_ns: 2_000_000_000,
     };
-    Destination::fetching_again(config, EPOCH + 1, true)
+    Destination::fetching_again(config, EPOCH + 1, runs)
 }
 
 #[test]
@@ -258,4 +262,34 @@ fn a_guest_that_stands_is_run() {
     let resumed = DestinationAction::Journal(JournalEntry::Resumed);
     assert!(actions.contains(&resumed), "{actions:?}");
     assert_eq!(destination.phase(), Phase::Postcopy);
+}
+
+/// Its source keeps the guest's pages, and asks, until the journal here says that they are needed no more.
+#[test]
+fn a_guest_that_is_lost_is_said_until_it_is_durable() {
+    for (mut destination, failures) in [(fetching(), 1), (restarted(false), 5)] {
+        let gone = || DestinationEvent::Failed(AbortCode::Vmm, "gone".into());
+        let mut said = vec![];
+        for _ in 0..failures {
+            let _ = destination.on_event(NOW, DestinationEvent::Tick);
+            said = destination.on_event(NOW, gone());
+        }
+        let [DestinationAction::Journal(entry @ JournalEntry::Failed { .. })] = &said[..] else {
+            panic!("{said:?}");
+        };
+        let full = DestinationEvent::Failed(AbortCode::Journal, "no space left".into());
+        assert_eq!(destination.on_event(NOW, full), []);
+        assert_eq!(destination.on_event(NOW, DestinationEvent::Tick), said);
+        assert_eq!(destination.on_event(NOW, gone()), []);
+        let query = destination.on_event(NOW, DestinationEvent::OwnerQuery);
+        assert_eq!(query, [DestinationAction::AnswerOwner { committed: true }]);
+        assert_eq!(destination.phase(), Phase::Postcopy);
+        let durable = DestinationEvent::Journaled(entry.clone());
+        let end = destination.on_event(NOW, durable);
+        let [DestinationAction::Finish(outcome)] = &end[..] else {
+            panic!("{end:?}");
+        };
+        assert_eq!(outcome.result, Ending::Failed);
+        assert_eq!(destination.phase(), Phase::Failed);
+    }
 }

@@ -36,6 +36,8 @@ pub(crate) struct DestinationNode {
     pub(crate) held_by: Option<usize>,
     /// A restarted data plane has the VMM run the guest.
     pub(crate) resuming: Option<usize>,
+    /// It has failed to so often.
+    pub(crate) resume_failures: u32,
     pub(crate) outcomes: Vec<(usize, Outcome)>,
     /// A fault took the VMM.
     pub(crate) killed: bool,
@@ -73,6 +75,7 @@ impl DestinationNode {
             runs: vec![],
             held_by: None,
             resuming: None,
+            resume_failures: 0,
             outcomes: vec![],
             killed: false,
         }

@@ -1,6 +1,6 @@
 //! What the destination's engine does with its VMM: proof, device state, running and discarding.
 
-use dwcp_proto::DestinationEvent;
+use dwcp_proto::{DestinationEvent, RESUME_TRIES_MAX};
 use dwcp_wire::AbortCode;
 
 use crate::faults::Side;
@@ -150,8 +150,12 @@ impl World {
             return;
         }
         if self.destination.resuming == Some(attempt) {
-            self.destination_recovery_resumed(attempt, obeys);
-            return;
+            let again = self.destination.resume_failures + 1 < RESUME_TRIES_MAX;
+            if there && !obeys && again {
+                self.destination.resume_failures += 1;
+                return self.order_destination_run(attempt, instance);
+            }
+            return self.destination_recovery_resumed(attempt, obeys);
         }
         let event = if obeys {
             DestinationEvent::Resumed

@@ -26,7 +26,7 @@ impl Side {
 }
 
 /// How a journal write fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum JournalFault {
     /// An error, and nothing is written, so many times.
     NotWritten {

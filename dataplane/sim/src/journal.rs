@@ -5,7 +5,7 @@ use dwcp_proto::{JournalEntry, LastRecord};
 use crate::faults::{JournalFault, Side};
 
 /// How far an attempt got in this node's journal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Stage {
     Begun,
     Prepared,
@@ -24,27 +24,29 @@ pub(crate) enum Written {
 }
 
 /// One node's journal. It outlives the process.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Journal {
     side: Side,
-    stages: Vec<Option<Stage>>,
-    failed: Vec<bool>,
-    begun: Vec<bool>,
-    postcopy: Vec<bool>,
-    fetching: Vec<bool>,
+    attempts: Vec<Attempt>,
     poisoned: bool,
     next_fault: Option<JournalFault>,
+}
+
+/// What it holds of an attempt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Attempt {
+    stage: Option<Stage>,
+    begun: bool,
+    failed: bool,
+    postcopy: bool,
+    fetching: bool,
 }
 
 impl Journal {
     pub(crate) const fn new(side: Side) -> Self {
         Self {
             side,
-            stages: vec![],
-            failed: vec![],
-            begun: vec![],
-            postcopy: vec![],
-            fetching: vec![],
+            attempts: vec![],
             poisoned: false,
             next_fault: None,
         }
@@ -56,11 +58,12 @@ impl Journal {
             return Written::Failed("journal is poisoned");
         }
         self.grow(attempt);
-        if self.stages[attempt].is_some() {
+        let of_it = &mut self.attempts[attempt];
+        if of_it.stage.is_some() {
             return Written::Failed("it has begun already, or was refused");
         }
-        self.stages[attempt] = Some(Stage::Begun);
-        self.begun[attempt] = true;
+        of_it.stage = Some(Stage::Begun);
+        of_it.begun = true;
         Written::Durable
     }
 
@@ -111,8 +114,12 @@ impl Journal {
         self.poisoned
     }
 
+    fn attempt(&self, attempt: usize) -> Attempt {
+        self.attempts.get(attempt).copied().unwrap_or_default()
+    }
+
     pub(crate) fn stage(&self, attempt: usize) -> Option<Stage> {
-        self.stages.get(attempt).copied().flatten()
+        self.attempt(attempt).stage
     }
 
     pub(crate) fn is_committed(&self, attempt: usize) -> bool {
@@ -121,69 +128,64 @@ impl Journal {
 
     /// Source: what was handed over needs the pages here.
     pub(crate) fn is_postcopy(&self, attempt: usize) -> bool {
-        self.postcopy.get(attempt).copied().unwrap_or(false)
+        self.attempt(attempt).postcopy
     }
 
     /// Destination: pages may be missing.
     pub(crate) fn is_fetching(&self, attempt: usize) -> bool {
-        let failed = self.failed.get(attempt).copied().unwrap_or(false);
-        self.fetching.get(attempt).copied().unwrap_or(false) && !failed
+        let of_it = self.attempt(attempt);
+        of_it.fetching && !of_it.failed
     }
 
     pub(crate) fn has_failed(&self) -> bool {
-        self.failed.contains(&true)
+        self.attempts.iter().any(|of_it| of_it.failed)
     }
 
     pub(crate) fn attempts(&self) -> usize {
-        self.stages.len()
+        self.attempts.len()
     }
 
     /// The newest attempt that began; it supersedes those before it, ended or not.
     pub(crate) fn newest(&self) -> Option<usize> {
-        (0..self.stages.len()).rev().find(|&at| self.begun[at])
+        self.attempts.iter().rposition(|of_it| of_it.begun)
     }
 
     /// What a restarted process must bring to an end: the attempt's last record.
     pub(crate) fn unfinished(&self, attempt: usize) -> Option<LastRecord> {
-        let failed = self.failed.get(attempt).copied().unwrap_or(false);
+        let Attempt { begun, failed, .. } = self.attempt(attempt);
         match (self.side, self.stage(attempt)?) {
             (_, Stage::Begun) if !failed => Some(LastRecord::Begin),
             (Side::Source, Stage::Prepared) => Some(LastRecord::Prepared),
             (Side::Source, Stage::Serving) if !failed => Some(LastRecord::Serving),
-            (Side::Destination, Stage::Committed | Stage::Resumed)
-                if !failed && self.is_fetching(attempt) =>
-            {
+            (Side::Destination, Stage::Committed | Stage::Resumed) if self.is_fetching(attempt) => {
                 Some(LastRecord::Fetching)
             }
             (Side::Destination, Stage::Committed) if !failed => Some(LastRecord::Committed),
-            (Side::Destination, Stage::Refused) if self.begun[attempt] => Some(LastRecord::Refused),
+            (Side::Destination, Stage::Refused) if begun => Some(LastRecord::Refused),
             _ => None,
         }
     }
 
     fn grow(&mut self, attempt: usize) {
-        while self.stages.len() <= attempt {
-            self.stages.push(None);
-            self.failed.push(false);
-            self.begun.push(false);
-            self.postcopy.push(false);
-            self.fetching.push(false);
+        if self.attempts.len() <= attempt {
+            self.attempts.resize(attempt + 1, Attempt::default());
         }
     }
 
     fn apply(&mut self, attempt: usize, entry: &JournalEntry) {
+        let of_it = &mut self.attempts[attempt];
         let stage = match entry {
             JournalEntry::PreparedPostcopy => {
-                self.postcopy[attempt] = true;
+                of_it.postcopy = true;
                 Stage::Prepared
             }
             JournalEntry::Prepared => Stage::Prepared,
             JournalEntry::Fetching => {
-                self.fetching[attempt] = true;
+                of_it.fetching = true;
                 return;
             }
             JournalEntry::Whole => {
-                self.fetching[attempt] = false;
+                of_it.fetching = false;
                 return;
             }
             JournalEntry::Serving { .. } => Stage::Serving,
@@ -192,11 +194,11 @@ impl Journal {
             JournalEntry::Resumed => Stage::Resumed,
             JournalEntry::Aborted { .. } => Stage::Aborted,
             JournalEntry::Failed { .. } => {
-                self.failed[attempt] = true;
+                of_it.failed = true;
                 return;
             }
         };
-        self.stages[attempt] = Some(stage);
+        of_it.stage = Some(stage);
     }
 
     /// The orders that a node's journal keeps, the same as in the daemon's.

@@ -23,6 +23,7 @@ mod inject;
 mod invariants;
 mod journal;
 mod link;
+pub mod model;
 mod mutation;
 mod net;
 mod pages;

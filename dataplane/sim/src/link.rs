@@ -92,7 +92,7 @@ pub(crate) enum Item {
 }
 
 /// The device state's way from VMM to VMM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum DeviceStream {
     /// The source VMM has not begun.
     Idle,

@@ -2,7 +2,7 @@
 //! and events, so that the machines stay clean; each must be found by an invariant.
 
 /// A planted bug.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Mutation {
     /// None: the program as it is.
     #[default]

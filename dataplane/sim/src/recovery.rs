@@ -1,8 +1,8 @@
 //! Journals under way, processes that die, and what their successors do.
 
 use dwcp_proto::{
-    DestinationEvent, DestinationRecovery, Ending, JournalEntry, LastRecord, SourceEvent,
-    SourceRecovery, VmState, recover_destination, recover_source,
+    DestinationEvent, DestinationRecovery, Ending, JournalEntry, LastRecord, RESUME_TRIES_MAX,
+    SourceEvent, SourceRecovery, VmState, recover_destination, recover_source,
 };
 use dwcp_wire::AbortCode;
 
@@ -181,10 +181,16 @@ impl World {
 
     fn source_recovery_resumes(&mut self, attempt: usize) {
         self.source.resuming = Some(attempt);
+        self.source.resume_failures = 0;
         self.source_command(attempt, SourceCommand::Resume);
     }
 
     pub(crate) fn source_recovery_resumed(&mut self, attempt: usize, obeyed: bool) {
+        let there = self.source.vmm.vm.seen() == VmState::Paused;
+        if !obeyed && there && self.source.resume_failures + 1 < RESUME_TRIES_MAX {
+            self.source.resume_failures += 1;
+            return self.source_command(attempt, SourceCommand::Resume);
+        }
         self.source.resuming = None;
         let why = if obeyed {
             "given back after a restart"
@@ -269,6 +275,7 @@ impl World {
         match choice {
             DestinationRecovery::Resume => {
                 self.destination.resuming = Some(attempt);
+                self.destination.resume_failures = 0;
                 let instance = self.destination.vmm.instance;
                 self.order_destination_run(attempt, instance);
             }

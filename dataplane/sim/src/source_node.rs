@@ -31,6 +31,8 @@ pub(crate) struct SourceNode {
     pub(crate) asking: Option<usize>,
     /// A restarted data plane has the VMM run the guest.
     pub(crate) resuming: Option<usize>,
+    /// It has failed to so often.
+    pub(crate) resume_failures: u32,
     /// How each attempt ended, as far as this node told somebody.
     pub(crate) outcomes: Vec<Option<Outcome>>,
     pub(crate) attempts: usize,
@@ -86,6 +88,7 @@ impl SourceNode {
             run: None,
             asking: None,
             resuming: None,
+            resume_failures: 0,
             outcomes: vec![],
             attempts: 0,
             start_pending: true,

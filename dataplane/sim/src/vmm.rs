@@ -7,7 +7,7 @@ use dwcp_proto::VmState;
 use crate::pages::Content;
 
 /// State of the source's VMM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum SourceVm {
     Running,
     Paused,
@@ -33,7 +33,7 @@ impl SourceVm {
 }
 
 /// Commands to the source's VMM, carried out one after the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum SourceCommand {
     Pause,
     GiveDeviceState,
@@ -41,7 +41,7 @@ pub(crate) enum SourceCommand {
 }
 
 /// The source's VMM. It outlives the data plane.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SourceVmm {
     pub(crate) vm: SourceVm,
     /// The last command is through by then.
@@ -79,7 +79,7 @@ impl SourceVmm {
 }
 
 /// State of the destination's VMM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum DestinationVm {
     /// Waits for device state.
     Incoming,
@@ -90,7 +90,7 @@ pub(crate) enum DestinationVm {
 }
 
 /// The destination's VMM and its RAM. It outlives the data plane.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct DestinationVmm {
     pub(crate) vm: DestinationVm,
     pub(crate) ram: Vec<Content>,

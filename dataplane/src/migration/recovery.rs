@@ -7,8 +7,8 @@ use std::sync::Arc;
 use dwcp_api::{Role, TransferSettings};
 use dwcp_journal::{RecordKind, Stage, Unfinished};
 use dwcp_proto::{
-    DestinationRecovery, Ending, LastRecord, SourceRecovery, VmState, recover_destination,
-    recover_source,
+    DestinationRecovery, Ending, LastRecord, RESUME_TRIES_MAX, SourceRecovery, VmState,
+    recover_destination, recover_source,
 };
 
 use super::doubt::{ASK_AGAIN, Question, ask};
@@ -255,10 +255,10 @@ pub(super) fn resume_here(
 ) -> (Ending, String) {
     let resumed = vm.map_or_else(
         || Err("VMM is gone".to_owned()),
-        |mut vm| vm.resume().map_err(|error| error.to_string()),
+        |mut vm| resume(&mut *vm).map_err(|error| error.to_string()),
     );
     match resumed {
-        Ok(_) => {
+        Ok(()) => {
             tracing::info!(vm = scope.vm, why, "the guest runs here");
             note(node, scope, RecordKind::Aborted { reason: why.into() });
             (Ending::Aborted, why.to_owned())
@@ -269,6 +269,19 @@ pub(super) fn resume_here(
             format!("{why}, but it could not be resumed: {error}"),
         ),
     }
+}
+
+/// A VMM that does not run the guest is asked again, as often as in a migration, before it is said to stand.
+fn resume(vm: &mut dyn Vm) -> Result<(), VmmError> {
+    for _ in 1..RESUME_TRIES_MAX {
+        match vm.resume() {
+            Ok(_) => return Ok(()),
+            Err(error @ VmmError::Gone(_)) => return Err(error),
+            Err(error) => tracing::warn!(%error, "the VMM does not run the guest yet"),
+        }
+        std::thread::sleep(ASK_AGAIN);
+    }
+    vm.resume().map(drop)
 }
 
 pub(super) fn fail(node: &Node, scope: &JournalScope, reason: String) -> (Ending, String) {
@@ -303,9 +316,9 @@ fn recover_as_destination(
             note(node, scope, RecordKind::Resumed);
         }
         DestinationRecovery::Resume => {
-            let resumed = vm.map(|mut vm| vm.resume());
+            let resumed = vm.map(|mut vm| resume(&mut *vm));
             match resumed {
-                Some(Ok(_)) => {
+                Some(Ok(())) => {
                     tracing::info!(vm = scope.vm, "owned here: the guest was resumed");
                     note(node, scope, RecordKind::Resumed);
                 }

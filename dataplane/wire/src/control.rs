@@ -15,7 +15,7 @@ use crate::limits::{
 use crate::{FetchSummary, FoundPages, MissingPages, WantedPages};
 
 /// One RAM block, as both ends must have it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RamBlockInfo {
     /// The VMM's name of the block.
     pub name: String,
@@ -24,7 +24,7 @@ pub struct RamBlockInfo {
 }
 
 /// What the source wants to move, and how.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Offer {
     /// Names the migration on both nodes.
     pub migration: u128,
@@ -77,7 +77,7 @@ impl PageRange {
 }
 
 /// What one end counted in a round. Both ends must come to the same numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RoundSummary {
     /// Page frames.
     pub frames: u64,
@@ -91,7 +91,7 @@ pub struct RoundSummary {
 }
 
 /// Why the destination does not take a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum RefuseCode {
     /// No VM of that name waits here.
@@ -111,7 +111,7 @@ pub enum RefuseCode {
 }
 
 /// Why an end gives up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum AbortCode {
     /// An operator cancelled.
@@ -135,7 +135,7 @@ pub enum AbortCode {
 }
 
 /// A control message. S: sent by the source, D: by the destination.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Control {
     /// S: first after the hello.
     Offer(Offer),

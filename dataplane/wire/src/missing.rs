@@ -6,7 +6,7 @@ use crate::PageRange;
 use crate::limits::{REQUEST_PAGES_MAX, REQUEST_RANGES_MAX};
 
 /// Pages of a piece of one RAM block, those that are missing marked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MissingPages {
     /// RAM block index.
     pub ram_block: u32,
@@ -17,7 +17,7 @@ pub struct MissingPages {
 }
 
 /// What fetching the missing pages took, seen from the destination.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FetchSummary {
     /// Pages that were missing.
     pub pages: u64,

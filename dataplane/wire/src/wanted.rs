@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) const HASH_BYTES: usize = 8;
 
 /// Hashes of pages that follow each other, under the seed of the destination's `Accept`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct WantedPages {
     /// RAM block index.
     pub ram_block: u32,
@@ -46,7 +46,7 @@ impl WantedPages {
 }
 
 /// The answer: which of them are in the destination's RAM now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FoundPages {
     /// RAM block index.
     pub ram_block: u32,

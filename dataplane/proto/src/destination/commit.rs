@@ -2,6 +2,7 @@
 
 use dwcp_wire::{AbortCode, Control};
 
+use super::fetch::lose;
 use super::{
     Actions, Commit, DestinationAction, DestinationEvent, Fetching, Owner, Refusing, Running,
     State, abandon, tell_abort,
@@ -129,6 +130,9 @@ pub(super) fn committed(mut at: Running, event: DestinationEvent) -> (State, Act
                 "owned by this node since epoch {}, but its VMM did not run it: {reason}",
                 at.epoch
             );
+            if at.postcopy {
+                return lose(reason);
+            }
             let entry = JournalEntry::Failed {
                 reason: reason.clone(),
             };

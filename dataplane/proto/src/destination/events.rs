@@ -8,14 +8,14 @@ use dwcp_wire::{
 use crate::{JournalEntry, Outcome};
 
 /// What a destination is told at its start.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DestinationConfig {
     /// Silence after which the peer is lost, until its offer says another.
     pub silence_ns: u64,
 }
 
 /// What happens to a destination.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum DestinationEvent {
     /// A control message came.
     Peer(Control),
@@ -88,7 +88,7 @@ pub enum DestinationEvent {
 }
 
 /// What a destination wants done, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum DestinationAction {
     /// Find the VM, check that it fits the offer, empty its RAM.
     PrepareVm(Offer),

@@ -11,16 +11,40 @@ use crate::{Ending, Instant, JournalEntry, Outcome, Phase};
 const SILENCES_MAX: u64 = 20;
 
 /// Pages come.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Fetching {
     /// They have: their root, as far as it is known, and what it took.
     fetched: Option<(Option<u128>, FetchSummary)>,
     /// The roots were compared: it is being made durable that nothing is missing.
     ending: Option<Option<bool>>,
-    /// That failed, and is tried again.
+    /// The VMM is gone with the guest, or does not run it: why. It is being made durable.
+    lost: Option<String>,
+    /// What was to be made durable could not be, and is tried again.
     again: bool,
     /// When the source was heard last, or its last page had come.
     heard: Instant,
+}
+
+impl Fetching {
+    pub(super) fn forget_details(&mut self) {
+        self.heard = Instant::default();
+        if let Some(reason) = &mut self.lost {
+            reason.clear();
+        }
+    }
+}
+
+/// Nothing more can be fetched. Told only when it is durable: the source keeps the guest's pages, and asks, until the
+/// journal here says what became of it.
+pub(super) fn lose(reason: String) -> (State, Actions) {
+    let entry = JournalEntry::Failed {
+        reason: reason.clone(),
+    };
+    let at = Fetching {
+        lost: Some(reason),
+        ..Fetching::default()
+    };
+    (State::Fetching(at), vec![DestinationAction::Journal(entry)])
 }
 
 impl Destination {
@@ -32,6 +56,9 @@ impl Destination {
         mut at: Fetching,
         event: DestinationEvent,
     ) -> (State, Actions) {
+        if let Some(reason) = at.lost.take() {
+            return self.lost(now, at, reason, &event);
+        }
         if matches!(
             event,
             DestinationEvent::Peer(_) | DestinationEvent::AllFetched { .. }
@@ -73,14 +100,7 @@ impl Destination {
             DestinationEvent::Failed(AbortCode::Vmm, reason) => {
                 let reason =
                     format!("the guest runs here, and its pages cannot be placed: {reason}");
-                let failed = JournalEntry::Failed {
-                    reason: reason.clone(),
-                };
-                let actions = vec![
-                    DestinationAction::Journal(failed),
-                    DestinationAction::Finish(Outcome::new(Ending::Failed, reason)),
-                ];
-                return (State::Ended(Phase::Failed, Owner::Here), actions);
+                return lose(reason);
             }
             DestinationEvent::OwnerQuery => {
                 vec![DestinationAction::AnswerOwner { committed: true }]
@@ -96,6 +116,38 @@ impl Destination {
             DestinationEvent::Tick => self.say_alive(now),
             _ => vec![],
         };
+        (State::Fetching(at), actions)
+    }
+
+    /// Nothing ends this but a durable record, as with a commit that is refused.
+    fn lost(
+        &self,
+        now: Instant,
+        mut at: Fetching,
+        reason: String,
+        event: &DestinationEvent,
+    ) -> (State, Actions) {
+        let actions = match event {
+            DestinationEvent::Journaled(JournalEntry::Failed { .. }) => {
+                let done = DestinationAction::Finish(Outcome::new(Ending::Failed, reason));
+                return (State::Ended(Phase::Failed, Owner::Here), vec![done]);
+            }
+            DestinationEvent::Failed(AbortCode::Journal, _) => {
+                at.again = true;
+                vec![]
+            }
+            DestinationEvent::Tick if at.again => {
+                at.again = false;
+                let reason = reason.clone();
+                vec![DestinationAction::Journal(JournalEntry::Failed { reason })]
+            }
+            DestinationEvent::OwnerQuery => {
+                vec![DestinationAction::AnswerOwner { committed: true }]
+            }
+            DestinationEvent::Tick => self.say_alive(now),
+            _ => vec![],
+        };
+        at.lost = Some(reason);
         (State::Fetching(at), actions)
     }
 }

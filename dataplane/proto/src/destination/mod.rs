@@ -20,7 +20,7 @@ use crate::source::{floor_char, message_name};
 use crate::{Ending, Instant, JournalEntry, Outcome};
 
 /// The destination's machine.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Destination {
     state: State,
     silence_ns: u64,
@@ -28,7 +28,7 @@ pub struct Destination {
     spoke: Instant,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum State {
     Idle,
     Negotiate(Offer),
@@ -51,7 +51,7 @@ impl State {
 }
 
 /// What an end answers when the source asks who owns the VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Owner {
     /// This node does.
     Here,
@@ -63,7 +63,7 @@ enum Owner {
 }
 
 /// Both halves of a round: what the source says it sent, and what was applied here.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Receiving {
     offer: Offer,
     /// Round that is being received. The first is 0: what was in RAM before goes with it.
@@ -76,7 +76,7 @@ struct Receiving {
 }
 
 /// How far a destination is on its way to post-copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Postcopy {
     /// Nobody has spoken of it.
     No,
@@ -88,7 +88,7 @@ enum Postcopy {
     Begun,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct RoundEnd {
     round: u32,
     sent: RoundSummary,
@@ -103,7 +103,7 @@ impl RoundEnd {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Applied {
     round: u32,
     applied: RoundSummary,
@@ -111,7 +111,7 @@ struct Applied {
     root: u128,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Commit {
     epoch: u64,
     asked: bool,
@@ -119,7 +119,7 @@ struct Commit {
 }
 
 /// The guest is being run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Running {
     postcopy: bool,
     epoch: u64,
@@ -127,7 +127,7 @@ struct Running {
     again: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Refusing {
     asked: bool,
     reason: String,
@@ -208,6 +208,21 @@ impl Destination {
             self.spoke = now;
         }
         actions
+    }
+
+    /// Forgets reasons, and when something was: see [`crate::Source::forget_details`].
+    pub fn forget_details(&mut self) {
+        let now = Instant::default();
+        self.heard = self.heard.map(|_| now);
+        self.spoke = now;
+        match &mut self.state {
+            State::Refusing(at) => {
+                at.failed = at.failed.map(|_| now);
+                at.reason.clear();
+            }
+            State::Fetching(at) => at.forget_details(),
+            _ => {}
+        }
     }
 
     fn step(&self, now: Instant, state: State, event: DestinationEvent) -> (State, Actions) {

@@ -5,7 +5,7 @@ use dwcp_wire::{AbortCode, Control, FoundPages, Offer, PageRange, RoundSummary};
 use crate::{JournalEntry, Outcome, Outlook, RoundLimits};
 
 /// What a source is told at its start.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SourceConfig {
     /// What is offered to the destination.
     pub offer: Offer,
@@ -18,7 +18,7 @@ pub struct SourceConfig {
 }
 
 /// What the engine measured in a round.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RoundMeasure {
     /// What was sent.
     pub sent: RoundSummary,
@@ -31,7 +31,7 @@ pub struct RoundMeasure {
 }
 
 /// What happens to a source.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum SourceEvent {
     /// Begin.
     Start,
@@ -87,7 +87,7 @@ pub enum SourceEvent {
 }
 
 /// What a source wants done, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum SourceAction {
     /// Connect to the destination and exchange hellos.
     Connect,

@@ -28,7 +28,7 @@ pub const RESUME_TRIES_MAX: u32 = 5;
 const QUERY_INTERVAL_NS: u64 = 1_000_000_000;
 
 /// The source's machine.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Source {
     config: SourceConfig,
     /// The operator wants post-copy as soon as a round has ended.
@@ -40,7 +40,7 @@ pub struct Source {
     spoke: Instant,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum State {
     Idle,
     Negotiate,
@@ -53,7 +53,7 @@ enum State {
     Ended(Phase),
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Setup {
     armed: bool,
     streams: bool,
@@ -62,7 +62,7 @@ struct Setup {
     answered: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Precopy {
     round: u32,
     began: Instant,
@@ -75,7 +75,7 @@ struct Precopy {
     ready: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Switchover {
     /// Pages that are dirty are named as missing, and not sent.
     postcopy: bool,
@@ -97,7 +97,7 @@ struct Switchover {
     proven: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Resuming {
     outcome: Outcome,
     failures: u32,
@@ -105,7 +105,7 @@ struct Resuming {
     again: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Handover {
     postcopy: bool,
     epoch: u64,
@@ -114,7 +114,7 @@ struct Handover {
 }
 
 /// The guest runs there.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Postcopy {
     epoch: u64,
     /// The connection, until there is another.
@@ -210,6 +210,20 @@ impl Source {
             self.spoke = now;
         }
         actions
+    }
+
+    /// Forgets reasons, and when something was: as if all of it were now. For those who count states: no
+    /// words decide anything, and a moment does only by how long ago it is.
+    pub fn forget_details(&mut self) {
+        let now = Instant::default();
+        self.heard = self.heard.map(|_| now);
+        self.spoke = now;
+        match &mut self.state {
+            State::Precopy(at) => at.began = now,
+            State::Handover(at) => at.asked = at.asked.map(|_| now),
+            State::Resuming(at) => at.outcome.reason.clear(),
+            _ => {}
+        }
     }
 
     fn step(&self, now: Instant, state: State, event: SourceEvent) -> (State, Actions) {

@@ -5,24 +5,24 @@ use dwcp_proto::{Ending, Outcome};
 use crate::vmm::SourceVm;
 use crate::world::World;
 
-const NAME: &str = "abort_restores";
+pub(crate) const NAME: &str = "abort_restores";
 
 /// At the moment when the source says how it ended.
 pub(crate) fn check_outcome(world: &mut World, outcome: &Outcome) {
-    let runs = world.source.vmm.vm == SourceVm::Running;
-    match outcome.result {
-        Ending::Aborted if !runs && !world.source.killed => {
-            let what = format!("aborted, but the guest is {:?}", world.source.vmm.vm);
-            world.break_invariant(NAME, what);
-        }
-        Ending::Failed if runs => {
-            let what = format!("the guest runs, but the end is {outcome:?}");
-            world.break_invariant(NAME, what);
-        }
-        Ending::Aborted | Ending::Completed | Ending::Failed => {}
+    if let Some(what) = find(world.source.vmm.vm, outcome.result, world.source.killed) {
+        world.break_invariant(NAME, format!("{what}: {outcome:?}"));
     }
     if !world.guest.is_intact() {
         world.break_invariant(NAME, "a page at the source is not what the guest wrote");
+    }
+}
+
+pub(crate) fn find(vm: SourceVm, ending: Ending, killed: bool) -> Option<String> {
+    let runs = vm == SourceVm::Running;
+    match ending {
+        Ending::Aborted if !runs && !killed => Some(format!("aborted, but the guest is {vm:?}")),
+        Ending::Failed if runs => Some("the guest runs, but the end is another".to_owned()),
+        Ending::Aborted | Ending::Completed | Ending::Failed => None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::world::World;
 
-const NAME: &str = "bounded";
+pub(crate) const NAME: &str = "bounded";
 
 /// Actions of one event.
 const ACTIONS_MAX: usize = 6;

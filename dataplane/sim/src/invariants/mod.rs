@@ -25,7 +25,7 @@ pub(crate) mod single_runner;
 use crate::world::World;
 
 /// An invariant that does not hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Violation {
     /// Its name.
     pub invariant: &'static str,

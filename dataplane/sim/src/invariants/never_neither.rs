@@ -7,7 +7,7 @@ use crate::faults::Side;
 use crate::vmm::{DestinationVm, SourceVm};
 use crate::world::World;
 
-const NAME: &str = "never_neither";
+pub(crate) const NAME: &str = "never_neither";
 
 pub(crate) fn check(world: &mut World) {
     let here = world.source.vmm.vm == SourceVm::Running;

@@ -1,15 +1,21 @@
 //! What the destination gave up is not loaded there: somebody could run it by hand.
 
+use crate::journal::Journal;
 use crate::vmm::DestinationVm;
 use crate::world::World;
 
-const NAME: &str = "no_copy_stays";
+pub(crate) const NAME: &str = "no_copy_stays";
 
 pub(crate) fn check(world: &mut World) {
     let node = &world.destination;
-    let owned = |attempt| node.journal.is_committed(attempt);
-    let stays = node.vmm.vm == DestinationVm::Loaded && !node.journal.newest().is_some_and(owned);
-    if stays && !node.gone {
-        world.break_invariant(NAME, "a copy that will never run is still loaded");
+    if stays(node.vmm.vm, &node.journal) && !node.gone {
+        world.break_invariant(NAME, WHAT);
     }
+}
+
+pub(crate) const WHAT: &str = "a copy that will never run is still loaded";
+
+pub(crate) fn stays(vm: DestinationVm, journal: &Journal) -> bool {
+    let owned = |attempt| journal.is_committed(attempt);
+    vm == DestinationVm::Loaded && !journal.newest().is_some_and(owned)
 }

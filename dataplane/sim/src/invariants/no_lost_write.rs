@@ -9,6 +9,8 @@ use crate::plan::TrackerKind;
 use crate::vmm::DestinationVm;
 use crate::world::World;
 
+pub(crate) const NAME: &str = "no_lost_write";
+
 pub(crate) fn check_run(world: &mut World) {
     let here = &world.destination.vmm.ram;
     let wrong: Vec<usize> = (0..world.plan.pages)
@@ -24,7 +26,7 @@ pub(crate) fn check_run(world: &mut World) {
     let torn = wrong.iter().any(|&page| here[page] >> 62 != 0);
     if exact || torn {
         let what = format!("pages {wrong:?} differ from the source's at the pause");
-        world.break_invariant("no_lost_write", what);
+        world.break_invariant(NAME, what);
     } else {
         world.stats.lost_by_tracker += wrong.len() as u64;
     }
@@ -36,7 +38,7 @@ pub(crate) fn check_whole(world: &mut World, outcome: &Outcome) {
     let there = world.destination.vmm.vm == DestinationVm::Running;
     if outcome.result == Ending::Completed && there && !missing.is_empty() {
         let what = format!("whole, but pages {missing:?} are missing");
-        world.break_invariant("no_lost_write", what);
+        world.break_invariant(NAME, what);
     } else if outcome.result == Ending::Completed && there {
         check_run(world);
     }
