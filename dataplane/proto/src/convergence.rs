@@ -22,7 +22,7 @@ pub struct RoundInput {
 }
 
 /// What the guest has written since the round began, looked at when its report came.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Outlook {
     /// Pages that are dirty.
     pub dirty_pages: u64,

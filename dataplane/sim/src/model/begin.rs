@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use dwcp_proto::{
-    Destination, DestinationAction, DestinationEvent, IfNotConverged, RoundLimits, RoundMeasure,
-    Source, SourceAction, SourceConfig, SourceEvent,
+    Destination, DestinationAction, DestinationEvent, IfNotConverged, Outlook, RoundLimits,
+    RoundMeasure, Source, SourceAction, SourceConfig, SourceEvent,
 };
 use dwcp_wire::{Control, Offer, RamBlockInfo, RoundSummary};
 
@@ -71,10 +71,13 @@ pub(super) fn config() -> SourceConfig {
         },
         // The first round is the last, unless the guest is foretold to outrun its link.
         limits: RoundLimits {
-            downtime_ns_max: u64::MAX,
+            downtime_ns_max: 0,
+            downtime_ns_at_last: 0,
             rounds_max: 0,
+            throttle_percent_max: 0,
             if_not_converged: IfNotConverged::PostCopy,
         },
+        deadline_ns: 0,
         silence_ns: u64::from(SILENCE_MS) * 1_000_000,
     }
 }
@@ -101,10 +104,14 @@ impl Pair {
 
     /// The first round, and the destination's report of it.
     fn round(&mut self, variant: Variant) -> Control {
-        self.tell_source(SourceEvent::RoundSent(RoundMeasure {
-            outruns: variant == Variant::Postcopy,
-            ..RoundMeasure::default()
-        }));
+        self.tell_source(SourceEvent::RoundSent(RoundMeasure::default()));
+        if variant == Variant::Postcopy {
+            self.tell_source(SourceEvent::Outlook(Outlook {
+                dirty_pages: 1000,
+                page_ns: 1,
+                outruns: true,
+            }));
+        }
         let applied = DestinationEvent::RoundApplied {
             round: 0,
             applied: RoundSummary::default(),
