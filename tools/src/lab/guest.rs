@@ -1,5 +1,6 @@
 //! The guest of the lab, at both ends.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -328,7 +329,8 @@ impl SyntheticProcess {
 
     fn wait_ready(&mut self) -> Result<(), LabError> {
         let deadline = Instant::now() + READY_TIME;
-        while !self.socket.exists() {
+        // There is a socket before anybody listens at it.
+        while UnixStream::connect(&self.socket).is_err() {
             if let Ok(Some(status)) = self.child.try_wait() {
                 let what = "synthetic guest".to_owned();
                 return Err(LabError::Start {
