@@ -71,6 +71,8 @@ pub(super) enum DestinationInput {
     SourceIsBack(Connection),
     /// Pages were looked for.
     Found(Result<Found, String>),
+    /// The guest is not this node's any more, by an operator's word.
+    GivenUp(String),
 }
 
 impl From<WorkerEvent> for DestinationInput {
@@ -159,7 +161,14 @@ impl DestinationDriver {
 
     fn take(&mut self, input: DestinationInput) {
         match input {
+            DestinationInput::Event(DestinationEvent::Peer(Control::SourceListens { address })) => {
+                self.journal.peer_address = address.to_string();
+            }
             DestinationInput::Event(event) => self.feed(event),
+            DestinationInput::GivenUp(reason) => {
+                let result = Ending::Failed;
+                self.outcome = Some(Outcome { result, reason });
+            }
             DestinationInput::Worker(event) => self.worker_event(event),
             DestinationInput::DeviceLost(reason) => self.connection_lost(None, reason),
             DestinationInput::Reread(read) => self.was_reread(read),

@@ -22,6 +22,9 @@ use std::sync::atomic::AtomicBool;
 use dwcp_api::Attachment;
 use dwcp_journal::GuestMemory;
 use dwcp_wire::RamBlockInfo;
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::ram::{RamError, RamLayout};
 
@@ -255,6 +258,23 @@ pub fn lift_missing(attachment: &Attachment, memory: &GuestMemory) -> Result<(),
         let _ = userfault.unregister(block.address, block.bytes);
     }
     Ok(())
+}
+
+/// Ends a VMM that may wait for a page and answer nobody.
+///
+/// # Errors
+/// From the system. A process that has ended already is no error.
+pub fn end_process(pid: i32, begun_ticks: u64) -> Result<(), VmmError> {
+    match started_ticks(pid) {
+        Ok(ticks) if ticks == begun_ticks => {}
+        Ok(_) | Err(VmmError::Gone(_)) => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    let killed = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
+    match killed {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(VmmError::system(format!("kill {pid}"), errno)),
+    }
 }
 
 /// When a process began, in clock ticks since the boot; see proc_pid_stat(5).
