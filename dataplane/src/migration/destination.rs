@@ -251,6 +251,7 @@ impl DestinationDriver {
             Ok(()) => self.pending.push_back(DestinationEvent::Journaled(entry)),
             Err(reason) => {
                 tracing::error!(reason, ?entry, "journal");
+                self.journal.write_at_last(&self.node, &entry);
                 let failed = DestinationEvent::Failed(AbortCode::Journal, reason);
                 self.pending.push_back(failed);
             }

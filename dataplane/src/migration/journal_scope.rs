@@ -1,9 +1,12 @@
 //! What a node writes into its journal about one migration.
 
+use std::sync::Arc;
+
 use dwcp_api::{MigrationId, Role};
 use dwcp_journal::{GuestMemory, Record, RecordKind, Unfinished, wall_ms};
 use dwcp_proto::JournalEntry;
 
+use super::doubt::ASK_AGAIN;
 use super::node::Node;
 
 /// Exit code when the journal cannot be trusted any more (`EX_IOERR` of sysexits.h).
@@ -65,6 +68,42 @@ impl JournalScope {
             }
             error.to_string()
         })
+    }
+
+    /// Makes an entry durable that could not be written, as soon as it can, if it tells what has happened: that is so
+    /// whether it is written or not, and without it the next start would ask once more. What is only to happen is
+    /// not written later.
+    pub(super) fn write_at_last(&self, node: &Arc<Node>, entry: &JournalEntry) {
+        let has_happened = match (self.role, entry) {
+            (Role::Source, JournalEntry::Committed { .. } | JournalEntry::Serving { .. })
+            | (Role::Destination, JournalEntry::Resumed | JournalEntry::Whole)
+            | (_, JournalEntry::Aborted { .. } | JournalEntry::Failed { .. }) => true,
+            (Role::Source | Role::Destination, _) => false,
+        };
+        if !has_happened {
+            return;
+        }
+        let (scope, node, entry) = (self.clone(), Arc::clone(node), entry.clone());
+        let write = move || {
+            while scope.is_open(&node) {
+                std::thread::sleep(ASK_AGAIN);
+                if scope.write_entry(&node, &entry).is_ok() {
+                    tracing::info!(vm = scope.vm, ?entry, "journal: written at last");
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("dwcp-recover".into());
+        if let Err(error) = thread.spawn(write) {
+            tracing::error!(%error, "the next start of this data plane writes it");
+        }
+    }
+
+    /// Whether the journal still waits for an end of the migration.
+    fn is_open(&self, node: &Node) -> bool {
+        let open = node.journal().state().unfinished();
+        open.iter()
+            .any(|open| open.migration == self.migration && open.role == self.role)
     }
 
     /// Makes an entry of the protocol durable.

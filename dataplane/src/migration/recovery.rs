@@ -49,7 +49,7 @@ pub fn recover(node: &Arc<Node>, settings: &TransferSettings) {
 pub(super) fn try_again(node: &Arc<Node>, unfinished: &Unfinished) -> String {
     let is_tried = matches!(
         (unfinished.role, unfinished.stage),
-        (Role::Source, Stage::Begun) | (Role::Destination, Stage::Committed)
+        (Role::Source, Stage::Begun | Stage::Prepared) | (Role::Destination, Stage::Committed)
     );
     if !is_tried || unfinished.fetching.is_some() {
         return "there is nothing that could be tried".to_owned();

@@ -92,7 +92,10 @@ impl Node {
                 Err(error) => format!("{peer} does not know it yet: {error}"),
             },
             (Role::Source, Stage::Prepared | Stage::Serving)
-                if !matches!(live.phase, Some(PhaseName::Handover)) =>
+                if matches!(
+                    live.phase,
+                    Some(PhaseName::InDoubt | PhaseName::PostcopyPaused)
+                ) =>
             {
                 self.ask_other(&open).map_or_else(
                     |error| format!("{peer} does not answer: {error}"),

@@ -272,6 +272,7 @@ impl SourceDriver {
                 Ok(()) => self.pending.push_back(SourceEvent::Journaled(entry)),
                 Err(reason) => {
                     tracing::error!(reason, ?entry, "journal");
+                    self.journal.write_at_last(&self.node, &entry);
                     self.fail(AbortCode::Journal, reason);
                 }
             },
