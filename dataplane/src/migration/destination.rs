@@ -242,8 +242,13 @@ impl DestinationDriver {
         // What never began here (a dry run, a refusal) has nothing to end. What could not be
         // discarded is not ended: a question of the source, or a restart, tries again.
         let is_over = matches!(entry, JournalEntry::Aborted { .. });
+        let commits = matches!(entry, JournalEntry::Committed { .. });
         let written = if !self.began || (self.copy_stays && is_over) {
             Ok(())
+        } else if let (true, Err(error)) = (commits, self.check_loaded()) {
+            Err(format!(
+                "its VMM does not stand ready here any more: {error}"
+            ))
         } else {
             self.journal.write_entry(&self.node, &entry)
         };

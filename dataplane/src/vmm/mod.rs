@@ -290,6 +290,10 @@ pub fn started_ticks(pid: i32) -> Result<u64, VmmError> {
     })?;
     // The name in brackets may hold anything; the time is the 20th field behind it.
     let (_, fields) = stat.rsplit_once(')').ok_or_else(gone)?;
+    // One that has ended, and whose parent has not looked yet.
+    if fields.trim_start().starts_with(['Z', 'X']) {
+        return Err(gone());
+    }
     let ticks = fields.split_whitespace().nth(19);
     ticks.and_then(|ticks| ticks.parse().ok()).ok_or_else(gone)
 }
