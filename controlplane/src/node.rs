@@ -5,7 +5,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use dwcp_api::dataplane::{Finding, FindingLevel, Reply, Request};
 use dwcp_api::node::NodeStatus;
-use dwcp_api::{ApiError, ErrorCode, NodeIdentity, StoreEntry, StoreRequest, TransferSettings};
+use dwcp_api::{
+    ApiError, ErrorCode, NodeIdentity, RecoverRequest, Recovery, StoreEntry, StoreRequest,
+    TransferSettings,
+};
 use tokio::task::JoinSet;
 
 use crate::api::{ListenError, Server};
@@ -182,6 +185,23 @@ impl Node {
         match self.client.call(Request::Store(request)).await? {
             Reply::Store(entries) => Ok(entries),
             other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Half-done migrations; without a data plane, those that the journal knows.
+    ///
+    /// # Errors
+    /// What the data plane says.
+    pub async fn recover(&self, request: RecoverRequest) -> Result<Recovery, ApiError> {
+        let lists = request == RecoverRequest::List;
+        match self.client.call(Request::Recover(request)).await {
+            Ok(Reply::Recovery(recovery)) => Ok(recovery),
+            Ok(other) => Err(unexpected(&other)),
+            Err(error) if lists && error.code == ErrorCode::PlaneDown => Ok(Recovery {
+                said: error.message,
+                half_done: self.ledger.half_done().await?,
+            }),
+            Err(error) => Err(error),
         }
     }
 

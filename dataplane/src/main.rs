@@ -108,6 +108,8 @@ fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .with_ansi(dwcp_api::stderr_takes_colours())
+        // What cannot be written cannot be complained of there either: that would be a panic.
+        .log_internal_errors(false)
         .init();
     match run(options) {
         Ok(()) => ExitCode::SUCCESS,

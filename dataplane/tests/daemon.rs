@@ -4,6 +4,9 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use dwcp_api::NodeIdentity;
+use dwcp_api::dataplane::{Reply, Request};
+
 /// Starts a data plane that cannot serve, and gives what it said.
 fn daemon(folder: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_dwcp-dataplane"))
@@ -66,4 +69,39 @@ fn a_log_that_goes_to_a_file_has_no_colours() {
         said.contains("data plane serves") && !said.contains('\x1b'),
         "{said:?}"
     );
+}
+
+/// A disk that is full costs the log, and nothing else: the thread that logs may hold a guest that stands.
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_dwcp-dataplane"))
+        .args(["--name", "a", "--listen", "127.0.0.1:0", "--state-folder"])
+        .arg(folder.path())
+        .stderr(Stdio::from(full.unwrap()))
+        .spawn()
+        .unwrap();
+    let socket = folder.path().join("dataplane.sock");
+    let began = Instant::now();
+    let time = Duration::from_secs(20);
+    let hello = Request::Hello(NodeIdentity {
+        name: "a".into(),
+        id: "0".repeat(32),
+    });
+    let serves = || {
+        let mut stream = dwcp_api::connect(&socket, time).ok()?;
+        dwcp_api::send(&mut stream, &hello, &[]).ok()?;
+        let (reply, _) = dwcp_api::receive::<Reply>(&mut stream).ok()?;
+        Some(matches!(reply, Reply::Hello { .. }))
+    };
+    let mut ended = None;
+    while serves() != Some(true) && ended.is_none() {
+        assert!(began.elapsed() < time, "it does not serve");
+        ended = child.try_wait().unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(ended, None);
 }

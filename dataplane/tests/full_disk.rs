@@ -5,30 +5,17 @@ mod common;
 
 use std::time::Duration;
 
+use common::disk::{fill_the_disk, free_the_disk};
 use common::proxy::{Harm, Plan, Proxy, Way};
 use common::{TestGuest, node, settings, small, until, wait};
 use dwcp_api::{MigrationId, Role, RunResult};
 use dwcp_journal::Stage;
 use dwcp_wire::Control;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SigHandler, Signal, signal};
-
-fn fill_the_disk() {
-    let (_, most) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
-    setrlimit(Resource::RLIMIT_FSIZE, 1, most).unwrap();
-}
-
-fn free_the_disk() {
-    let (_, most) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
-    setrlimit(Resource::RLIMIT_FSIZE, most, most).unwrap();
-}
 
 /// Neither the commit nor its refusal can be written, and both guests stand. When there is room
 /// again the refusal follows by itself, the loaded copy is ended, and the source runs on.
 #[test]
 fn a_refused_copy_does_not_stay_loaded() {
-    // SAFETY: no handler runs; a write beyond the limit fails instead.
-    unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let a = node(folder.path(), "a", &settings());
     let b = node(folder.path(), "b", &settings());

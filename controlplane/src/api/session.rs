@@ -109,6 +109,7 @@ async fn try_answer(request: Request, node: &Node) -> Result<Reply, ApiError> {
         }
         Request::Store(request) => Reply::Store(node.ask_store(request).await?),
         Request::Doctor => Reply::Doctor(node.doctor().await?),
+        Request::Recover(request) => Reply::Recovery(node.recover(request).await?),
         Request::Ownership => Reply::Ownership(node.ledger().ownership().await?),
         _ => {
             let message = "this release does not know the request";

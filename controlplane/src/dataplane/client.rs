@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dwcp_api::counters::CountersPage;
 use dwcp_api::dataplane::{Reply, Request};
-use dwcp_api::{ApiError, ErrorCode, NodeIdentity};
+use dwcp_api::{ApiError, ErrorCode, NodeIdentity, RecoverRequest};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::connection::{self, Call, SILENT, Waiting};
@@ -167,6 +167,9 @@ const fn waits_for_others(request: &Request) -> Option<&'static str> {
         Request::ListVms => Some("listing the VMs"),
         Request::StartMigration { .. } => Some("starting the migration"),
         Request::ProbePath { .. } => Some("looking at the path"),
+        Request::Recover(request) if !matches!(request, RecoverRequest::List) => {
+            Some("settling what is half done")
+        }
         _ => None,
     }
 }
@@ -178,6 +181,8 @@ fn extra_patience(request: &Request) -> Duration {
             let ms = u64::from(settings.connect_timeout_ms) + u64::from(settings.peer_silence_ms);
             Duration::from_millis(ms)
         }
+        // The other node is asked, and whoever waits for its answer carries out the decision.
+        Request::Recover(_) => Duration::from_secs(45),
         _ => Duration::ZERO,
     }
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use dwcp_api::dataplane::{Finding, FindingLevel};
 use dwcp_api::node::Ownership;
-use dwcp_api::{ApiError, ErrorCode};
-use dwcp_journal::{Contents, Journal, JournalError};
+use dwcp_api::{ApiError, ErrorCode, HalfDone};
+use dwcp_journal::{Contents, Journal, JournalError, Live};
 
 /// Reads the journal of a state folder.
 #[derive(Clone, Debug)]
@@ -39,6 +39,16 @@ impl Ledger {
         Ok(self.read().await.map_err(refuse)?.state().ownership_of(vm))
     }
 
+    /// What is half done, as far as the journal alone says it: for a node whose data plane is down.
+    ///
+    /// # Errors
+    /// As [`Self::ownership`].
+    pub async fn half_done(&self) -> Result<Vec<HalfDone>, ApiError> {
+        let open = self.read().await.map_err(refuse)?.state().half_done();
+        let nothing = Live::default();
+        Ok(open.iter().map(|open| open.explain(&nothing)).collect())
+    }
+
     /// The journal's line of `dwcp doctor`.
     pub async fn finding(&self) -> Finding {
         let (level, found, advice) = match self.read().await {
@@ -56,7 +66,7 @@ impl Ledger {
                 } else {
                     let found = format!("in doubt: {}", in_doubt.join(", "));
                     let advice = "these stay paused until the other node is reachable and says \
-                                  whether it took over";
+                                  whether it took over; `dwcp recover` says more";
                     (FindingLevel::Missing, found, advice.to_owned())
                 }
             }

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ApiError, Attachment, MigrationId, MigrationStatus, NodeIdentity, PathSample, StoreEntry,
-    StoreRequest, TransferSettings, Tune, VmInfo,
+    ApiError, Attachment, MigrationId, MigrationStatus, NodeIdentity, PathSample, RecoverRequest,
+    Recovery, StoreEntry, StoreRequest, TransferSettings, Tune, VmInfo,
 };
 
 /// A request, answered in order by one [`Reply`] each.
@@ -71,6 +71,8 @@ pub enum Request {
     Doctor,
     /// The node's store.
     Store(StoreRequest),
+    /// Half-done migrations.
+    Recover(RecoverRequest),
 }
 
 /// Answer to a [`Request`].
@@ -102,6 +104,8 @@ pub enum Reply {
     Doctor(Vec<Finding>),
     /// Entries of the store.
     Store(Vec<StoreEntry>),
+    /// Half-done migrations.
+    Recovery(Recovery),
     /// Refused.
     Error(ApiError),
 }

@@ -14,6 +14,7 @@ pub mod dataplane;
 mod name;
 pub mod node;
 mod path;
+mod recover;
 mod report;
 mod socket;
 mod store;
@@ -22,6 +23,7 @@ mod transfer;
 
 pub use name::{NAME_RULE, is_name, parse_node_name};
 pub use path::{PathMode, PathSample, Tune};
+pub use recover::{HalfDone, HalfDoneState, RecoverRequest, Recovery, SettledOwner};
 pub use report::{
     DowntimePartsMs, Forecast, Limit, MigrationReport, MigrationStatus, PageCounts, PhaseName,
     PostcopyReport, Progress, Role, RoundReport, RunResult, TlsReport,

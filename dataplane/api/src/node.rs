@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ApiError, Attachment, MigrationId, MigrationStatus, NodeIdentity, PathSample, StoreEntry,
-    StoreRequest, TransferSettings, VmInfo, dataplane::Finding,
+    ApiError, Attachment, MigrationId, MigrationStatus, NodeIdentity, PathSample, RecoverRequest,
+    Recovery, StoreEntry, StoreRequest, TransferSettings, VmInfo, dataplane::Finding,
 };
 
 /// A request, answered by one [`Reply`].
@@ -70,6 +70,8 @@ pub enum Request {
     Store(StoreRequest),
     /// The handover journal's view of who owns what.
     Ownership,
+    /// Half-done migrations.
+    Recover(RecoverRequest),
 }
 
 /// Answer to a [`Request`].
@@ -106,6 +108,8 @@ pub enum Reply {
     Store(Vec<StoreEntry>),
     /// Ownership records.
     Ownership(Vec<Ownership>),
+    /// Half-done migrations.
+    Recovery(Recovery),
     /// Refused.
     Error(ApiError),
 }

@@ -51,6 +51,9 @@ fn is_outcome(record: &Record) -> bool {
     record.role == Role::Destination
         && matches!(
             record.kind,
-            RecordKind::Committed | RecordKind::Refused | RecordKind::Aborted { .. }
+            RecordKind::Committed
+                | RecordKind::Refused
+                | RecordKind::Aborted { .. }
+                | RecordKind::Yielded
         )
 }

@@ -10,8 +10,11 @@
 //!                              a crash, the guest may run here again only when the destination
 //!                              says that it did not commit
 //!
+//!                           '- TakenBack -> Told: an operator's decision; the destination is gone
+//!
 //! destination   Begin -> Committed -> Resumed
-//!                   |        '- THE commit: owner = destination, epoch + 1
+//!                   |        |- THE commit: owner = destination, epoch + 1
+//!                   |        '- Yielded: the source's operator took the guest back, epoch + 2
 //!                   '--> Refused: promised never to commit that migration
 //!                   '--> Aborted: the same, and no copy of the guest is loaded here
 //! ```
@@ -23,12 +26,16 @@
 
 mod compact;
 mod error;
+mod half_done;
 mod journal;
 mod line;
+mod order;
+mod ownership;
 mod record;
 mod state;
 
 pub use error::JournalError;
+pub use half_done::Live;
 pub use journal::{COMPACT_ABOVE_BYTES, Contents, FILE_NAME, Journal, LOCK_NAME};
 pub use line::{LINE_BYTES_MAX, TornTail};
 pub use record::{GuestMemory, MemoryBlock, Record, RecordKind, wall_ms};

@@ -106,14 +106,38 @@ pub enum RecordKind {
         /// Why.
         reason: String,
     },
+    /// Source: an operator has taken the guest back, since the destination is gone for good. The epoch is one
+    /// more than was handed over: whatever the destination did, this node's ownership is the newer one.
+    TakenBack {
+        /// Why, for people.
+        reason: String,
+    },
+    /// Source, after `TakenBack`: the destination knows it, and will not run the guest.
+    Told,
+    /// Destination, after its commit: the source's operator has taken the guest back, and no copy of it is loaded
+    /// here any more. The epoch is that of the source's ownership.
+    Yielded,
     /// Something broke that a person must look at. Changes nobody's ownership.
     Failed {
         /// What.
         reason: String,
     },
+    /// A person has. Changes nobody's ownership.
+    LookedAfter,
 }
 
 impl RecordKind {
+    /// By how much the epoch of such a record is ahead of the source's before the move.
+    #[must_use]
+    pub const fn epochs_ahead(&self) -> u64 {
+        match self {
+            Self::Committed | Self::Serving | Self::Resumed | Self::Whole => 1,
+            // Newer than what the destination may have committed.
+            Self::TakenBack { .. } | Self::Told | Self::Yielded => 2,
+            _ => 0,
+        }
+    }
+
     /// The kind's name as in the file.
     #[must_use]
     pub const fn name(&self) -> &'static str {
@@ -128,7 +152,11 @@ impl RecordKind {
             Self::Refused => "refused",
             Self::Resumed => "resumed",
             Self::Aborted { .. } => "aborted",
+            Self::TakenBack { .. } => "taken-back",
+            Self::Told => "told",
+            Self::Yielded => "yielded",
             Self::Failed { .. } => "failed",
+            Self::LookedAfter => "looked-after",
         }
     }
 }

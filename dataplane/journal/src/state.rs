@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use dwcp_api::{Attachment, MigrationId, Role, node::Ownership};
 
+use crate::order::is_allowed;
 use crate::{GuestMemory, JournalError, Record, RecordKind};
 
 /// How far a migration got at this node.
@@ -23,6 +24,10 @@ pub enum Stage {
     Refused,
     /// Over; the source owns the VM, and no copy of it is loaded at the destination.
     Aborted,
+    /// Source: an operator took the guest back; the destination does not know it yet.
+    TakenBack,
+    /// Destination: committed, and given up since: the source's operator took the guest back.
+    Yielded,
 }
 
 /// A migration that a restarted daemon must bring to an end.
@@ -52,12 +57,16 @@ pub struct Unfinished {
     pub last: Record,
     /// A newer migration of the same VM has begun here: the VM is that one's, not this one's.
     pub superseded: bool,
+    /// It has said that a person must look, and none has yet.
+    pub failed: bool,
 }
 
 #[derive(Clone, Debug)]
 struct Migration {
     stage: Stage,
     failed: bool,
+    /// A person has seen that it failed.
+    looked_after: bool,
     postcopy: bool,
     /// Between `Fetching` and `Whole`.
     fetching: Option<GuestMemory>,
@@ -67,17 +76,18 @@ struct Migration {
     last: Record,
 }
 
+/// What the records say of a VM.
 #[derive(Clone, Debug)]
-struct Vm {
-    owner: Owner,
-    epoch: u64,
+pub(crate) struct Vm {
+    pub(crate) owner: Owner,
+    pub(crate) epoch: u64,
     /// The migration whose records decide about `owner` now.
     decided_by: MigrationId,
-    last: Record,
+    pub(crate) last: Record,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Owner {
+pub(crate) enum Owner {
     Here,
     Away,
     InDoubt,
@@ -112,7 +122,13 @@ impl State {
             RecordKind::Resumed => Some(Stage::Resumed),
             RecordKind::Aborted { .. } => Some(Stage::Aborted),
             RecordKind::Serving => Some(Stage::Serving),
-            RecordKind::Fetching { .. } | RecordKind::Whole | RecordKind::Failed { .. } => None,
+            RecordKind::TakenBack { .. } => Some(Stage::TakenBack),
+            RecordKind::Told => Some(Stage::Aborted),
+            RecordKind::Yielded => Some(Stage::Yielded),
+            RecordKind::Fetching { .. }
+            | RecordKind::Whole
+            | RecordKind::Failed { .. }
+            | RecordKind::LookedAfter => None,
         };
         let migration = self
             .migrations
@@ -120,6 +136,7 @@ impl State {
             .or_insert_with(|| Migration {
                 stage: Stage::Begun,
                 failed: false,
+                looked_after: false,
                 postcopy: false,
                 fetching: None,
                 attachment: None,
@@ -129,6 +146,7 @@ impl State {
         migration.stage = stage.unwrap_or(migration.stage);
         match &record.kind {
             RecordKind::Failed { .. } => migration.failed = true,
+            RecordKind::LookedAfter => migration.looked_after = true,
             RecordKind::PreparedPostcopy => migration.postcopy = true,
             RecordKind::Fetching { memory } => migration.fetching = Some(memory.clone()),
             RecordKind::Whole => migration.fetching = None,
@@ -144,7 +162,9 @@ impl State {
     /// |---|---|---|
     /// | source | `Begin` | here |
     /// | source | `Prepared`, `Serving` or `Committed`, `Aborted` of the migration that decides | in doubt, away, here |
+    /// | source | `TakenBack`, `Told` of the migration that decides | here |
     /// | destination | `Committed`, `Resumed` | here |
+    /// | destination | `Yielded` of the migration that decides | away |
     /// | destination | any, VM never seen before | away |
     /// | any | other | as it was |
     fn apply_to_vm(&mut self, record: &Record) {
@@ -162,8 +182,16 @@ impl State {
             (Role::Source, RecordKind::Prepared | RecordKind::PreparedPostcopy) if decides => {
                 Owner::InDoubt
             }
-            (Role::Source, RecordKind::Serving | RecordKind::Committed) if decides => Owner::Away,
-            (Role::Source, RecordKind::Aborted { .. }) if decides => Owner::Here,
+            (Role::Source, RecordKind::Serving | RecordKind::Committed)
+            | (Role::Destination, RecordKind::Yielded)
+                if decides =>
+            {
+                Owner::Away
+            }
+            (
+                Role::Source,
+                RecordKind::Aborted { .. } | RecordKind::TakenBack { .. } | RecordKind::Told,
+            ) if decides => Owner::Here,
             _ => return,
         };
         vm.owner = owner;
@@ -171,23 +199,7 @@ impl State {
         vm.decided_by = record.migration;
     }
 
-    /// Whether `next` may be written after what this state holds.
-    ///
-    /// | role | record | allowed after |
-    /// |---|---|---|
-    /// | source | `Begin` | nothing, and the VM is not in doubt |
-    /// | source | `Prepared`, `PreparedPostcopy` | `Begin`, `Prepared` |
-    /// | source | `Serving` | `Prepared`, `Serving` |
-    /// | source | `Committed` | `Prepared`, `Serving`, `Committed` |
-    /// | source | `Aborted` | `Begin`, `Prepared`, `Aborted` |
-    /// | destination | `Begin` | nothing |
-    /// | destination | `Committed` | `Begin`, `Committed` |
-    /// | destination | `Resumed` | `Committed`, `Resumed` |
-    /// | destination | `Fetching` | `Begin` |
-    /// | destination | `Whole` | `Committed`, `Resumed` |
-    /// | destination | `Refused` | nothing, `Begin`, `Refused`, `Aborted` |
-    /// | destination | `Aborted` | `Begin`, `Refused`, `Aborted` |
-    /// | both | `Failed` | anything |
+    /// Whether `next` may be written after what this state holds; the table is in `order.rs`.
     ///
     /// # Errors
     /// [`JournalError::Forbidden`] says what stands against it.
@@ -275,13 +287,51 @@ impl State {
     }
 
     /// Migrations without an end, oldest last record first. A source in doubt stays here even when
-    /// it wrote `Failed`: only the destination's answer ends it.
+    /// it wrote `Failed`: only the destination's answer, or an operator, ends it.
     #[must_use]
     pub fn unfinished(&self) -> Vec<Unfinished> {
-        let mut list: Vec<_> = self
-            .migrations
-            .values()
-            .filter(|migration| migration.is_unfinished())
+        self.without_an_end(Migration::is_unfinished)
+    }
+
+    /// Migrations that a person must look at, oldest last record first: they said so, and no newer one of their
+    /// VM has begun since.
+    #[must_use]
+    pub fn failed(&self) -> Vec<Unfinished> {
+        let mut list = self.without_an_end(|migration| {
+            migration.failed && !migration.looked_after && !migration.is_over()
+        });
+        list.retain(|failed| !failed.superseded);
+        list
+    }
+
+    /// One migration, ended or not, in that part.
+    #[must_use]
+    pub fn find(&self, migration: MigrationId, role: Role) -> Option<Unfinished> {
+        let found = self.migrations.get(&key(migration, role))?;
+        Some(found.unfinished(self.is_superseded(found)))
+    }
+
+    /// What is half done, oldest last record first: without an end, or with a word that a person must look.
+    #[must_use]
+    pub fn half_done(&self) -> Vec<Unfinished> {
+        let mut list = self.unfinished();
+        let known = |failed: &Unfinished| {
+            list.iter()
+                .any(|open| open.migration == failed.migration && open.role == failed.role)
+        };
+        let failed: Vec<_> = self
+            .failed()
+            .into_iter()
+            .filter(|one| !known(one))
+            .collect();
+        list.extend(failed);
+        list.sort_by_key(|one| one.last.sequence);
+        list
+    }
+
+    fn without_an_end(&self, wanted: impl Fn(&Migration) -> bool) -> Vec<Unfinished> {
+        let wanted = self.migrations.values().filter(|one| wanted(one));
+        let mut list: Vec<_> = wanted
             .map(|migration| migration.unfinished(self.is_superseded(migration)))
             .collect();
         list.sort_by_key(|unfinished| unfinished.last.sequence);
@@ -297,7 +347,8 @@ impl State {
     }
 
     /// The migration whose records decide who owns the VM now.
-    pub(crate) fn decided_by(&self, vm: &str) -> Option<MigrationId> {
+    #[must_use]
+    pub fn decided_by(&self, vm: &str) -> Option<MigrationId> {
         Some(self.vms.get(vm)?.decided_by)
     }
 }
@@ -306,49 +357,10 @@ const fn key(migration: MigrationId, role: Role) -> (MigrationId, bool) {
     (migration, matches!(role, Role::Source))
 }
 
-const fn is_allowed(role: Role, stage: Option<Stage>, next: &RecordKind) -> bool {
-    use Stage::{Aborted, Begun, Committed, Prepared, Refused, Resumed, Serving};
-    match (role, next) {
-        (_, RecordKind::Begin { .. }) => stage.is_none(),
-        (_, RecordKind::Failed { .. }) => stage.is_some(),
-        (Role::Source, RecordKind::Prepared | RecordKind::PreparedPostcopy) => {
-            matches!(stage, Some(Begun | Prepared))
-        }
-        (Role::Source, RecordKind::Serving) => matches!(stage, Some(Prepared | Serving)),
-        (Role::Source, RecordKind::Committed) => {
-            matches!(stage, Some(Prepared | Serving | Committed))
-        }
-        (Role::Source, RecordKind::Aborted { .. }) => {
-            matches!(stage, Some(Begun | Prepared | Aborted))
-        }
-        (Role::Destination, RecordKind::Committed) => matches!(stage, Some(Begun | Committed)),
-        (Role::Destination, RecordKind::Resumed) => matches!(stage, Some(Committed | Resumed)),
-        (Role::Destination, RecordKind::Fetching { .. }) => matches!(stage, Some(Begun)),
-        (Role::Destination, RecordKind::Whole) => matches!(stage, Some(Committed | Resumed)),
-        (Role::Destination, RecordKind::Refused) => {
-            matches!(stage, None | Some(Begun | Refused | Aborted))
-        }
-        (Role::Destination, RecordKind::Aborted { .. }) => {
-            matches!(stage, Some(Begun | Refused | Aborted))
-        }
-        (
-            Role::Source,
-            RecordKind::Refused
-            | RecordKind::Resumed
-            | RecordKind::Fetching { .. }
-            | RecordKind::Whole,
-        )
-        | (
-            Role::Destination,
-            RecordKind::Prepared | RecordKind::PreparedPostcopy | RecordKind::Serving,
-        ) => false,
-    }
-}
-
 impl Migration {
     const fn is_unfinished(&self) -> bool {
         match (self.last.role, self.stage) {
-            (Role::Source, Stage::Prepared) => true,
+            (Role::Source, Stage::Prepared | Stage::TakenBack) => true,
             (Role::Source, Stage::Serving)
             | (Role::Source | Role::Destination, Stage::Begun)
             | (Role::Destination, Stage::Committed) => !self.failed,
@@ -357,6 +369,15 @@ impl Migration {
             (Role::Destination, Stage::Refused) => self.attachment.is_some(),
             _ => false,
         }
+    }
+
+    /// Whether it has an end that a later `Failed` does not take away.
+    const fn is_over(&self) -> bool {
+        matches!(self.stage, Stage::Aborted | Stage::Yielded)
+            || matches!(
+                (self.last.role, self.stage),
+                (Role::Source, Stage::Committed)
+            )
     }
 
     fn unfinished(&self, superseded: bool) -> Unfinished {
@@ -373,61 +394,7 @@ impl Migration {
             fetching: self.fetching.clone(),
             last: self.last.clone(),
             superseded,
-        }
-    }
-}
-
-impl Vm {
-    fn ownership(&self) -> Ownership {
-        let owner = match self.owner {
-            Owner::Here => "here",
-            Owner::Away => "away",
-            Owner::InDoubt => "in-doubt",
-        };
-        Ownership {
-            vm: self.last.vm.clone(),
-            epoch: self.epoch,
-            owner: owner.to_owned(),
-            peer: self.last.peer_node.clone(),
-            migration: self.last.migration,
-            note: self.note(),
-        }
-    }
-
-    fn note(&self) -> String {
-        let (peer, name) = (self.last.peer(), &self.last.peer_node);
-        match (self.last.role, &self.last.kind, self.owner) {
-            (_, RecordKind::Failed { reason }, _) => format!("needs a look: {reason}"),
-            (Role::Source, RecordKind::Begin { .. }, _) => {
-                format!("being moved to {peer}; owned here until the handover")
-            }
-            (Role::Source, RecordKind::Aborted { reason }, Owner::Here) => {
-                if let Some(found) = reason.strip_prefix("dry run: ") {
-                    return format!("dry run to {peer}: {found}");
-                }
-                format!("the move to {peer} was given up, the guest stayed here: {reason}")
-            }
-            (Role::Source, _, Owner::InDoubt) => format!(
-                "handover sent to {peer}, its answer is not known; the guest stays paused here \
-                 until {name} says whether it took over"
-            ),
-            (Role::Source, RecordKind::Serving, _) => format!(
-                "handed over to {peer}, which still fetches pages from here: do not end its VMM"
-            ),
-            (Role::Source, _, Owner::Away) => format!("handed over to {peer}"),
-            (Role::Destination, RecordKind::Committed, _) => {
-                format!("taken over from {peer}; not yet running")
-            }
-            (Role::Destination, RecordKind::Resumed | RecordKind::Whole, _) => {
-                format!("taken over from {peer}")
-            }
-            (Role::Destination, RecordKind::Begin { .. } | RecordKind::Fetching { .. }, _) => {
-                format!("arriving from {peer}; not owned here until the handover")
-            }
-            (Role::Destination, RecordKind::Refused | RecordKind::Aborted { .. }, _) => {
-                format!("a move from {peer} was given up before the handover")
-            }
-            _ => format!("an older migration with {peer} was settled"),
+            failed: self.failed && !self.looked_after,
         }
     }
 }

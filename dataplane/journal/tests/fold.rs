@@ -42,6 +42,8 @@ enum Step {
     Resume,
     Learn,
     GiveUp,
+    TakeBack,
+    Tell,
     Fail(bool),
 }
 
@@ -54,6 +56,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Resume),
         4 => Just(Step::Learn),
         1 => Just(Step::GiveUp),
+        1 => Just(Step::TakeBack),
+        2 => Just(Step::Tell),
         1 => any::<bool>().prop_map(Step::Fail),
     ]
 }
@@ -132,6 +136,20 @@ impl World {
                     self.write(Role::Source, epoch, aborted());
                 }
             }
+            Step::TakeBack => {
+                let reason = "test".into();
+                self.write(Role::Source, epoch + 2, RecordKind::TakenBack { reason });
+            }
+            Step::Tell if self.stage(Role::Source) == Some(Stage::TakenBack) => {
+                let (epoch, kind) = if committed {
+                    (epoch + 2, RecordKind::Yielded)
+                } else {
+                    (epoch, RecordKind::Refused)
+                };
+                assert!(self.write(Role::Destination, epoch, kind));
+                assert!(self.write(Role::Source, self.epoch + 2, RecordKind::Told));
+                self.epoch += 2;
+            }
             Step::Fail(source) => {
                 let role = if *source {
                     Role::Source
@@ -143,7 +161,7 @@ impl World {
                 };
                 self.write(role, epoch + u64::from(committed), kind);
             }
-            Step::Commit | Step::Learn | Step::Begin => {}
+            Step::Commit | Step::Learn | Step::Begin | Step::Tell => {}
         }
     }
 
@@ -154,7 +172,15 @@ impl World {
             .filter_map(|node| node.owner("web"))
             .collect();
         let here = owners.iter().filter(|(owner, _)| owner == "here").count();
-        assert!(here <= 1, "two owners: {owners:?}");
+        // By an operator's word alone, and of two epochs: the newer one is the source's.
+        let taken_back = self.migration > 0 && self.stage(Role::Source) == Some(Stage::TakenBack);
+        assert!(here <= 1 || taken_back, "two owners: {owners:?}");
+        if taken_back {
+            let epochs = [self.from, 1 - self.from].map(|node| self.nodes[node].owner("web"));
+            let [source, destination] = epochs.map(|owner| owner.expect("has begun").1);
+            assert!(source > destination, "{owners:?}");
+            return;
+        }
         let in_doubt = owners.iter().any(|(owner, _)| owner == "in-doubt");
         assert!(
             owners.is_empty() || here == 1 || in_doubt,

@@ -93,6 +93,7 @@ fn answer(node: &Arc<Node>, request: Request) -> Result<Reply, ApiError> {
                 .map(|handle| handle.status())
                 .collect(),
         ),
+        Request::Recover(request) => Reply::Recovery(node.recover(&request)?),
         Request::Store(request) => Reply::Store(node.ask_store(&request)?),
         Request::Doctor => {
             let mut findings = doctor::findings();

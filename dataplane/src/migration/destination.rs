@@ -77,6 +77,8 @@ pub(super) enum DestinationInput {
     SourceIsBack(Connection),
     /// Pages were looked for.
     Found(Result<Found, String>),
+    /// The guest is not this node's any more, by an operator's word.
+    GivenUp(String),
 }
 
 impl From<WorkerEvent> for DestinationInput {
@@ -167,8 +169,15 @@ impl DestinationDriver {
 
     fn take(&mut self, input: DestinationInput) {
         match input {
+            DestinationInput::Event(DestinationEvent::Peer(Control::SourceListens { address })) => {
+                self.journal.peer_address = address.to_string();
+            }
             DestinationInput::Event(event) => self.feed(event),
             DestinationInput::Admitted => self.prepare_vm(),
+            DestinationInput::GivenUp(reason) => {
+                let result = Ending::Failed;
+                self.outcome = Some(Outcome { result, reason });
+            }
             DestinationInput::Worker(event) => self.worker_event(event),
             DestinationInput::DeviceLost(reason) => self.connection_lost(None, reason),
             DestinationInput::Reread(read) => self.was_reread(read),
@@ -242,8 +251,13 @@ impl DestinationDriver {
         // What never began here (a dry run, a refusal) has nothing to end. What could not be
         // discarded is not ended: a question of the source, or a restart, tries again.
         let is_over = matches!(entry, JournalEntry::Aborted { .. });
+        let commits = matches!(entry, JournalEntry::Committed { .. });
         let written = if !self.began || (self.copy_stays && is_over) {
             Ok(())
+        } else if let (true, Err(error)) = (commits, self.check_loaded()) {
+            Err(format!(
+                "its VMM does not stand ready here any more: {error}"
+            ))
         } else {
             self.journal.write_entry(&self.node, &entry)
         };
@@ -251,6 +265,7 @@ impl DestinationDriver {
             Ok(()) => self.pending.push_back(DestinationEvent::Journaled(entry)),
             Err(reason) => {
                 tracing::error!(reason, ?entry, "journal");
+                self.journal.write_at_last(&self.node, &entry);
                 let failed = DestinationEvent::Failed(AbortCode::Journal, reason);
                 self.pending.push_back(failed);
             }

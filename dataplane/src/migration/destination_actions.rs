@@ -16,7 +16,7 @@ use super::room::check_room;
 use super::source::random;
 use super::vms::is_moving;
 use crate::engine::{Session, keep_allocated};
-use crate::vmm::{self, Vm, VmmError};
+use crate::vmm::{self, RunState, Vm, VmmError};
 
 pub(super) type Refusal = (RefuseCode, String);
 
@@ -98,6 +98,24 @@ impl DestinationDriver {
         self.session = Some(Arc::new(session));
         self.vm = Some(Arc::new(Mutex::new(vm)));
         Ok(random)
+    }
+
+    /// The last look before there is no way back: a VMM that has died since it loaded the guest would take it along,
+    /// though the source still has all of it.
+    pub(super) fn check_loaded(&self) -> Result<(), VmmError> {
+        let memory = &self.journal.memory;
+        if memory.pid != 0 {
+            // One that waits for a page answers nobody.
+            return match vmm::started_ticks(memory.pid)? == memory.started_ticks {
+                true => Ok(()),
+                false => Err(VmmError::Gone(format!("no process {}", memory.pid))),
+            };
+        }
+        let Some(vm) = &self.vm else { return Ok(()) };
+        match lock(vm).facts()?.state {
+            RunState::Paused => Ok(()),
+            other => Err(VmmError::Failed(format!("it is {}", other.name()))),
+        }
     }
 
     fn check_ram(&self, here: &[dwcp_wire::RamBlockInfo]) -> Result<(), Refusal> {

@@ -9,14 +9,16 @@ use std::time::Duration;
 use dwcp_api::{MigrationId, Role, TransferSettings};
 use dwcp_journal::{RecordKind, Unfinished};
 use dwcp_proto::{Ending, LastRecord, Outcome, Phase, SourceRecovery, recover_source};
+use dwcp_wire::Control;
 
 use super::meter::Meter;
 use super::node::{JournalScope, MigrationHandle, Node};
-use super::peer;
+use super::peer::{self, PeerError};
 use super::recorder::{End, Recorder, Subject};
-use super::recovery::{Reached, fail, note, reach_at_last, recover_serving, resume_here};
+use super::recovery::{Reached, fail, note, reach, reach_at_last, recover_serving, resume_here};
 use super::secure::Way;
 use super::vms::Doubt;
+use crate::vmm::{Vm, VmmError};
 
 /// Between questions to a node, or a VMM, that does not answer.
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -76,11 +78,14 @@ impl Question {
         }
     }
 
-    /// Asks until there is an answer, acts on it, and lets the name go.
+    /// Asks until there is an answer, or an operator has decided; acts on it, and lets the name go.
     pub(super) fn settle(mut self) {
-        let committed = ask(&self.node, &self.scope, &self.recorder.meter);
+        let answer = self.wait();
+        let committed = matches!(answer, Ok(true));
         let serves = committed && self.unfinished.postcopy;
-        let (result, reason) = if committed {
+        let (result, reason) = if let Err(decided) = answer {
+            decided
+        } else if committed {
             tracing::info!(vm = self.scope.vm, "the destination owns the VM");
             let kind = if serves {
                 RecordKind::Serving
@@ -101,6 +106,33 @@ impl Question {
                     .hold_moving(&self.unfinished.vm, attachment, self.scope.migration);
             }
             recover_serving(&self.node, &self.unfinished, &self.settings);
+        }
+    }
+
+    /// The answer, or what an operator has decided instead of it.
+    fn wait(&self) -> Result<bool, (Ending, String)> {
+        loop {
+            if let Some(settlement) = self.handle.take_settlement() {
+                let reached = reach(&self.unfinished);
+                let mut vm = reached.and_then(|reached| {
+                    let gone = || VmmError::Gone("its process has ended".to_owned());
+                    reached.vm.ok_or_else(gone)
+                });
+                let vm = match &mut vm {
+                    Ok(vm) => Ok(&mut **vm as &mut dyn Vm),
+                    Err(error) => Err(VmmError::Failed(error.to_string())),
+                };
+                if let Some(end) = settlement.carry_out(&self.node, &self.scope, vm) {
+                    return Err(end);
+                }
+            }
+            match ask_once(&self.node, &self.scope, &self.recorder.meter) {
+                Ok(committed) => return Ok(committed),
+                Err(error) => {
+                    self.handle.note_trouble(error.to_string());
+                    wait_to_ask(&self.scope, &error);
+                }
+            }
         }
     }
 
@@ -129,8 +161,11 @@ impl Question {
     fn finish(&mut self, outcome: &Outcome) {
         let (phase, owner, epoch) = match outcome.result {
             Ending::Completed => (Phase::Complete, "destination", self.scope.epoch + 1),
-            Ending::Aborted => (Phase::Aborted, "source", self.scope.epoch),
-            Ending::Failed => (Phase::Failed, "source", self.scope.epoch),
+            Ending::Aborted => {
+                let epoch = self.node.journal().state().epoch_of(&self.scope.vm);
+                (Phase::Aborted, "source", epoch)
+            }
+            Ending::Failed => (Phase::Failed, "unknown", self.scope.epoch),
         };
         // A destination commits only what it has proven.
         self.recorder.verified = outcome.result == Ending::Completed;
@@ -149,25 +184,32 @@ impl Question {
 /// Asks the destination whether it committed, until it answers.
 pub(super) fn ask(node: &Node, scope: &JournalScope, meter: &Arc<Meter>) -> bool {
     loop {
-        let epoch = scope.epoch + 1;
-        let connect = || {
-            let way = Way::of_record(scope).map_err(std::io::Error::other)?;
-            way.connect(node, &scope.peer_address, ASK_TIME)
-        };
-        let asked = peer::query_owner(
-            connect,
-            scope.migration.0,
-            &scope.vm,
-            epoch,
-            ASK_TIME,
-            meter,
-        );
-        match asked {
+        match ask_once(node, scope, meter) {
             Ok(committed) => return committed,
-            Err(error) => {
-                tracing::warn!(vm = scope.vm, %error, "in doubt: the destination does not answer");
-                std::thread::sleep(ASK_AGAIN);
-            }
+            Err(error) => wait_to_ask(scope, &error),
         }
     }
+}
+
+fn wait_to_ask(scope: &JournalScope, error: &PeerError) {
+    tracing::warn!(vm = scope.vm, %error, "in doubt: the destination does not answer");
+    std::thread::sleep(ASK_AGAIN);
+}
+
+/// Asks the other node whether it committed, once.
+pub(super) fn ask_once(
+    node: &Node,
+    scope: &JournalScope,
+    meter: &Arc<Meter>,
+) -> Result<bool, PeerError> {
+    let connect = || {
+        let way = Way::of_record(scope).map_err(std::io::Error::other)?;
+        way.connect(node, &scope.peer_address, ASK_TIME)
+    };
+    let question = Control::OwnerQuery {
+        migration: scope.migration.0,
+        vm: scope.vm.clone(),
+        epoch: scope.epoch + 1,
+    };
+    peer::ask_owner(connect, &question, ASK_TIME, meter)
 }

@@ -31,10 +31,8 @@ impl Node {
         if let Some(status) = status.filter(|status| status.role == Role::Destination) {
             return Some(status.peer);
         }
-        let open = self.journal().state().unfinished().into_iter();
-        let mut open = open.filter(|open| open.role == Role::Destination);
-        let open = open.find(|open| open.migration == id)?;
-        Some(open.peer_node)
+        let known = self.journal().state().find(id, Role::Destination)?;
+        Some(known.peer_node)
     }
 
     /// Whether this node is the source of a migration that is offered to it.

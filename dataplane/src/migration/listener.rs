@@ -15,8 +15,8 @@ use super::destination_streams::{JoinLink, StreamJoin};
 use super::meter::Meter;
 use super::node::{Node, NodeError};
 use super::peer::{self, ControlWriter, PeerError};
-use super::recovery;
 use super::secure::{Admitted, admit};
+use super::{recall, recovery};
 use crate::tls::Connection;
 
 /// A peer must say who it is within this time.
@@ -148,6 +148,22 @@ fn greet(
                         .send(&Control::OwnerAnswer { committed })
                         .map_err(text)
                 }
+                Control::TakenBack {
+                    migration, epoch, ..
+                } => {
+                    if let Some(why) = refusal {
+                        return Err(why);
+                    }
+                    let id = MigrationId(migration);
+                    check_asker(node, &stream, id)?;
+                    // One that is not committed yet is refused for good, as by a question.
+                    if owner(node, id)? {
+                        recall::yield_guest(node, id, epoch)?;
+                    }
+                    let mut writer = ControlWriter::new(stream, HELLO_TIME, &meter).map_err(io)?;
+                    let answer = Control::OwnerAnswer { committed: false };
+                    writer.send(&answer).map_err(text)
+                }
                 Control::PostcopyResume { migration } => {
                     if let Some(why) = refusal {
                         return Err(why);
@@ -277,6 +293,9 @@ fn owner(node: &Node, id: MigrationId) -> Result<bool, String> {
         if let Ok(committed) = answered.try_recv() {
             return Ok(committed);
         }
+    }
+    if let Some(answer) = recall::answer_of_source(node, id) {
+        return answer;
     }
     let state = node.journal().state();
     if state.committed(id) {

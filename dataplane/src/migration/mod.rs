@@ -15,6 +15,8 @@
 //! | `itself.rs` | whether the other node is this one |
 //! | `recorder.rs`, `meter.rs` | rounds, the parts of the pause, bytes and CPU time, the report |
 //! | `recovery.rs`, `doubt.rs` | what a restarted daemon finishes; a handover without an answer |
+//! | `settle.rs`, `recall.rs` | what an operator decides about a half-done migration; the other node hears of it |
+//! | `journal_scope.rs` | records of one migration |
 
 mod admission;
 mod baseline;
@@ -30,6 +32,7 @@ mod doubt;
 mod early;
 mod eta;
 mod itself;
+mod journal_scope;
 mod kept;
 mod listener;
 mod meter;
@@ -39,12 +42,14 @@ mod pause;
 mod peer;
 mod placement;
 mod postcopy;
+mod recall;
 mod recorder;
 mod recovery;
 mod relay;
 mod reread;
 mod room;
 mod secure;
+mod settle;
 mod shares;
 mod source;
 mod source_actions;

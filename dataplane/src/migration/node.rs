@@ -11,13 +11,14 @@ use dwcp_api::{
     ApiError, ErrorCode, MigrationId, MigrationReport, MigrationStatus, Role, TransferSettings,
     Tune,
 };
-use dwcp_journal::{GuestMemory, Journal, Record, RecordKind, wall_ms};
+use dwcp_journal::Journal;
 use dwcp_pki::CertificateFacts;
-use dwcp_proto::JournalEntry;
 
 use super::admission::Admission;
 use super::destination::DestinationInput;
+pub(super) use super::journal_scope::JournalScope;
 use super::placement;
+use super::settle::Settlement;
 use super::shares::Shares;
 use super::vms::{self, VmTable};
 use crate::engine::Mailbox;
@@ -111,6 +112,10 @@ pub struct MigrationHandle {
     cancelled: AtomicBool,
     /// What is to change, until the driver takes it.
     tunes: Mutex<VecDeque<Tune>>,
+    /// What an operator has decided, until whoever waits for the other node takes it.
+    settlement: Mutex<Option<Settlement>>,
+    /// Why the other node has not answered yet, in words.
+    trouble: Mutex<String>,
     slot: usize,
     status: Mutex<MigrationStatus>,
 }
@@ -137,6 +142,25 @@ impl MigrationHandle {
         lock(&self.tunes).pop_front()
     }
 
+    /// Lets the driver, or the question, carry out what an operator has decided.
+    pub(super) fn settle(&self, settlement: Settlement) {
+        *lock(&self.settlement) = Some(settlement);
+    }
+
+    pub(super) fn take_settlement(&self) -> Option<Settlement> {
+        lock(&self.settlement).take()
+    }
+
+    /// Notes why the other node has not answered yet.
+    pub(super) fn note_trouble(&self, text: String) {
+        *lock(&self.trouble) = text;
+    }
+
+    /// Why the other node has not answered yet; empty when it was not asked.
+    pub(super) fn trouble(&self) -> String {
+        lock(&self.trouble).clone()
+    }
+
     pub(super) fn publish(&self, status: MigrationStatus) {
         *lock(&self.status) = status;
     }
@@ -157,6 +181,8 @@ pub struct Node {
     pub(super) listening: OnceLock<SocketAddr>,
     /// Where it takes queue pairs, once it does.
     pub(super) rdma: Mutex<Option<Arc<RdmaListener>>>,
+    /// What it grants to migrations that come in.
+    pub(super) incoming_settings: OnceLock<TransferSettings>,
     pub(super) vms: Mutex<VmTable>,
     migrations: Mutex<Vec<Arc<MigrationHandle>>>,
     joins: Mutex<HashMap<u128, Mailbox<DestinationInput>>>,
@@ -205,6 +231,7 @@ impl Node {
             options,
             listening: OnceLock::new(),
             rdma: Mutex::default(),
+            incoming_settings: OnceLock::new(),
             vms: Mutex::default(),
             migrations: Mutex::default(),
             joins: Mutex::default(),
@@ -254,6 +281,8 @@ impl Node {
             vm: status.vm.clone(),
             cancelled: AtomicBool::new(false),
             tunes: Mutex::default(),
+            settlement: Mutex::default(),
+            trouble: Mutex::default(),
             slot: self.next_slot.fetch_add(1, Ordering::Relaxed),
             status: Mutex::new(status),
         });
@@ -397,81 +426,8 @@ impl Node {
     }
 }
 
-/// Exit code when the journal cannot be trusted any more (`EX_IOERR` of sysexits.h).
-const EXIT_JOURNAL: i32 = 74;
-
 /// Migrations that are kept for `dwcp status`.
 const MIGRATIONS_SHOWN: usize = 1024;
-
-/// What this node writes into its journal about one migration.
-#[derive(Clone, Debug)]
-pub(super) struct JournalScope {
-    pub(super) migration: MigrationId,
-    pub(super) vm: String,
-    pub(super) role: Role,
-    pub(super) peer_node: String,
-    pub(super) peer_address: String,
-    /// Its connections are TLS.
-    pub(super) tls: bool,
-    pub(super) epoch: u64,
-    /// Destination in post-copy: the guest's memory here.
-    pub(super) memory: GuestMemory,
-}
-
-impl JournalScope {
-    /// Makes a record durable.
-    pub(super) fn write(&self, node: &Node, kind: RecordKind) -> Result<(), String> {
-        // A commit, and what follows it, belongs to the new epoch.
-        let committed = matches!(
-            kind,
-            RecordKind::Serving | RecordKind::Committed | RecordKind::Resumed | RecordKind::Whole
-        );
-        let record = Record {
-            sequence: 0,
-            migration: self.migration,
-            vm: self.vm.clone(),
-            role: self.role,
-            peer_node: self.peer_node.clone(),
-            peer_address: self.peer_address.clone(),
-            tls: self.tls,
-            epoch: self.epoch + u64::from(committed),
-            wall_ms: wall_ms(),
-            kind,
-        };
-        node.journal().append(&record).map(drop).map_err(|error| {
-            if !error.is_not_written() {
-                // A restart may find the record or not, and this process can act on neither. The
-                // service manager starts it again, and the journal that is read then decides.
-                tracing::error!(%error, "the journal is unusable: this data plane ends");
-                std::process::exit(EXIT_JOURNAL);
-            }
-            error.to_string()
-        })
-    }
-
-    /// Makes an entry of the protocol durable.
-    pub(super) fn write_entry(&self, node: &Node, entry: &JournalEntry) -> Result<(), String> {
-        let kind = match entry {
-            JournalEntry::Prepared => RecordKind::Prepared,
-            JournalEntry::PreparedPostcopy => RecordKind::PreparedPostcopy,
-            JournalEntry::Committed { .. } => RecordKind::Committed,
-            JournalEntry::Serving { .. } => RecordKind::Serving,
-            JournalEntry::Fetching => RecordKind::Fetching {
-                memory: self.memory.clone(),
-            },
-            JournalEntry::Whole => RecordKind::Whole,
-            JournalEntry::Refused => RecordKind::Refused,
-            JournalEntry::Resumed => RecordKind::Resumed,
-            JournalEntry::Aborted { reason } => RecordKind::Aborted {
-                reason: reason.clone(),
-            },
-            JournalEntry::Failed { reason } => RecordKind::Failed {
-                reason: reason.clone(),
-            },
-        };
-        self.write(node, kind)
-    }
-}
 
 /// Whether a guest in this state may be moved away.
 pub(super) fn check_running(state: &RunState) -> Result<(), String> {

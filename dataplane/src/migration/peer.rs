@@ -318,12 +318,10 @@ pub(super) fn spawn_reader(
         .map(drop)
 }
 
-/// Asks a destination on a new connection whether it committed a migration.
-pub(super) fn query_owner(
+/// Says one thing on a new connection, and hears whether the node that it is said to owns the VM.
+pub(super) fn ask_owner(
     connect: impl FnOnce() -> Result<Connection, PeerError>,
-    migration: u128,
-    vm: &str,
-    epoch: u64,
+    words: &Control,
     time: Duration,
     meter: &Arc<Meter>,
 ) -> Result<bool, PeerError> {
@@ -332,11 +330,7 @@ pub(super) fn query_owner(
     say_hello(&mut stream, meter)?;
     hear_reply(&mut stream, meter)?;
     let mut writer = ControlWriter::new(stream.try_clone()?, time, meter)?;
-    writer.send(&Control::OwnerQuery {
-        migration,
-        vm: vm.to_owned(),
-        epoch,
-    })?;
+    writer.send(words)?;
     loop {
         if let Control::OwnerAnswer { committed } = read_control(&mut stream, meter)? {
             return Ok(committed);

@@ -13,6 +13,7 @@ use dwcp_proto::{
 
 use super::doubt::{ASK_AGAIN, Question, ask};
 use super::node::{JournalScope, Node};
+use super::recall;
 use super::vms::Doubt;
 use crate::vmm::{self, RunState, Vm, VmmError};
 
@@ -21,8 +22,10 @@ use crate::vmm::{self, RunState, Vm, VmmError};
 ///
 /// What was agreed on with the other node is forgotten: `settings` take its place.
 pub fn recover(node: &Arc<Node>, settings: &TransferSettings) {
+    // For what an operator tries once more.
+    let _ = node.incoming_settings.set(settings.clone());
     for unfinished in node.journal().state().unfinished() {
-        let scope = scope_of(&unfinished);
+        let scope = JournalScope::from(&unfinished);
         tracing::warn!(
             vm = scope.vm, migration = %scope.migration, role = ?scope.role,
             stage = ?unfinished.stage, "a migration was under way when this node stopped"
@@ -42,13 +45,34 @@ pub fn recover(node: &Arc<Node>, settings: &TransferSettings) {
     }
 }
 
+/// What a restart would do for a VM, done now; how it is then.
+pub(super) fn try_again(node: &Arc<Node>, unfinished: &Unfinished) -> String {
+    let is_tried = matches!(
+        (unfinished.role, unfinished.stage),
+        (Role::Source, Stage::Begun | Stage::Prepared) | (Role::Destination, Stage::Committed)
+    );
+    if !is_tried || unfinished.fetching.is_some() {
+        return "there is nothing that could be tried".to_owned();
+    }
+    match reach(unfinished) {
+        Err(error) => format!("its VMM does not answer: {error}"),
+        Ok(reached) => {
+            let Some(settings) = node.incoming_settings.get() else {
+                return "the data plane is starting".to_owned();
+            };
+            recover_one(node, unfinished, reached, settings);
+            "what a start of the data plane does for it was done again".to_owned()
+        }
+    }
+}
+
 fn recover_one(
     node: &Arc<Node>,
     unfinished: &Unfinished,
     reached: Reached,
     settings: &TransferSettings,
 ) {
-    let scope = scope_of(unfinished);
+    let scope = JournalScope::from(unfinished);
     match scope.role {
         Role::Source => recover_as_source(node, scope, unfinished, reached, settings),
         Role::Destination => recover_as_destination(node, &scope, unfinished, reached),
@@ -87,32 +111,15 @@ fn recover_later(
     });
 }
 
-fn scope_of(unfinished: &Unfinished) -> JournalScope {
-    let record = &unfinished.last;
-    let is_committed = matches!(
-        unfinished.stage,
-        Stage::Serving | Stage::Committed | Stage::Resumed
-    );
-    JournalScope {
-        migration: record.migration,
-        vm: record.vm.clone(),
-        role: record.role,
-        peer_node: record.peer_node.clone(),
-        peer_address: record.peer_address.clone(),
-        tls: record.tls,
-        // A committed record carries the epoch after the move.
-        epoch: record.epoch - u64::from(is_committed && record.epoch > 0),
-        memory: unfinished.fetching.clone().unwrap_or_default(),
-    }
-}
-
 const fn last_record(stage: Stage) -> LastRecord {
     match stage {
         Stage::Prepared => LastRecord::Prepared,
         Stage::Serving => LastRecord::Serving,
         Stage::Committed | Stage::Resumed => LastRecord::Committed,
         Stage::Refused | Stage::Aborted => LastRecord::Refused,
-        Stage::Begun => LastRecord::Begin,
+        // It is this node's, as if it had only begun.
+        Stage::Begun | Stage::TakenBack => LastRecord::Begin,
+        Stage::Yielded => LastRecord::Refused,
     }
 }
 
@@ -193,6 +200,7 @@ fn close_superseded(node: &Arc<Node>, scope: JournalScope, stage: Stage) {
                 note(&node, &scope, kind);
             });
         }
+        (Role::Source, Stage::TakenBack) => recall::tell(node, scope),
         // The VM has been here, and gone or not, since.
         (Role::Source, Stage::Serving) => note(node, &scope, RecordKind::Committed),
         (Role::Source, _) => note(node, &scope, RecordKind::Aborted { reason }),
@@ -211,6 +219,9 @@ fn recover_as_source(
     settings: &TransferSettings,
 ) {
     let Reached { vm, state, pid } = reached;
+    if unfinished.stage == Stage::TakenBack {
+        return recall::run_taken_back(node, scope, vm, state);
+    }
     match recover_source(last_record(unfinished.stage), state) {
         // A source in post-copy is not asked for here.
         SourceRecovery::GivenAway | SourceRecovery::Serve => {
@@ -303,8 +314,22 @@ fn spawn_question(run: impl FnOnce() + Send + 'static) {
     }
 }
 
+/// Runs a guest that this node owns.
+pub(super) fn run_owned(node: &Node, scope: &JournalScope, vm: Option<Box<dyn Vm>>) {
+    match vm.map(|mut vm| resume(&mut *vm)) {
+        Some(Ok(())) => {
+            tracing::info!(vm = scope.vm, "owned here: the guest was resumed");
+            note(node, scope, RecordKind::Resumed);
+        }
+        other => {
+            let reason = format!("owned here, but it could not be resumed: {other:?}");
+            fail(node, scope, reason);
+        }
+    }
+}
+
 fn recover_as_destination(
-    node: &Node,
+    node: &Arc<Node>,
     scope: &JournalScope,
     unfinished: &Unfinished,
     reached: Reached,
@@ -315,22 +340,16 @@ fn recover_as_destination(
         DestinationRecovery::RunsHere | DestinationRecovery::Fetch => {
             note(node, scope, RecordKind::Resumed);
         }
-        DestinationRecovery::Resume => {
-            let resumed = vm.map(|mut vm| resume(&mut *vm));
-            match resumed {
-                Some(Ok(())) => {
-                    tracing::info!(vm = scope.vm, "owned here: the guest was resumed");
-                    note(node, scope, RecordKind::Resumed);
-                }
-                other => {
-                    fail(
-                        node,
-                        scope,
-                        format!("owned here, but it could not be resumed: {other:?}"),
-                    );
-                }
+        DestinationRecovery::Resume if recall::can_ask(scope) => {
+            // A VMM serves one client, and it is asked again once the source has been.
+            drop(vm);
+            let (node, unfinished) = (Arc::clone(node), unfinished.clone());
+            if let Some(attachment) = &unfinished.attachment {
+                node.hold_moving(&unfinished.vm, attachment, unfinished.migration);
             }
+            spawn_question(move || recall::run_unless_taken_back(&node, &unfinished));
         }
+        DestinationRecovery::Resume => run_owned(node, scope, vm),
         DestinationRecovery::Refuse => {
             // A VMM serves one client: what asked it must be gone before what ends it.
             drop(vm);
@@ -361,7 +380,7 @@ pub(super) fn refuse(node: &Node, unfinished: &Unfinished) -> Result<(), String>
         discard_copy(unfinished).map_err(|error| format!("its VMM cannot be ended: {error}"))?;
     }
     let reason = "given up before the handover".to_owned();
-    scope_of(unfinished).write(node, RecordKind::Aborted { reason })
+    JournalScope::from(unfinished).write(node, RecordKind::Aborted { reason })
 }
 
 fn discard_copy(unfinished: &Unfinished) -> Result<(), VmmError> {

@@ -201,6 +201,9 @@ impl SourceDriver {
             while let Some(tune) = self.handle.take_tune() {
                 self.tune(tune);
             }
+            if let Some(settlement) = self.handle.take_settlement() {
+                self.settle(settlement);
+            }
             self.watch_path();
             self.watch_writing();
             self.publish();
@@ -295,6 +298,7 @@ impl SourceDriver {
                 Ok(()) => self.pending.push_back(SourceEvent::Journaled(entry)),
                 Err(reason) => {
                     tracing::error!(reason, ?entry, "journal");
+                    self.journal.write_at_last(&self.node, &entry);
                     self.fail(AbortCode::Journal, reason);
                 }
             },
@@ -389,7 +393,11 @@ impl SourceDriver {
         }
         let (owner, epoch) = match outcome.result {
             Ending::Completed => ("destination", self.journal.epoch + 1),
-            Ending::Aborted => ("source", self.journal.epoch),
+            // One more than was handed over, where an operator has taken it back.
+            Ending::Aborted => (
+                "source",
+                self.node.journal().state().epoch_of(&self.request.vm),
+            ),
             Ending::Failed => ("unknown", self.journal.epoch),
         };
         if self.lanes.is_some() {
@@ -410,9 +418,13 @@ impl SourceDriver {
             cpu_ns: workers + crate::cpu_time::thread_cpu_ns(),
         });
         tracing::info!(migration = %self.request.id, result = ?report.result, reason = report.reason, "ended");
-        let status = self
-            .recorder
-            .status(self.machine.phase(), false, Some(&self.session));
+        let phase = match (self.machine.phase(), outcome.result) {
+            // An operator has decided, and not the machine.
+            (Phase::Handover | Phase::Postcopy, Ending::Aborted) => Phase::Aborted,
+            (Phase::Handover | Phase::Postcopy, Ending::Failed) => Phase::Failed,
+            (phase, _) => phase,
+        };
+        let status = self.recorder.status(phase, false, Some(&self.session));
         if outcome.result == Ending::Completed && self.request.settings.reuse {
             let session = Arc::clone(&self.session);
             baseline::keep(&self.node, &self.request.vm, session);

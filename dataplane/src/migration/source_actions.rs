@@ -1,13 +1,14 @@
 //! What the source's machine asks for, carried out.
 
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use dwcp_api::{Codec, NotConverged};
-use dwcp_proto::{JournalEntry, SourceEvent};
+use dwcp_proto::{JournalEntry, Outcome, SourceEvent};
 use dwcp_wire::{AbortCode, Capabilities, Control};
 
 use super::meter::Meter;
@@ -15,6 +16,7 @@ use super::node::lock;
 use super::peer::{self, ControlWriter, PeerError};
 use super::recorder::tls_report;
 use super::reread::reread;
+use super::settle::Settlement;
 use super::source::{SourceDriver, SourceInput};
 use crate::engine::Reread;
 use crate::tls::Connection;
@@ -90,7 +92,10 @@ impl SourceDriver {
     /// The other side has answered to the first words, or it is no node that this one can talk to.
     pub(super) fn greeted(&mut self, outcome: Result<Capabilities, PeerError>) {
         let error = match outcome {
-            Ok(can) => return self.can = Some(can),
+            Ok(can) => {
+                self.can = Some(can);
+                return self.say_where_it_listens(can);
+            }
             Err(error) => error,
         };
         self.recorder.no_peer = !error.is_loss();
@@ -102,6 +107,23 @@ impl SourceDriver {
             error => error.to_string(),
         };
         self.pending.push_back(SourceEvent::PeerLost(reason));
+    }
+
+    /// A destination that was started anew asks there before it runs the guest: an operator may have taken it back.
+    fn say_where_it_listens(&mut self, can: Capabilities) {
+        let reached = self.control.as_ref().and_then(ControlWriter::local_address);
+        let (Some(listening), Some(reached)) = (self.node.listening.get(), reached) else {
+            return;
+        };
+        let ip = if listening.ip().is_unspecified() {
+            reached
+        } else {
+            listening.ip()
+        };
+        if can.contains(Capabilities::RECALL) {
+            let address = SocketAddr::new(ip, listening.port());
+            self.send(&Control::SourceListens { address });
+        }
     }
 
     /// Connects and says hello. The offer does not wait for the answer: that is the same in every version.
@@ -272,18 +294,34 @@ impl SourceDriver {
     }
 
     pub(super) fn resume_vm(&mut self) {
-        self.vm_stop.store(true, Ordering::Release);
-        self.give_cpu_time_back();
-        // The relay goes first: a VMM that waits in it fails its migration and lets go.
-        self.relay = None;
-        if let Some(thread) = self.device_thread.take() {
-            let _ = thread.join();
-        }
+        self.let_vm_go();
         let resumed = lock(&self.vm).resume();
         match resumed {
             Ok(_) => self.pending.push_back(SourceEvent::Resumed),
             Err(error) => self.fail(AbortCode::Vmm, error.to_string()),
         }
+    }
+
+    /// The relay goes first: a VMM that waits in it fails its migration and lets go.
+    fn let_vm_go(&mut self) {
+        self.vm_stop.store(true, Ordering::Release);
+        self.give_cpu_time_back();
+        self.relay = None;
+        if let Some(thread) = self.device_thread.take() {
+            let _ = thread.join();
+        }
+    }
+
+    /// Does what an operator has decided, if that is still his to decide.
+    pub(super) fn settle(&mut self, settlement: Settlement) {
+        if !self.machine.is_in_doubt() && !self.machine.is_cut_off() {
+            // Who waits for it hears that nobody took it.
+            return;
+        }
+        self.let_vm_go();
+        let vm = Arc::clone(&self.vm);
+        let end = settlement.carry_out(&self.node, &self.journal, Ok(&mut **lock(&vm)));
+        self.outcome = end.map(|(result, reason)| Outcome { result, reason });
     }
 
     /// One question at a time; the machine asks again until there is an answer.
@@ -292,23 +330,28 @@ impl SourceDriver {
             return;
         }
         let (under_way, mailbox) = (Arc::clone(&self.query_under_way), self.mailbox.clone());
-        let (address, vm, id) = (
-            self.request.destination.address.clone(),
-            self.request.vm.clone(),
-            self.request.id.0,
-        );
+        let address = self.request.destination.address.clone();
+        let question = Control::OwnerQuery {
+            migration: self.request.id.0,
+            vm: self.request.vm.clone(),
+            epoch,
+        };
+        let handle = Arc::clone(&self.handle);
         let time = Duration::from_millis(self.request.settings.connect_timeout_ms.into());
         let meter = Arc::clone(&self.recorder.meter);
         let (node, way) = (Arc::clone(&self.node), self.way.clone());
         let ask = move || {
             let _helper = meter.helper();
             let connect = || way.connect(&node, &address, time);
-            match peer::query_owner(connect, id, &vm, epoch, time, &meter) {
+            match peer::ask_owner(connect, &question, time, &meter) {
                 Ok(committed) => {
                     let event = SourceEvent::OwnerAnswer { committed };
                     let _ = mailbox.push(SourceInput::Event(event));
                 }
-                Err(error) => tracing::warn!(%error, "who owns the VM is not known yet"),
+                Err(error) => {
+                    tracing::warn!(%error, "who owns the VM is not known yet");
+                    handle.note_trouble(error.to_string());
+                }
             }
             under_way.store(false, Ordering::Release);
         };

@@ -234,6 +234,13 @@ impl Node {
         vms.in_doubt.insert(name.to_owned(), doubt);
     }
 
+    /// Whether the VM's own VMM is asked for what its guest does.
+    pub(super) fn is_silent(&self, name: &str, id: MigrationId) -> bool {
+        let vms = lock(&self.vms);
+        let doubt = vms.in_doubt.get(name);
+        doubt.is_some_and(|doubt| doubt.migration == id && doubt.peer.is_none())
+    }
+
     /// The VMM has answered and that was acted on, unless it raised a question to another node: that
     /// question has the name now, and ends the doubt.
     pub(super) fn end_silence(&self, name: &str) {

@@ -24,6 +24,9 @@ use std::sync::atomic::AtomicBool;
 use dwcp_api::Attachment;
 use dwcp_journal::GuestMemory;
 use dwcp_wire::RamBlockInfo;
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::ram::{RamError, RamLayout};
 
@@ -259,6 +262,23 @@ pub fn lift_missing(attachment: &Attachment, memory: &GuestMemory) -> Result<(),
     Ok(())
 }
 
+/// Ends a VMM that may wait for a page and answer nobody.
+///
+/// # Errors
+/// From the system. A process that has ended already is no error.
+pub fn end_process(pid: i32, begun_ticks: u64) -> Result<(), VmmError> {
+    match started_ticks(pid) {
+        Ok(ticks) if ticks == begun_ticks => {}
+        Ok(_) | Err(VmmError::Gone(_)) => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    let killed = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
+    match killed {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(VmmError::system(format!("kill {pid}"), errno)),
+    }
+}
+
 /// When a process began, in clock ticks since the boot; see proc_pid_stat(5).
 ///
 /// # Errors
@@ -276,6 +296,10 @@ fn stat_fields<const N: usize>(pid: i32, fields: [usize; N]) -> Result<[u64; N],
         _ => VmmError::system(path, error),
     })?;
     let (_, behind) = stat.rsplit_once(')').ok_or_else(gone)?;
+    // One that has ended, and whose parent has not looked yet.
+    if behind.trim_start().starts_with(['Z', 'X']) {
+        return Err(gone());
+    }
     let behind: Vec<_> = behind.split_whitespace().collect();
     let mut values = [0; N];
     for (value, field) in values.iter_mut().zip(fields) {

@@ -57,11 +57,15 @@ impl Daemon {
     }
 
     pub(crate) fn ask(&mut self, request: &Request) -> Reply {
-        dwcp_api::send(&mut self.control, request, &[]).unwrap();
-        match dwcp_api::receive(&mut self.control).unwrap().0 {
+        match self.try_ask(request) {
             Reply::Error(error) => panic!("{error}"),
             reply => reply,
         }
+    }
+
+    pub(crate) fn try_ask(&mut self, request: &Request) -> Reply {
+        dwcp_api::send(&mut self.control, request, &[]).unwrap();
+        dwcp_api::receive(&mut self.control).unwrap().0
     }
 
     pub(crate) fn attach(&mut self, guest: &TestGuest) {

@@ -4,6 +4,7 @@
 
 pub(crate) mod calls;
 pub(crate) mod daemon;
+pub(crate) mod disk;
 pub(crate) mod line;
 pub(crate) mod log;
 pub(crate) mod pki;

@@ -276,6 +276,22 @@ pub enum Control {
     },
     /// D, before the report of a round, or before `MissingAheadTaken`: keys to pieces of RAM that were granted are gone.
     RdmaKeysGone,
+    /// S, once the hellos agree, to a destination with [`crate::Capabilities::RECALL`]: after a restart it asks there
+    /// whether an operator has taken the guest back.
+    SourceListens {
+        /// Where the source's data plane takes connections.
+        address: SocketAddr,
+    },
+    /// S, on a new connection: an operator has taken the guest back. Answered by `OwnerAnswer { committed: false }`
+    /// once no copy of it is loaded there and none will ever run.
+    TakenBack {
+        /// Which migration.
+        migration: u128,
+        /// VM name.
+        vm: String,
+        /// Epoch of the source's ownership now: one more than was handed over.
+        epoch: u64,
+    },
 }
 
 impl Control {
@@ -345,14 +361,16 @@ fn check(message: &Control) -> Result<(), ControlError> {
             limit("reason", reason.len() as u64, REASON_BYTES_MAX as u64)
         }
         Control::RoundReport { suspects, .. } => check_suspects(suspects),
-        Control::OwnerQuery { vm, .. } => name("vm", vm),
+        Control::OwnerQuery { vm, .. } | Control::TakenBack { vm, .. } => name("vm", vm),
         Control::Wanted(wanted) => check_wanted(wanted),
         Control::Found(found) => check_found(found),
         Control::PostcopyRefused { reason } => {
             limit("reason", reason.len() as u64, REASON_BYTES_MAX as u64)
         }
         Control::Missing(missing) => check_missing(missing),
-        Control::RdmaListens { address } => check_listener(*address),
+        Control::RdmaListens { address } | Control::SourceListens { address } => {
+            check_listener(*address)
+        }
         Control::Ready
         | Control::RdmaKeysGone
         | Control::RoundEnd { .. }

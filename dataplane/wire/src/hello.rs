@@ -30,6 +30,8 @@ impl Capabilities {
     pub const RDMA: Self = Self(1 << 3);
     /// The guest may run at the destination before its pages are there.
     pub const POSTCOPY: Self = Self(1 << 4);
+    /// It knows `SourceListens` and `TakenBack`: a guest may be taken back by an operator.
+    pub const RECALL: Self = Self(1 << 5);
 
     /// Bits in both.
     #[must_use]
@@ -50,7 +52,8 @@ pub const CAPABILITIES: Capabilities = Capabilities(
         | Capabilities::DEVICE_STATE.0
         | Capabilities::WINDOW.0
         | Capabilities::RDMA.0
-        | Capabilities::POSTCOPY.0,
+        | Capabilities::POSTCOPY.0
+        | Capabilities::RECALL.0,
 );
 
 /// Payload of `Hello` and `HelloReply`; 64 bytes, frozen.

@@ -395,6 +395,9 @@ fn messages_beyond_a_limit_are_refused_both_ways() {
         Control::RdmaListens {
             address: "0.0.0.0:41000".parse().expect("an address"),
         },
+        Control::SourceListens {
+            address: "0.0.0.0:7440".parse().expect("an address"),
+        },
         report(vec![range(0, 0, 1); SUSPECT_RANGES_MAX + 1]),
         report(vec![range(0, 0, 0)]),
         report(vec![range(0, u32::MAX, 1)]),

@@ -266,8 +266,10 @@ fn every_control_message_has_a_vector() {
         Control::MissingAheadTaken => 27,
         Control::RdmaListens { .. } => 28,
         Control::RdmaKeysGone => 29,
+        Control::SourceListens { .. } => 30,
+        Control::TakenBack { .. } => 31,
     };
-    let mut seen = [false; 30];
+    let mut seen = [false; 32];
     for (name, message) in messages() {
         let index = count(&message);
         seen[index] = true;
@@ -278,5 +280,5 @@ fn every_control_message_has_a_vector() {
             "the first byte names the message"
         );
     }
-    assert_eq!(seen, [true; 30]);
+    assert_eq!(seen, [true; 32]);
 }

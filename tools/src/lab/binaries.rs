@@ -15,6 +15,8 @@ pub struct Binaries {
     pub preload: PathBuf,
     /// `dwcp-wan`.
     pub wan: PathBuf,
+    /// `libdwcp_clock.so`.
+    pub clock: PathBuf,
 }
 
 /// Something is missing.
@@ -55,6 +57,7 @@ impl Binaries {
             load: find("dwcp-load")?,
             preload: find("libdwcp_preload.so")?,
             wan: find("dwcp-wan")?,
+            clock: find("libdwcp_clock.so")?,
         })
     }
 }

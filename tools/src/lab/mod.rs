@@ -6,6 +6,8 @@
 //! | `binaries.rs` | where the daemons and the preload library are |
 //! | `node.rs` | one node: two daemons, started, killed, started again |
 //! | `break_stream.rs` | one data stream of a node ends |
+//! | `proxy.rs` | a link that stops at one moment of a migration, and can be harmed |
+//! | `limits.rs` | a small disk, and memory that is not there |
 //! | `pki.rs` | certificates of its nodes, where the migrations are to be TLS |
 //! | `guest.rs` | the guest at both ends: a process, or QEMU with our kernel or Debian's |
 //! | `qemu_end.rs` | one end of a guest in QEMU |
@@ -19,8 +21,10 @@ mod break_stream;
 mod fleet;
 mod guest;
 mod held;
+mod limits;
 mod node;
 mod pki;
+mod proxy;
 mod qemu_end;
 mod run;
 mod usage;
@@ -28,7 +32,9 @@ mod usage;
 pub use binaries::{Binaries, BinariesError};
 pub use fleet::{Fleet, MovedFleet};
 pub use guest::{GuestChoice, GuestPair, GuestSpec};
+pub use limits::{MemoryCage, SmallDisk};
 pub use node::{LabNode, Plane};
+pub use proxy::{Moment, Proxy, Way};
 pub use qemu_end::QemuEnd;
 pub use run::{Ends, Lab, MovedGuest, RunSpec};
 pub use usage::Usage;

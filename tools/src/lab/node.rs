@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use dwcp_api::node::{NodeStatus, Reply, Request};
 use dwcp_api::{ApiError, ErrorCode, IoPath, TransferSettings};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::break_stream::break_stream;
 use super::{Binaries, LabError, Usage, pki};
 use crate::NodeClient;
@@ -17,6 +20,9 @@ const START_TIME: Duration = Duration::from_secs(20);
 
 /// The handover journal in a state folder.
 const JOURNAL: &str = "handover.journal";
+
+/// By how many seconds the wall clock of its daemons is ahead.
+const CLOCK_FILE: &str = "clock-jump";
 
 /// Which daemon of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +45,8 @@ pub struct LabNode {
     namespace: Option<String>,
     /// Fixed after the first start: a restarted data plane must be found again.
     listen: String,
+    /// The wall clock of its daemons can be told to jump.
+    clock_jumps: bool,
     data: Option<Child>,
     control: Option<Child>,
     client: NodeClient,
@@ -99,6 +107,7 @@ impl LabNode {
             incoming,
             namespace: network.and_then(|(namespace, _)| namespace.map(str::to_owned)),
             listen: format!("{host}:0"),
+            clock_jumps: false,
             data: None,
             control: None,
             client,
@@ -149,6 +158,11 @@ impl LabNode {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
+        if self.clock_jumps {
+            command
+                .env("LD_PRELOAD", &self.binaries.clock)
+                .env("DWCP_CLOCK_JUMP", self.folder.join(CLOCK_FILE));
+        }
         match plane {
             Plane::Data => command
                 .arg("--state-folder")
@@ -171,6 +185,61 @@ impl LabNode {
     pub fn break_stream(&self, choice: u64) -> std::io::Result<usize> {
         let data = self.data.as_ref().ok_or(std::io::ErrorKind::NotFound)?;
         break_stream(data.id(), choice)
+    }
+
+    /// Sends a signal to a daemon.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn signal(&mut self, plane: Plane, signal: Signal) -> std::io::Result<()> {
+        let child = self.child(plane).as_ref();
+        let child = child.ok_or(std::io::ErrorKind::NotFound)?;
+        Ok(kill(Pid::from_raw(child.id() as i32), signal)?)
+    }
+
+    /// Process of its data plane.
+    #[must_use]
+    pub fn dataplane_pid(&self) -> Option<u32> {
+        Some(self.data.as_ref()?.id())
+    }
+
+    /// Starts both daemons anew, with a wall clock that [`Self::jump_clock`] can change.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn let_clock_jump(&mut self) -> Result<(), LabError> {
+        self.clock_jumps = true;
+        self.kill(Plane::Control);
+        self.kill(Plane::Data);
+        self.revive()
+    }
+
+    /// Waits until a VM that its control plane knows is attached again.
+    ///
+    /// # Errors
+    /// [`LabError::Timeout`].
+    pub fn wait_attached(&mut self, vm: &str) -> Result<(), LabError> {
+        let deadline = Instant::now() + START_TIME;
+        loop {
+            if let Reply::Vms(list) = self.ask(&Request::ListVms)? {
+                let mut of_it = list.iter().filter(|known| known.name == vm);
+                if of_it.any(|known| known.ram_bytes > 0) {
+                    return Ok(());
+                }
+            }
+            if Instant::now() > deadline {
+                return Err(LabError::Timeout(format!("attaching VM {vm} again")));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// From now on the wall clock of its daemons is ahead by so many seconds.
+    ///
+    /// # Errors
+    /// From the system.
+    pub fn jump_clock(&self, seconds: i64) -> std::io::Result<()> {
+        std::fs::write(self.folder.join(CLOCK_FILE), seconds.to_string())
     }
 
     /// Kills a daemon as `kill -9` does.

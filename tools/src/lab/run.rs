@@ -129,6 +129,18 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Lets the wall clock of both nodes' daemons be changed; they are started anew for it.
+    ///
+    /// # Errors
+    /// [`LabError`]: a daemon did not start.
+    pub fn let_clocks_jump(&mut self) -> Result<(), LabError> {
+        for node in [&mut self.a, &mut self.b] {
+            node.let_clock_jump()?;
+            node.wait_attached(VM)?;
+        }
+        Ok(())
+    }
+
     fn attach(&mut self) -> Result<(), LabError> {
         let name = VM.to_owned();
         let attachment = self.guest.source();
@@ -169,9 +181,22 @@ impl Lab {
     /// # Errors
     /// The source node's refusal.
     pub fn migrate(&mut self, settings: &TransferSettings) -> Result<MigrationId, LabError> {
+        let to = self.b.address().to_owned();
+        self.migrate_by(to, settings)
+    }
+
+    /// As [`Self::migrate`], by another address than that of the node itself.
+    ///
+    /// # Errors
+    /// The source node's refusal.
+    pub fn migrate_by(
+        &mut self,
+        to: String,
+        settings: &TransferSettings,
+    ) -> Result<MigrationId, LabError> {
         let request = Request::Migrate {
             vm: VM.into(),
-            to: self.b.address().to_owned(),
+            to,
             settings: settings.clone(),
             dry_run: false,
         };

@@ -377,6 +377,8 @@ pub(crate) const fn message_name(message: &Control) -> &'static str {
         Control::MissingAheadTaken => "MissingAheadTaken",
         Control::RdmaListens { .. } => "RdmaListens",
         Control::RdmaKeysGone => "RdmaKeysGone",
+        Control::SourceListens { .. } => "SourceListens",
+        Control::TakenBack { .. } => "TakenBack",
     }
 }
 

@@ -6,10 +6,10 @@ use dwcp_api::TransferSettings;
 use dwcp_journal::{RecordKind, Stage, Unfinished};
 use dwcp_proto::{LastRecord, SourceRecovery, recover_source};
 
-use super::{Reached, fail, reach_at_last, scope_of, spawn_question};
+use super::{Reached, fail, reach_at_last, spawn_question};
 use crate::migration::destination::fetch_again;
 use crate::migration::doubt::ASK_AGAIN;
-use crate::migration::node::Node;
+use crate::migration::node::{JournalScope, Node};
 use crate::migration::source::serve_again;
 use crate::vmm::{self, VmmError};
 
@@ -60,7 +60,7 @@ pub(super) fn lift_missing(unfinished: &Unfinished) {
 
 fn recover_fetching(node: &Arc<Node>, unfinished: &Unfinished, settings: &TransferSettings) {
     loop {
-        match fetch_again(node, scope_of(unfinished), unfinished, settings) {
+        match fetch_again(node, JournalScope::from(unfinished), unfinished, settings) {
             Ok(()) => return,
             Err(VmmError::Gone(reason)) => {
                 let reason =
@@ -68,7 +68,7 @@ fn recover_fetching(node: &Arc<Node>, unfinished: &Unfinished, settings: &Transf
                 tracing::error!(vm = unfinished.vm, reason);
                 // The source asks until it is told.
                 let kind = RecordKind::Failed { reason };
-                while let Err(error) = scope_of(unfinished).write(node, kind.clone()) {
+                while let Err(error) = JournalScope::from(unfinished).write(node, kind.clone()) {
                     tracing::error!(vm = unfinished.vm, error, "journal");
                     std::thread::sleep(ASK_AGAIN);
                 }
@@ -95,11 +95,11 @@ pub(in crate::migration) fn recover_serving(
         else {
             let reason = "handed over, and its VMM is gone from here with pages that the \
                           destination may still need";
-            fail(node, &scope_of(unfinished), reason.into());
+            fail(node, &JournalScope::from(unfinished), reason.into());
             node.give_vm(&unfinished.vm);
             return;
         };
-        match serve_again(node, scope_of(unfinished), vm, settings) {
+        match serve_again(node, JournalScope::from(unfinished), vm, settings) {
             Ok(()) => return,
             Err(error) => {
                 tracing::error!(vm = unfinished.vm, %error, "pages cannot be served yet");

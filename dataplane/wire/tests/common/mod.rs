@@ -157,6 +157,20 @@ fn agreement() -> Vec<(&'static str, Control)> {
             },
         ),
         ("rdma-keys-gone", Control::RdmaKeysGone),
+        (
+            "source-listens",
+            Control::SourceListens {
+                address: "192.0.2.1:7440".parse().expect("an address"),
+            },
+        ),
+        (
+            "taken-back",
+            Control::TakenBack {
+                migration: 1 << 96,
+                vm: "guest-1".into(),
+                epoch: 9,
+            },
+        ),
     ]
 }
 

@@ -17,6 +17,7 @@ mod migrate;
 mod node;
 mod pki;
 mod probe;
+mod recover;
 mod run_qemu;
 mod show;
 mod status;
@@ -40,13 +41,14 @@ Exit codes:
   1  failed                        5  a daemon of this node does not answer
   2  wrong usage or configuration  6  the VM cannot be moved as it was started
   3  VM, migration, peer, key or   7  the migration was aborted; the guest runs at the source
-     profile not found
+     profile not found             8  something half done waits for a node or a person
 
 Examples:
   dwcp doctor
   dwcp vm run-qemu web -- -m 4G -nographic disk.qcow2
   dwcp migrate web --to b --watch
-  dwcp status web --json";
+  dwcp status web --json
+  dwcp recover";
 
 /// Moves running virtual machines between nodes.
 #[derive(Parser, Debug)]
@@ -88,6 +90,8 @@ enum Command {
     Status(status::Args),
     /// Give a VM that is being moved back to this node.
     Cancel(cancel::Args),
+    /// Explain and finish half-done migrations, by an operator's decision where a node is gone for good.
+    Recover(recover::Args),
     /// Say what kind of path leads to another node.
     Probe(probe::Args),
     /// Change how a VM is moved, while it is.
@@ -127,6 +131,7 @@ fn run(command: &Command, context: &mut Context) -> Result<(), Failure> {
         Command::Drain(args) => drain::run(args, context),
         Command::Status(args) => status::run(args, context),
         Command::Cancel(args) => cancel::run(args, context),
+        Command::Recover(args) => recover::run(args, context),
         Command::Probe(args) => probe::run(args, context),
         Command::Tune(args) => tune::run(args, context),
         Command::Store(args) => store::run(args, context),

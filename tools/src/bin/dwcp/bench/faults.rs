@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use dwcp_api::node::{Reply, Request};
 use dwcp_api::{MigrationId, PhaseName};
 use dwcp_controlplane::profile;
 use dwcp_testbed::Kind;
 use dwcp_testbed::guests::GuestOptions;
 use dwcp_testbed::wire::Backing;
-use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, LabNode, Plane, RunSpec};
+use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, Plane, RunSpec};
 use serde::Serialize;
 
 use super::machine::Machine;
 use super::run::move_once;
+use super::whereabouts::{Where, find};
 use crate::context::Context;
 use crate::failure::Failure;
 
@@ -71,18 +71,6 @@ const VICTIMS: [Victim; 5] = [
     Victim::DestinationControlPlane,
     Victim::DestinationVmm,
 ];
-
-/// Where the guest was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum Where {
-    Source,
-    Destination,
-    /// Its VMM was killed after the commit: the journals say that the destination owns it.
-    DiedAtDestination,
-    Both,
-    Neither,
-}
 
 #[derive(Clone, Debug, Serialize)]
 struct Point {
@@ -207,22 +195,16 @@ fn one(spec: &RunSpec, seed: u64, usual_ms: f64) -> Result<Point, Failure> {
     let after_ms = began.elapsed().as_secs_f64() * 1000.0;
     lab.a.revive().map_err(Failure::other)?;
     lab.b.revive().map_err(Failure::other)?;
-    let (found, memory, note) = settle(&mut lab, id, victim)?;
-    let whole = memory.is_none();
-    let good = match found {
-        Where::Source | Where::Destination => whole,
-        Where::DiedAtDestination => true,
-        Where::Both | Where::Neither => false,
-    };
+    let found = find(&mut lab, victim == Victim::DestinationVmm, SETTLE_TIME)?;
     Ok(Point {
         seed,
         victim,
         phase,
         after_ms,
-        found,
-        memory,
-        good,
-        note,
+        good: found.is_good(),
+        found: found.at,
+        memory: found.memory,
+        note: found.journals,
     })
 }
 
@@ -248,61 +230,6 @@ fn kill(lab: &mut Lab, victim: Victim) {
         Victim::DestinationControlPlane => lab.b.kill(Plane::Control),
         Victim::DestinationVmm => lab.guest.kill_destination(),
     }
-}
-
-/// Waits until the guest runs on one side and nothing is under way any more.
-fn settle(
-    lab: &mut Lab,
-    id: MigrationId,
-    victim: Victim,
-) -> Result<(Where, Option<String>, String), Failure> {
-    let deadline = Instant::now() + SETTLE_TIME;
-    let mut last = (false, false);
-    while Instant::now() < deadline {
-        last = lab.guest.running();
-        if last == (true, true) {
-            return Ok((Where::Both, None, journals(lab)));
-        }
-        let over = lab
-            .status(id)
-            .map_or(true, |status| status.report.is_some());
-        if over && last != (false, false) {
-            break;
-        }
-        if over && victim == Victim::DestinationVmm && owned_there(&mut lab.b) {
-            return Ok((Where::DiedAtDestination, None, journals(lab)));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let (found, verdict) = match last {
-        (true, false) => (Where::Source, lab.guest.verify_at_source()),
-        (false, true) => (Where::Destination, lab.guest.verify_at_destination()),
-        _ => return Ok((Where::Neither, None, journals(lab))),
-    };
-    // It must not start on the other side while it looks at its memory.
-    if lab.guest.running() == (true, true) {
-        return Ok((Where::Both, None, journals(lab)));
-    }
-    Ok((found, verdict.map_err(Failure::other)?.err(), journals(lab)))
-}
-
-fn owned_there(node: &mut LabNode) -> bool {
-    match node.ask(&Request::Ownership) {
-        Ok(Reply::Ownership(list)) => list.iter().any(|vm| vm.owner == "here"),
-        _ => false,
-    }
-}
-
-fn journals(lab: &mut Lab) -> String {
-    let mut out = String::new();
-    for node in [&mut lab.a, &mut lab.b] {
-        if let Ok(Reply::Ownership(list)) = node.ask(&Request::Ownership) {
-            for vm in list {
-                let _ = write!(out, "[epoch {} {}: {}] ", vm.epoch, vm.owner, vm.note);
-            }
-        }
-    }
-    out
 }
 
 fn table(record: &Record) -> String {

@@ -3,6 +3,7 @@
 
 mod codec;
 mod cuts;
+mod fault_matrix;
 mod faults;
 mod forecast;
 mod goodput;
@@ -21,6 +22,7 @@ mod stat;
 mod strategy;
 mod tls;
 mod wan;
+mod whereabouts;
 mod wire;
 
 use crate::context::Context;
@@ -71,6 +73,8 @@ enum Which {
     Cuts(cuts::Args),
     /// Kill daemons and VMMs at seeded moments; the guest must run on exactly one side.
     Faults(faults::Args),
+    /// Every fault in every phase of both kinds of migration, by seeds; the guest must run on exactly one side.
+    FaultMatrix(fault_matrix::Args),
 }
 
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
@@ -93,5 +97,6 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         Which::Report(args) => report::run(args, context),
         Which::Cuts(args) => cuts::run(args, context),
         Which::Faults(args) => faults::run(args, context),
+        Which::FaultMatrix(args) => fault_matrix::run(args, context),
     }
 }

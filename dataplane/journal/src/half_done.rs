@@ -1,0 +1,168 @@
+//! A migration without an end, explained to a person. Pure.
+
+use dwcp_api::{HalfDone, HalfDoneState, PhaseName, Role};
+
+use crate::{RecordKind, Stage, Unfinished};
+
+/// What is known beside the journal.
+#[derive(Clone, Debug, Default)]
+pub struct Live {
+    /// The data plane runs.
+    pub is_up: bool,
+    /// Phase of the driver, or the question, that is at it.
+    pub phase: Option<PhaseName>,
+    /// The VM's own VMM does not say what its guest does.
+    pub is_silent: bool,
+    /// Why the other node has not answered; empty where it was not asked.
+    pub trouble: String,
+}
+
+impl Unfinished {
+    /// What a person is told of it.
+    #[must_use]
+    pub fn explain(&self, live: &Live) -> HalfDone {
+        let state = self.half_done_state(live);
+        let down = "nothing: the data plane is down".to_owned();
+        let why = match &self.last.kind {
+            RecordKind::Failed { reason } if live.trouble.is_empty() => reason.clone(),
+            _ => live.trouble.clone(),
+        };
+        HalfDone {
+            vm: self.vm.clone(),
+            migration: self.migration,
+            role: self.role,
+            state,
+            reached: self.reached().to_owned(),
+            peer: self.last.peer(),
+            since_ms: self.last.wall_ms,
+            guest: self.guest(state),
+            doing: if live.is_up { self.doing(state) } else { down },
+            why,
+            advice: if live.is_up || state == HalfDoneState::Failed {
+                self.advice(state)
+            } else {
+                "start dwcp-dataplane on this node, with the same state folder: it finishes what \
+                 can be finished"
+                    .to_owned()
+            },
+        }
+    }
+
+    fn half_done_state(&self, live: &Live) -> HalfDoneState {
+        use HalfDoneState::{CutOff, Failed, InDoubt, Silent, Stuck, Superseded, UnderWay, Untold};
+        match (self.stage, live.phase) {
+            _ if self.superseded => Superseded,
+            (Stage::TakenBack, _) if !self.failed => Untold,
+            (_, Some(PhaseName::InDoubt)) => InDoubt,
+            (_, Some(PhaseName::PostcopyPaused)) => CutOff,
+            (_, Some(_)) => UnderWay,
+            _ if live.is_silent => Silent,
+            (Stage::Prepared, None) => InDoubt,
+            _ if self.failed => Failed,
+            _ => Stuck,
+        }
+    }
+
+    const fn reached(&self) -> &'static str {
+        match (self.role, self.stage) {
+            (_, Stage::Begun) => "begun",
+            (_, Stage::Prepared) => "handover sent",
+            (_, Stage::Serving) => "handed over, pages needed from here",
+            (_, Stage::TakenBack) => "taken back",
+            (Role::Source, Stage::Committed | Stage::Resumed) => "handed over",
+            (Role::Destination, Stage::Committed) => "taken over, not yet running",
+            (Role::Destination, Stage::Resumed) if self.fetching.is_some() => {
+                "taken over, pages missing"
+            }
+            (Role::Destination, Stage::Resumed) => "taken over",
+            (_, Stage::Refused) => "refused",
+            (_, Stage::Aborted | Stage::Yielded) => "given up",
+        }
+    }
+
+    fn guest(&self, state: HalfDoneState) -> String {
+        let peer = &self.peer_node;
+        match (self.role, self.stage) {
+            _ if state == HalfDoneState::Superseded => {
+                "a newer migration of this VM says".to_owned()
+            }
+            (Role::Source, Stage::Begun | Stage::TakenBack) => "this node's".to_owned(),
+            (Role::Source, Stage::Prepared) if state == HalfDoneState::UnderWay => {
+                format!("this node's until {peer} has taken over")
+            }
+            (Role::Source, Stage::Prepared) => {
+                format!("stands here, and may run at {peer}")
+            }
+            (Role::Source, Stage::Serving) => {
+                format!("runs at {peer}, a part of its memory is here")
+            }
+            (Role::Source, _) => format!("{peer}'s"),
+            (Role::Destination, Stage::Committed | Stage::Resumed) => match self.fetching {
+                Some(_) => format!("runs here, a part of its memory is at {peer}"),
+                None => "this node's".to_owned(),
+            },
+            (Role::Destination, _) => format!("{peer}'s; what came of it here is no guest"),
+        }
+    }
+
+    fn doing(&self, state: HalfDoneState) -> String {
+        let peer = &self.peer_node;
+        match (state, self.role) {
+            (HalfDoneState::UnderWay, _) => "it is being carried out".to_owned(),
+            (HalfDoneState::InDoubt, _) => format!("{peer} is asked each second whose it is"),
+            (HalfDoneState::CutOff, _) => {
+                format!("{peer} is connected to until that succeeds; then it goes on")
+            }
+            (HalfDoneState::Silent, _) => "its VMM is asked each second".to_owned(),
+            (HalfDoneState::Untold, _) => {
+                format!("{peer} is told each second that it is not the owner")
+            }
+            (HalfDoneState::Stuck, Role::Destination) => format!(
+                "what was loaded is ended when {peer} asks, or when the data plane is started anew"
+            ),
+            (HalfDoneState::Stuck, Role::Source) => {
+                "the next start of the data plane, or a newer migration, settles it".to_owned()
+            }
+            (HalfDoneState::Superseded, _) => "its record is closed when it can be".to_owned(),
+            _ => "nothing".to_owned(),
+        }
+    }
+
+    fn advice(&self, state: HalfDoneState) -> String {
+        let (vm, peer) = (&self.vm, &self.peer_node);
+        match (state, self.role) {
+            (HalfDoneState::UnderWay, _) => {
+                format!(
+                    "wait; `dwcp status {vm}` shows it, `dwcp cancel {vm}` ends it while it can"
+                )
+            }
+            (HalfDoneState::InDoubt, _) => format!(
+                "start the data plane of {peer} with its state folder, or mend the network: its \
+                 answer ends the doubt. Only if {peer} is gone for good, and can never run the \
+                 guest: `dwcp recover {vm} --owner here --the-other-node-is-gone`"
+            ),
+            (HalfDoneState::CutOff, _) => format!(
+                "mend the network, or start the data plane of {peer}. If {peer} is gone for good, \
+                 the guest is lost as by a power cut: \
+                 `dwcp recover {vm} --owner there --the-other-node-is-gone`, then start it from its \
+                 disks"
+            ),
+            (HalfDoneState::Silent, _) => {
+                "end the other client of its monitor, or the VMM if it hangs".to_owned()
+            }
+            (HalfDoneState::Untold, _) => {
+                format!("nothing, if {peer} never comes back; its disks must stay out of its reach")
+            }
+            (HalfDoneState::Stuck, _) => format!("`dwcp recover {vm}` tries it now"),
+            (HalfDoneState::Failed, Role::Source) => format!(
+                "see why. If its VMM is gone: start the VM from its disks. Then \
+                 `dwcp recover {vm} --looked-after`"
+            ),
+            (HalfDoneState::Failed, Role::Destination) => format!(
+                "see why, and what {peer} says (`dwcp recover` there): what it has is older than \
+                 the disks. Start the VM from its disks, then `dwcp recover {vm} --looked-after`"
+            ),
+            _ => "nothing".to_owned(),
+        }
+    }
+}

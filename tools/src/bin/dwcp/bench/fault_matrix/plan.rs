@@ -1,0 +1,273 @@
+//! What a seed decides: which fault, in which phase of which kind of migration, at which moment.
+
+use clap::ValueEnum;
+use dwcp_tools::lab::{Moment, Way};
+use dwcp_wire::Control;
+use serde::Serialize;
+
+/// What happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Fault {
+    KillSourceDataPlane,
+    KillSourceControlPlane,
+    KillDestinationDataPlane,
+    KillDestinationControlPlane,
+    KillDestinationVmm,
+    StopSourceDataPlane,
+    StopSourceControlPlane,
+    StopDestinationDataPlane,
+    StopDestinationControlPlane,
+    /// The link is cut both ways.
+    CutLink,
+    /// Nothing goes to the destination, and nobody says so.
+    HoldToDestination,
+    /// Nothing goes to the source, and nobody says so.
+    HoldToSource,
+    /// A bit is changed on the link.
+    Corrupt,
+    /// The source's state folder is on a disk that is full.
+    FullDiskSource,
+    FullDiskDestination,
+    /// The destination's data plane gets no more memory.
+    OutOfMemoryDestination,
+    /// The wall clock of both daemons of a node jumps.
+    ClockJump,
+}
+
+/// When.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Phase {
+    Setup,
+    Precopy,
+    Switchover,
+    Handover,
+    Postcopy,
+}
+
+/// Which kind of migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Mode {
+    PreCopy,
+    PostCopy,
+}
+
+/// A cell of the matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(super) struct Cell {
+    pub(super) fault: Fault,
+    pub(super) mode: Mode,
+    pub(super) phase: Phase,
+}
+
+/// Every cell that is asked for; none is named, all are.
+pub(super) fn cells(faults: &[Fault], phases: &[Phase], modes: &[Mode]) -> Vec<Cell> {
+    fn wanted<T: ValueEnum + PartialEq>(asked: &[T], one: &T) -> bool {
+        asked.is_empty() || asked.contains(one)
+    }
+    let mut cells = vec![];
+    for &fault in Fault::value_variants() {
+        for (mode, phase) in columns() {
+            let is_wanted =
+                wanted(faults, &fault) && wanted(phases, &phase) && wanted(modes, &mode);
+            cells.extend(is_wanted.then_some(Cell { fault, mode, phase }));
+        }
+    }
+    cells
+}
+
+/// Kinds of migrations and their phases, in order.
+pub(super) fn columns() -> impl Iterator<Item = (Mode, Phase)> {
+    let phases = |mode: Mode| {
+        let all = Phase::value_variants().iter();
+        all.filter(move |phase| mode == Mode::PostCopy || **phase != Phase::Postcopy)
+            .map(move |phase| (mode, *phase))
+    };
+    [Mode::PreCopy, Mode::PostCopy].into_iter().flat_map(phases)
+}
+
+/// splitmix64: a seed is enough to repeat a run.
+#[derive(Clone, Debug)]
+pub(super) struct Draws(u64);
+
+impl Draws {
+    pub(super) const fn of(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(super) const fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    pub(super) const fn below(&mut self, most: u64) -> u64 {
+        self.next() % most
+    }
+
+    /// From 0 to 1.
+    pub(super) const fn share(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// A message, its way, and how it is told apart.
+type Message = (&'static str, Way, fn(&Control) -> bool);
+
+const SETUP: &[Message] = &[
+    ("Offer", Way::ToDestination, |said| {
+        matches!(said, Control::Offer(_))
+    }),
+    ("Accept", Way::ToSource, |said| {
+        matches!(said, Control::Accept { .. })
+    }),
+    ("Ready", Way::ToSource, |said| {
+        matches!(said, Control::Ready)
+    }),
+];
+
+const PRECOPY: &[Message] = &[
+    ("RoundEnd", Way::ToDestination, |said| {
+        matches!(said, Control::RoundEnd { paused: false, .. })
+    }),
+    ("RoundReport", Way::ToSource, |said| {
+        matches!(
+            said,
+            Control::RoundReport {
+                pages_proven: None,
+                ..
+            }
+        )
+    }),
+];
+
+/// The guest still runs at the source.
+const TO_POSTCOPY: &[Message] = &[
+    ("PostcopyStart", Way::ToDestination, |said| {
+        matches!(said, Control::PostcopyStart)
+    }),
+    ("PostcopyReady", Way::ToSource, |said| {
+        matches!(said, Control::PostcopyReady)
+    }),
+    ("MissingAhead", Way::ToDestination, |said| {
+        matches!(said, Control::MissingAhead)
+    }),
+];
+
+const SWITCHOVER: &[Message] = &[
+    ("SwitchoverStart", Way::ToDestination, |said| {
+        matches!(said, Control::SwitchoverStart)
+    }),
+    ("RoundEnd of the pause", Way::ToDestination, |said| {
+        matches!(said, Control::RoundEnd { paused: true, .. })
+    }),
+    ("RoundReport of the pause", Way::ToSource, |said| {
+        matches!(
+            said,
+            Control::RoundReport {
+                pages_proven: Some(_),
+                ..
+            }
+        )
+    }),
+    ("DeviceLoaded", Way::ToSource, |said| {
+        matches!(said, Control::DeviceLoaded)
+    }),
+];
+
+const HANDOVER: &[Message] = &[
+    ("Handover", Way::ToDestination, |said| {
+        matches!(said, Control::Handover { .. })
+    }),
+    ("Committed", Way::ToSource, |said| {
+        matches!(said, Control::Committed { .. })
+    }),
+    ("Resumed", Way::ToSource, |said| {
+        matches!(said, Control::Resumed)
+    }),
+];
+
+const POSTCOPY: &[Message] = &[
+    ("Fetched", Way::ToSource, |said| {
+        matches!(said, Control::Fetched)
+    }),
+    ("RamRoot", Way::ToDestination, |said| {
+        matches!(said, Control::RamRoot { .. })
+    }),
+    ("Whole", Way::ToSource, |said| {
+        matches!(said, Control::Whole { .. })
+    }),
+];
+
+/// Bytes that are sent in round 0, and missing pages' at least, of the guest that is moved.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    pub(super) pages_bytes: u64,
+    pub(super) missing_bytes: u64,
+}
+
+/// The moment of a run, and its name. Half of those in which pages flow are counted in their bytes.
+pub(super) fn moment(cell: Cell, sizes: Sizes, draws: &mut Draws) -> (Moment, String) {
+    let bytes = |most: u64, draws: &mut Draws| 1 + (most as f64 * draws.share()) as u64;
+    let by_bytes = draws.below(2) == 0;
+    match (cell.phase, by_bytes) {
+        (Phase::Precopy, true) => {
+            let bytes = bytes(sizes.pages_bytes, draws);
+            return (
+                Moment::Pages(bytes),
+                format!("after {bytes} bytes of pages"),
+            );
+        }
+        (Phase::Postcopy, true) => {
+            let bytes = bytes(sizes.missing_bytes, draws);
+            let name = format!("after {bytes} bytes of missing pages");
+            return (Moment::Missing(bytes), name);
+        }
+        _ => {}
+    }
+    let messages = match (cell.phase, cell.mode) {
+        (Phase::Setup, _) => SETUP,
+        (Phase::Precopy, Mode::PostCopy) if draws.below(2) == 0 => TO_POSTCOPY,
+        (Phase::Precopy, _) => PRECOPY,
+        (Phase::Switchover, _) => SWITCHOVER,
+        (Phase::Handover, _) => HANDOVER,
+        (Phase::Postcopy, _) => POSTCOPY,
+    };
+    let (name, way, is_it) = messages[draws.below(messages.len() as u64) as usize];
+    let after = draws.below(2) == 0;
+    let when = if after { "after" } else { "before" };
+    (
+        Moment::Message { way, is_it, after },
+        format!("{when} {name}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_meets_every_phase_of_both_kinds() {
+        let all = cells(&[], &[], &[]);
+        assert_eq!(all.len(), Fault::value_variants().len() * 9);
+        let some = cells(&[Fault::CutLink], &[Phase::Postcopy], &[]);
+        assert_eq!(some.len(), 1, "{some:?}");
+    }
+
+    #[test]
+    fn a_seed_repeats_its_moment() {
+        let sizes = Sizes {
+            pages_bytes: 1000,
+            missing_bytes: 100,
+        };
+        for cell in cells(&[], &[], &[]) {
+            let name = |seed| moment(cell, sizes, &mut Draws::of(seed)).1;
+            assert_eq!(name(7), name(7));
+            assert!((0..100).any(|seed| name(seed) != name(7)), "{cell:?}");
+        }
+    }
+}
