@@ -1,14 +1,15 @@
 //! What a restarted data plane finishes: migrations that were under way when it died.
 
 mod postcopy;
+mod resume;
 
 use std::sync::Arc;
 
 use dwcp_api::{Role, TransferSettings};
 use dwcp_journal::{RecordKind, Stage, Unfinished};
 use dwcp_proto::{
-    DestinationRecovery, Ending, LastRecord, RESUME_TRIES_MAX, SourceRecovery, VmState,
-    recover_destination, recover_source,
+    DestinationRecovery, Ending, LastRecord, SourceRecovery, VmState, recover_destination,
+    recover_source,
 };
 
 use super::doubt::{ASK_AGAIN, Question, ask};
@@ -16,6 +17,7 @@ use super::node::{JournalScope, Node};
 use super::recall;
 use super::vms::Doubt;
 use crate::vmm::{self, RunState, Vm, VmmError};
+use resume::resume;
 
 /// Finishes what the journal says is unfinished. Questions to other nodes that are not answered at
 /// once are asked again on a thread; until then the guest stays paused.
@@ -280,19 +282,6 @@ pub(super) fn resume_here(
             format!("{why}, but it could not be resumed: {error}"),
         ),
     }
-}
-
-/// A VMM that does not run the guest is asked again, as often as in a migration, before it is said to stand.
-fn resume(vm: &mut dyn Vm) -> Result<(), VmmError> {
-    for _ in 1..RESUME_TRIES_MAX {
-        match vm.resume() {
-            Ok(_) => return Ok(()),
-            Err(error @ VmmError::Gone(_)) => return Err(error),
-            Err(error) => tracing::warn!(%error, "the VMM does not run the guest yet"),
-        }
-        std::thread::sleep(ASK_AGAIN);
-    }
-    vm.resume().map(drop)
 }
 
 pub(super) fn fail(node: &Node, scope: &JournalScope, reason: String) -> (Ending, String) {
