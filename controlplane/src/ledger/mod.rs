@@ -2,16 +2,18 @@
 //! of several nodes comes behind the same door.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dwcp_api::dataplane::{Finding, FindingLevel};
 use dwcp_api::node::Ownership;
 use dwcp_api::{ApiError, ErrorCode, HalfDone};
-use dwcp_journal::{Contents, Journal, JournalError, Live};
+use dwcp_journal::{Follower, JournalError, Live, State};
 
 /// Reads the journal of a state folder.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     folder: PathBuf,
+    journal: Arc<Mutex<Follower>>,
 }
 
 impl Ledger {
@@ -20,6 +22,7 @@ impl Ledger {
     pub fn new(folder: &Path) -> Self {
         Self {
             folder: folder.to_owned(),
+            journal: Arc::new(Mutex::new(Follower::new(folder))),
         }
     }
 
@@ -28,7 +31,7 @@ impl Ledger {
     /// # Errors
     /// [`ErrorCode::System`] when the journal is damaged or cannot be read.
     pub async fn ownership(&self) -> Result<Vec<Ownership>, ApiError> {
-        Ok(self.read().await.map_err(refuse)?.state().ownership())
+        Ok(self.read().await.map_err(refuse)?.0.ownership())
     }
 
     /// Who owns one VM.
@@ -36,7 +39,7 @@ impl Ledger {
     /// # Errors
     /// As [`Self::ownership`].
     pub async fn ownership_of(&self, vm: &str) -> Result<Option<Ownership>, ApiError> {
-        Ok(self.read().await.map_err(refuse)?.state().ownership_of(vm))
+        Ok(self.read().await.map_err(refuse)?.0.ownership_of(vm))
     }
 
     /// What is half done, as far as the journal alone says it: for a node whose data plane is down.
@@ -44,7 +47,7 @@ impl Ledger {
     /// # Errors
     /// As [`Self::ownership`].
     pub async fn half_done(&self) -> Result<Vec<HalfDone>, ApiError> {
-        let open = self.read().await.map_err(refuse)?.state().half_done();
+        let open = self.read().await.map_err(refuse)?.0.half_done();
         let nothing = Live::default();
         Ok(open.iter().map(|open| open.explain(&nothing)).collect())
     }
@@ -52,16 +55,15 @@ impl Ledger {
     /// The journal's line of `dwcp doctor`.
     pub async fn finding(&self) -> Finding {
         let (level, found, advice) = match self.read().await {
-            Ok(contents) => {
-                let in_doubt: Vec<_> = contents
-                    .state()
+            Ok((state, records)) => {
+                let in_doubt: Vec<_> = state
                     .ownership()
                     .into_iter()
                     .filter(|ownership| ownership.owner == "in-doubt")
                     .map(|ownership| ownership.vm)
                     .collect();
                 if in_doubt.is_empty() {
-                    let found = format!("{} records, all good", contents.records.len());
+                    let found = format!("{records} records, all good");
                     (FindingLevel::Good, found, String::new())
                 } else {
                     let found = format!("in doubt: {}", in_doubt.join(", "));
@@ -83,9 +85,16 @@ impl Ledger {
         }
     }
 
-    async fn read(&self) -> Result<Contents, JournalError> {
-        let folder = self.folder.clone();
-        let read = tokio::task::spawn_blocking(move || Journal::read(&folder)).await;
+    /// What it says, and of how many records.
+    async fn read(&self) -> Result<(Arc<State>, usize), JournalError> {
+        let journal = Arc::clone(&self.journal);
+        let read = move || {
+            journal
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .state()
+        };
+        let read = tokio::task::spawn_blocking(read).await;
         read.unwrap_or_else(|error| {
             Err(JournalError::Io {
                 path: self.folder.clone(),

@@ -2,14 +2,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::line::{self, FIRST_LINE, TornTail};
-use crate::{JournalError, Record, State, compact};
+use crate::line::{self, Damage, FIRST_LINE, TornTail};
+use crate::{JournalError, Record, RecordKind, State, compact};
 
 /// Name of the journal in the state folder.
 pub const FILE_NAME: &str = "handover.journal";
@@ -17,8 +17,9 @@ pub const FILE_NAME: &str = "handover.journal";
 /// Name of the writer's lock file. A file of its own, because compaction replaces the journal.
 pub const LOCK_NAME: &str = "handover.lock";
 
-/// A journal larger than this is compacted when it is opened.
-pub const COMPACT_ABOVE_BYTES: u64 = 8 << 20;
+/// A journal larger than this is compacted when it is opened, and when a migration begins, while it is twice what
+/// the last time left.
+pub const COMPACT_ABOVE_BYTES: u64 = 1 << 20;
 
 /// What a journal holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,7 +52,11 @@ struct Inner {
     file: File,
     good_bytes: u64,
     next_sequence: u64,
-    state: State,
+    /// Shared with those who have asked: it is copied when it changes while somebody looks.
+    state: Arc<State>,
+    compact_above_bytes: u64,
+    /// It is compacted when it is larger than this.
+    compact_at_bytes: u64,
     poisoned: bool,
 }
 
@@ -97,7 +102,9 @@ impl Journal {
             file,
             good_bytes,
             next_sequence: contents.records.last().map_or(1, |last| last.sequence + 1),
-            state: contents.state(),
+            state: Arc::new(contents.state()),
+            compact_above_bytes,
+            compact_at_bytes: compact_above_bytes.max(good_bytes * 2),
             poisoned: false,
         };
         inner.cut_back().map_err(io(&path, "cut off a torn tail"))?;
@@ -158,14 +165,19 @@ impl Journal {
         }
         inner.good_bytes += line.len() as u64;
         inner.next_sequence += 1;
-        inner.state.apply(&record);
+        Arc::make_mut(&mut inner.state).apply(&record);
+        // No guest waits for a migration that begins.
+        let begins = matches!(record.kind, RecordKind::Begin { .. });
+        if begins && inner.good_bytes > inner.compact_at_bytes {
+            inner.compact(&self.path);
+        }
         Ok(sequence)
     }
 
     /// What the journal says now.
     #[must_use]
-    pub fn state(&self) -> State {
-        self.lock_inner().state.clone()
+    pub fn state(&self) -> Arc<State> {
+        Arc::clone(&self.lock_inner().state)
     }
 
     /// The torn tail that was cut off at opening, for the log.
@@ -194,6 +206,38 @@ impl Journal {
 }
 
 impl Inner {
+    /// Puts a shorter journal in the place of this one. One that cannot be written leaves it as it is.
+    fn compact(&mut self, path: &Path) {
+        let dir = path.parent().unwrap_or_else(|| Path::new("."));
+        let shorter = read_file(path).and_then(|(contents, _)| {
+            let kept = compact::compact(&contents.records);
+            Ok((replace(dir, &kept)?, State::from_records(&kept)))
+        });
+        let Ok((bytes, state)) = shorter else {
+            // Perhaps it was renamed, and what followed failed: the file in hand need not be the journal.
+            self.poisoned = !self.is_the_file_at(path);
+            self.compact_at_bytes = self.good_bytes.saturating_mul(2);
+            return;
+        };
+        match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => {
+                (self.file, self.good_bytes, self.state) = (file, bytes, Arc::new(state));
+                self.compact_at_bytes = self.compact_above_bytes.max(bytes * 2);
+            }
+            Err(_) => self.poisoned = true,
+        }
+    }
+
+    fn is_the_file_at(&self, path: &Path) -> bool {
+        let inode = |metadata: std::io::Result<std::fs::Metadata>| {
+            metadata.map(|metadata| (metadata.dev(), metadata.ino()))
+        };
+        match (inode(self.file.metadata()), inode(std::fs::metadata(path))) {
+            (Ok(ours), Ok(there)) => ours == there,
+            _ => false,
+        }
+    }
+
     fn write(&mut self, line: &[u8]) -> std::io::Result<()> {
         self.file.seek(SeekFrom::Start(self.good_bytes))?;
         self.file.write_all(line)?;
@@ -210,7 +254,7 @@ impl Inner {
     }
 }
 
-fn io<'a>(
+pub(crate) fn io<'a>(
     path: &'a Path,
     doing: &'static str,
 ) -> impl Fn(std::io::Error) -> JournalError + use<'a> {
@@ -242,21 +286,30 @@ fn read_file(path: &Path) -> Result<(Contents, u64), JournalError> {
     File::open(path)
         .and_then(|mut file| file.read_to_end(&mut bytes))
         .map_err(io(path, "read"))?;
-    let Some(body) = bytes.strip_prefix(FIRST_LINE) else {
+    let body = check_first_line(path, &bytes)?;
+    let (records, torn) = line::decode(body, FIRST_LINE.len() as u64).map_err(corrupt(path))?;
+    Ok((Contents { records, torn }, bytes.len() as u64))
+}
+
+/// What follows the line that says of which version it is.
+pub(crate) fn check_first_line<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8], JournalError> {
+    bytes.strip_prefix(FIRST_LINE).ok_or_else(|| {
         let end = bytes.len().min(FIRST_LINE.len());
-        return Err(JournalError::Version {
+        JournalError::Version {
             path: path.to_owned(),
             found: String::from_utf8_lossy(&bytes[..end]).into_owned(),
-        });
-    };
-    let (records, torn) =
-        line::decode(body, FIRST_LINE.len() as u64).map_err(|damage| JournalError::Corrupt {
-            path: path.to_owned(),
-            line: damage.line,
-            offset: damage.offset,
-            why: damage.why,
-        })?;
-    Ok((Contents { records, torn }, bytes.len() as u64))
+        }
+    })
+}
+
+pub(crate) fn corrupt(path: &Path) -> impl Fn(Damage) -> JournalError + use<> {
+    let path = path.to_owned();
+    move |damage| JournalError::Corrupt {
+        path: path.clone(),
+        line: damage.line,
+        offset: damage.offset,
+        why: damage.why,
+    }
 }
 
 /// Puts a file with these records in the journal's place, whole or not at all. Returns its size.

@@ -26,6 +26,7 @@
 
 mod compact;
 mod error;
+mod follow;
 mod half_done;
 mod journal;
 mod line;
@@ -35,6 +36,7 @@ mod record;
 mod state;
 
 pub use error::JournalError;
+pub use follow::Follower;
 pub use half_done::Live;
 pub use journal::{COMPACT_ABOVE_BYTES, Contents, FILE_NAME, Journal, LOCK_NAME};
 pub use line::{LINE_BYTES_MAX, TornTail};

@@ -62,6 +62,13 @@ pub(crate) fn decode(bytes: &[u8], base: u64) -> Result<(Vec<Record>, Option<Tor
     Ok((records, None))
 }
 
+/// Where the last whole line begins.
+pub(crate) fn last_at(bytes: &[u8]) -> u64 {
+    let end_before = |bytes: &[u8]| bytes.iter().rposition(|byte| *byte == b'\n');
+    let whole = end_before(bytes).unwrap_or(0);
+    end_before(&bytes[..whole]).map_or(0, |end| end as u64 + 1)
+}
+
 /// Numbers that this program cannot have written.
 fn check_numbers(record: &Record, before: Option<&Record>) -> Result<(), &'static str> {
     if before.is_some_and(|before| before.sequence >= record.sequence) {
