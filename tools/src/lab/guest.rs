@@ -275,6 +275,24 @@ impl GuestPair {
         }
     }
 
+    /// The longest time for which the guest did not run, where it is now, as its own loop saw it on a clock that goes on in
+    /// the pause. A guest in QEMU has none.
+    ///
+    /// # Errors
+    /// [`LabError`] when it cannot be asked.
+    pub fn longest_gap_ms(&mut self, at_destination: bool) -> Result<Option<u64>, LabError> {
+        let Self::Synthetic {
+            source,
+            destination,
+        } = self
+        else {
+            return Ok(None);
+        };
+        let process = if at_destination { destination } else { source };
+        let mut client = SyntheticClient::connect(&process.socket, ANSWER_TIME)?;
+        Ok(Some(client.status()?.max_gap_ms))
+    }
+
     /// Lets the guest look at its memory at the source, where it stayed.
     ///
     /// # Errors

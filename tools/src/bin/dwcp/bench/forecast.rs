@@ -8,7 +8,7 @@ use dwcp_simd::PAGE_BYTES;
 use dwcp_tools::lab::{GuestSpec, Lab, RunSpec};
 use serde::Serialize;
 
-use super::run::{Record, by_case};
+use super::run::{Guest, Record, by_case};
 use super::wan::Road;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -36,6 +36,9 @@ pub(crate) struct Args {
     /// Pages rewritten, as a multiple of those that leave.
     #[arg(long, default_value = "0.5,1,2,5", value_delimiter = ',')]
     multiple: Vec<f64>,
+    /// The guest.
+    #[arg(long, value_enum, default_value_t = Guest::Synthetic)]
+    guest: Guest,
     /// Migrations for each of them.
     #[arg(long, default_value_t = 8)]
     points: usize,
@@ -70,6 +73,8 @@ struct Run {
     ms: f64,
     downtime_ms: f64,
     downtime_limit_ms: f64,
+    /// The longest time between two turns of the guest's loop, by a clock that goes on in the pause.
+    guest_gap_ms: Option<u64>,
     rounds: u32,
     right: bool,
     /// How it ended.
@@ -110,7 +115,7 @@ fn one(args: &Args, settings: &TransferSettings, multiple: f64, part: f64) -> Re
     let rate = (bytes_per_s * multiple / PAGE_BYTES as f64) as u64;
     let spec = RunSpec {
         settings: settings.clone(),
-        guest: guest(args.size_mib, hot_mib.min(args.size_mib / 2), rate),
+        guest: guest(args, hot_mib.min(args.size_mib / 2), rate),
     };
     let folder = tempfile::tempdir().map_err(Failure::other)?;
     let up = args.link.as_ref().map(|road| road.up(1, "bbr"));
@@ -122,12 +127,19 @@ fn one(args: &Args, settings: &TransferSettings, multiple: f64, part: f64) -> Re
     let report = moved.map_err(Failure::other)?.report;
     let status = lab.status(report.id).map_err(Failure::other)?;
     let live = live_rounds(&status.rounds);
-    let run = run_of(args, &spec, multiple, &report, live);
+    let there = report.result == RunResult::Completed;
+    let gap = lab.guest.longest_gap_ms(there).map_err(Failure::other)?;
+    let run = run_of(args, &spec, multiple, &report, live).map(|run| Run {
+        guest_gap_ms: gap,
+        ..run
+    });
     run.ok_or_else(|| Failure::other(anyhow::anyhow!("nothing was foretold: {}", report.reason)))
 }
 
-fn guest(ram_mib: u64, hot_mib: u64, dirty_pages_per_s: u64) -> GuestSpec {
+fn guest(args: &Args, hot_mib: u64, dirty_pages_per_s: u64) -> GuestSpec {
+    let ram_mib = args.size_mib;
     GuestSpec {
+        choice: args.guest.choice(),
         hot_mib,
         dirty_pages_per_s,
         ..GuestSpec::incompressible(ram_mib, ram_mib * 3 / 4)
@@ -164,6 +176,7 @@ fn run_of(
         ms: live.iter().map(|round| round.ms + round.scan_ms).sum(),
         downtime_ms: report.downtime_ms,
         downtime_limit_ms: limit_ms,
+        guest_gap_ms: None,
         rounds: report.rounds,
         right: ahead.converges == converges,
         reason: report.reason.clone(),
@@ -172,7 +185,7 @@ fn run_of(
 
 fn line(run: &Run) -> String {
     format!(
-        "{}, {} MiB hot: foretold {}, {:.0} to {:.0} ms, pause {:.0} ms; came {}, {:.0} ms, pause {:.0} ms, {} rounds: {} ({})",
+        "{}, {} MiB hot: foretold {}, {:.0} to {:.0} ms, pause {:.0} ms; came {}, {:.0} ms, pause {:.0} ms, by the guest {} ms, {} rounds: {} ({})",
         run.case,
         run.hot_bytes >> 20,
         end(run.foretold_converges),
@@ -182,6 +195,8 @@ fn line(run: &Run) -> String {
         end(run.converges),
         run.ms,
         run.downtime_ms,
+        run.guest_gap_ms
+            .map_or_else(|| "?".to_owned(), |gap| gap.to_string()),
         run.rounds,
         if run.right { "right" } else { "WRONG" },
         run.reason
@@ -206,6 +221,13 @@ fn table(runs: &[&Run]) -> String {
         (
             "pause within its limit",
             share(&there, |run| run.downtime_ms <= run.downtime_limit_ms),
+        ),
+        (
+            "the same by the guest's clock",
+            share(&there, |run| {
+                run.guest_gap_ms
+                    .is_some_and(|gap| gap as f64 <= run.downtime_limit_ms)
+            }),
         ),
         (
             "paused no later than p90 + 0.1 s",

@@ -3,12 +3,30 @@
 use std::fmt::Write;
 
 use dwcp_api::{RunResult, TransferSettings};
-use dwcp_tools::lab::{Ends, GuestSpec, Lab, MovedGuest, RunSpec};
+use dwcp_tools::lab::{Ends, GuestChoice, GuestSpec, Lab, MovedGuest, RunSpec};
 use serde::Serialize;
 
 use super::machine::Machine;
 use super::wan::Road;
 use crate::failure::Failure;
+
+/// Whom a bench moves, where it is not a bench of one kind.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Guest {
+    /// A process that shares its memory.
+    Synthetic,
+    /// QEMU with the project's own kernel.
+    Qemu,
+}
+
+impl Guest {
+    pub(crate) const fn choice(self) -> GuestChoice {
+        match self {
+            Self::Synthetic => GuestChoice::Synthetic,
+            Self::Qemu => GuestChoice::Qemu,
+        }
+    }
+}
 
 /// Runs of one bench, with the machine that they were measured on.
 #[derive(Debug, Serialize)]

@@ -7,10 +7,10 @@ use clap::ValueEnum as _;
 use dwcp_api::{MigrationReport, NotConverged, RunResult, TransferSettings};
 use dwcp_controlplane::profile;
 use dwcp_simd::PAGE_BYTES;
-use dwcp_tools::lab::{GuestChoice, GuestSpec};
+use dwcp_tools::lab::GuestSpec;
 use serde::Serialize;
 
-use super::run::{Record, move_once};
+use super::run::{Guest, Record, move_once};
 use super::wan::Road;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -58,12 +58,6 @@ pub(crate) struct Args {
     /// RAM of the guest, MiB, three quarters of it data.
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(64..=4096))]
     size_mib: u64,
-}
-
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Guest {
-    Synthetic,
-    Qemu,
 }
 
 /// What an operator may choose for a guest that does not converge.
@@ -238,10 +232,7 @@ fn guest(args: &Args, settings: &TransferSettings) -> GuestSpec {
     let in_pause = bytes_per_s * f64::from(settings.downtime_limit_ms) / 1e3;
     let hot_mib = (in_pause * HOT_PAUSES / f64::from(1 << 20)).ceil() as u64;
     GuestSpec {
-        choice: match args.guest {
-            Guest::Synthetic => GuestChoice::Synthetic,
-            Guest::Qemu => GuestChoice::Qemu,
-        },
+        choice: args.guest.choice(),
         hot_mib: hot_mib.clamp(1, args.size_mib / 2),
         dirty_pages_per_s: (bytes_per_s * REWRITTEN / PAGE_BYTES as f64) as u64,
         ..GuestSpec::incompressible(args.size_mib, args.size_mib * 3 / 4)
