@@ -1,5 +1,6 @@
 //! The guest of the lab, at both ends.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -19,6 +20,9 @@ const READY_TIME: Duration = Duration::from_secs(180);
 
 /// It gets so long to look at all of its memory after the move.
 const VERIFY_TIME: Duration = Duration::from_secs(180);
+
+/// Flag of a socket that listens, in `/proc/net/unix`.
+const ACCEPTS: &str = "00010000";
 
 const ANSWER_TIME: Duration = Duration::from_secs(60);
 
@@ -274,6 +278,17 @@ impl GuestPair {
     }
 }
 
+/// Whether somebody listens on a socket. Its file is there before that, and whoever connects takes the place of the
+/// one client that a VMM serves.
+fn listens(socket: &Path) -> bool {
+    let all = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let path = socket.to_string_lossy();
+    all.lines().any(|line| {
+        let mut fields = line.split_whitespace();
+        fields.nth(3) == Some(ACCEPTS) && fields.next_back() == Some(&*path)
+    })
+}
+
 impl SyntheticProcess {
     fn start(
         spec: &GuestSpec,
@@ -314,7 +329,7 @@ impl SyntheticProcess {
 
     fn wait_ready(&mut self) -> Result<(), LabError> {
         let deadline = Instant::now() + READY_TIME;
-        while !self.socket.exists() {
+        while !listens(&self.socket) {
             if let Ok(Some(status)) = self.child.try_wait() {
                 let what = "synthetic guest".to_owned();
                 return Err(LabError::Start {
@@ -336,12 +351,15 @@ impl SyntheticProcess {
         }
     }
 
-    /// A process that has ended is not asked: its socket would be tried until the time is over.
+    /// One that has ended is not waited for: it may do so at any time.
     fn is_running(&mut self) -> bool {
         if !matches!(self.child.try_wait(), Ok(None)) {
             return false;
         }
-        SyntheticClient::connect(&self.socket, ANSWER_TIME)
+        let Ok(stream) = UnixStream::connect(&self.socket) else {
+            return false;
+        };
+        SyntheticClient::from_stream(stream, ANSWER_TIME)
             .and_then(|mut client| client.status())
             .is_ok_and(|status| status.running)
     }
