@@ -2,8 +2,6 @@
 
 mod common;
 
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use common::proxy::{Harm, Plan, Progress, Proxy, Way};
@@ -92,12 +90,8 @@ fn a_copy_without_a_driver_is_ended_before_the_source_hears_no() {
     let old = TestGuest::start(folder.path(), "old", &small(1, false));
     let new = TestGuest::start(folder.path(), "new", &small(1, true));
     b.node.attach("vm", new.attachment.clone()).unwrap();
-    let (mut from, mut copy) = (old.client(), new.client());
-    from.pause().unwrap();
-    let (out, into) = UnixStream::pair().unwrap();
-    let saving = std::thread::spawn(move || from.save(out.as_fd()).map(drop));
-    copy.load(into.as_fd()).unwrap();
-    saving.join().unwrap().unwrap();
+    new.load_from(&old);
+    let mut copy = new.client();
     let id = MigrationId(5);
     let begin = Record {
         sequence: 0,

@@ -2,9 +2,6 @@
 
 mod common;
 
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
-
 use common::{TestGuest, node, settings, small, until};
 use dwcp_api::{MigrationId, Role};
 use dwcp_dataplane::migration::{Node, recover};
@@ -28,23 +25,12 @@ fn write(node: &Node, (role, peer, epoch): (Role, &str, u64), kind: RecordKind) 
     node.journal().append(&record).unwrap();
 }
 
-/// A loaded copy of a guest, which stands.
-fn copy(folder: &std::path::Path) -> (TestGuest, TestGuest) {
-    let old = TestGuest::start(folder, "old", &small(1, false));
-    let new = TestGuest::start(folder, "new", &small(1, true));
-    let (mut from, mut to) = (old.client(), new.client());
-    from.pause().unwrap();
-    let (out, into) = UnixStream::pair().unwrap();
-    let saving = std::thread::spawn(move || from.save(out.as_fd()).map(drop));
-    to.load(into.as_fd()).unwrap();
-    saving.join().unwrap().unwrap();
-    (old, new)
-}
-
 /// How a destination ends that had committed, by what its source says; `None` where that has gone.
 fn ends(said_by_source: Option<&[RecordKind]>) -> (Option<Stage>, bool) {
     let folder = tempfile::tempdir().unwrap();
-    let (old, new) = copy(folder.path());
+    let old = TestGuest::start(folder.path(), "old", &small(1, false));
+    let new = TestGuest::start(folder.path(), "new", &small(1, true));
+    new.load_from(&old);
     let a = node(folder.path(), "a", &settings());
     let b = node(folder.path(), "b", &settings());
     let begin = |guest: &TestGuest| RecordKind::Begin {

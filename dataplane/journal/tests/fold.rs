@@ -141,14 +141,7 @@ impl World {
                 self.write(Role::Source, epoch + 2, RecordKind::TakenBack { reason });
             }
             Step::Tell if self.stage(Role::Source) == Some(Stage::TakenBack) => {
-                let (epoch, kind) = if committed {
-                    (epoch + 2, RecordKind::Yielded)
-                } else {
-                    (epoch, RecordKind::Refused)
-                };
-                assert!(self.write(Role::Destination, epoch, kind));
-                assert!(self.write(Role::Source, self.epoch + 2, RecordKind::Told));
-                self.epoch += 2;
+                self.tell(committed);
             }
             Step::Fail(source) => {
                 let role = if *source {
@@ -163,6 +156,18 @@ impl World {
             }
             Step::Commit | Step::Learn | Step::Begin | Step::Tell => {}
         }
+    }
+
+    /// The destination hears that the guest was taken back, and the source that it has.
+    fn tell(&mut self, committed: bool) {
+        let (epoch, kind) = if committed {
+            (self.epoch + 2, RecordKind::Yielded)
+        } else {
+            (self.epoch, RecordKind::Refused)
+        };
+        assert!(self.write(Role::Destination, epoch, kind));
+        assert!(self.write(Role::Source, self.epoch + 2, RecordKind::Told));
+        self.epoch += 2;
     }
 
     fn check(&self) {

@@ -23,7 +23,7 @@ use crate::vmm::{Vm, VmmError};
 /// Between questions to a node, or a VMM, that does not answer.
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(1);
 
-const ASK_TIME: Duration = Duration::from_secs(5);
+pub(super) const ASK_TIME: Duration = Duration::from_secs(5);
 
 /// An open question.
 pub(super) struct Question {
@@ -126,7 +126,7 @@ impl Question {
                     return Err(end);
                 }
             }
-            match ask_once(&self.node, &self.scope, &self.recorder.meter) {
+            match ask_once(&self.node, &self.scope, (ASK_TIME, &self.recorder.meter)) {
                 Ok(committed) => return Ok(committed),
                 Err(error) => {
                     self.handle.note_trouble(error.to_string());
@@ -184,7 +184,7 @@ impl Question {
 /// Asks the destination whether it committed, until it answers.
 pub(super) fn ask(node: &Node, scope: &JournalScope, meter: &Arc<Meter>) -> bool {
     loop {
-        match ask_once(node, scope, meter) {
+        match ask_once(node, scope, (ASK_TIME, meter)) {
             Ok(committed) => return committed,
             Err(error) => wait_to_ask(scope, &error),
         }
@@ -200,16 +200,26 @@ fn wait_to_ask(scope: &JournalScope, error: &PeerError) {
 pub(super) fn ask_once(
     node: &Node,
     scope: &JournalScope,
-    meter: &Arc<Meter>,
+    (time, meter): (Duration, &Arc<Meter>),
 ) -> Result<bool, PeerError> {
-    let connect = || {
-        let way = Way::of_record(scope).map_err(std::io::Error::other)?;
-        way.connect(node, &scope.peer_address, ASK_TIME)
-    };
     let question = Control::OwnerQuery {
         migration: scope.migration.0,
         vm: scope.vm.clone(),
         epoch: scope.epoch + 1,
     };
-    peer::ask_owner(connect, &question, ASK_TIME, meter)
+    say(node, scope, &question, (time, meter))
+}
+
+/// Says one thing to the other node of a migration, on a new connection; whether it says that it owns the VM.
+pub(super) fn say(
+    node: &Node,
+    scope: &JournalScope,
+    words: &Control,
+    (time, meter): (Duration, &Arc<Meter>),
+) -> Result<bool, PeerError> {
+    let connect = || {
+        let way = Way::of_record(scope).map_err(std::io::Error::other)?;
+        way.connect(node, &scope.peer_address, time)
+    };
+    peer::ask_owner(connect, words, time, meter)
 }

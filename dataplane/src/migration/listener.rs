@@ -137,46 +137,51 @@ fn greet(
                     drop(turn);
                     destination::run(node, (stream, can), offer, settings, &meter)
                 }
-                Control::OwnerQuery { migration, .. } => {
-                    if let Some(why) = refusal {
-                        return Err(why);
-                    }
-                    check_asker(node, &stream, MigrationId(migration))?;
-                    let committed = owner(node, MigrationId(migration))?;
-                    let mut writer = ControlWriter::new(stream, HELLO_TIME, &meter).map_err(io)?;
-                    writer
-                        .send(&Control::OwnerAnswer { committed })
-                        .map_err(text)
-                }
-                Control::TakenBack {
-                    migration, epoch, ..
-                } => {
-                    if let Some(why) = refusal {
-                        return Err(why);
-                    }
-                    let id = MigrationId(migration);
-                    check_asker(node, &stream, id)?;
-                    // One that is not committed yet is refused for good, as by a question.
-                    if owner(node, id)? {
-                        recall::yield_guest(node, id, epoch)?;
-                    }
-                    let mut writer = ControlWriter::new(stream, HELLO_TIME, &meter).map_err(io)?;
-                    let answer = Control::OwnerAnswer { committed: false };
-                    writer.send(&answer).map_err(text)
-                }
-                Control::PostcopyResume { migration } => {
-                    if let Some(why) = refusal {
-                        return Err(why);
-                    }
-                    check_asker(node, &stream, MigrationId(migration))?;
-                    stream.set_read_timeout(None).map_err(io)?;
-                    resume_postcopy(node, stream, MigrationId(migration), &meter).map_err(text)
-                }
-                _ => Err("neither an offer nor a question came first".into()),
+                question => answer(node, stream, &question, (refusal, &meter)),
             }
         }
         kind => Err(format!("{kind:?} frame before a hello")),
     }
+}
+
+/// Answers what the other node of a migration asks, or says, on a connection of its own.
+fn answer(
+    node: &Arc<Node>,
+    stream: Connection,
+    question: &Control,
+    (refusal, meter): (Option<String>, &Arc<Meter>),
+) -> Result<(), String> {
+    let (Control::OwnerQuery { migration, .. }
+    | Control::TakenBack { migration, .. }
+    | Control::PostcopyResume { migration }) = question
+    else {
+        return Err("neither an offer nor a question came first".into());
+    };
+    if let Some(why) = refusal {
+        return Err(why);
+    }
+    let id = MigrationId(*migration);
+    check_asker(node, &stream, id)?;
+    let committed = match question {
+        Control::OwnerQuery { .. } => owner(node, id)?,
+        Control::TakenBack { epoch, .. } => {
+            // One that is not committed yet is refused for good, as by a question.
+            if owner(node, id)? {
+                recall::yield_guest(node, id, *epoch)?;
+            }
+            false
+        }
+        _ => {
+            let resumed = stream.set_read_timeout(None).map_err(PeerError::from);
+            return resumed
+                .and_then(|()| resume_postcopy(node, stream, id, meter))
+                .map_err(|error| error.to_string());
+        }
+    };
+    let writer = ControlWriter::new(stream, HELLO_TIME, meter).map_err(PeerError::from);
+    writer
+        .and_then(|mut writer| writer.send(&Control::OwnerAnswer { committed }))
+        .map_err(|error| error.to_string())
 }
 
 /// A further connection of a migration: its driver takes it.

@@ -16,17 +16,13 @@ use dwcp_proto::VmState;
 use dwcp_wire::Control;
 
 use super::destination::DestinationInput;
-use super::doubt::ASK_AGAIN;
+use super::doubt::{ASK_AGAIN, ASK_TIME, ask_once, say};
 use super::node::{JournalScope, Node};
-use super::secure::Way;
-use super::{peer, recovery};
+use super::recovery;
 use crate::vmm::{self, RunState, Vm, VmmError};
 
-/// A node that does not answer within this time is told again.
-const TELL_TIME: Duration = Duration::from_secs(5);
-
 /// A guest that stands waits so long for the word of its source, which may be gone.
-const ASK_TIME: Duration = Duration::from_secs(2);
+const HEAR_TIME: Duration = Duration::from_secs(2);
 
 /// A driver ends within this time.
 const END_TIME: Duration = Duration::from_secs(5);
@@ -65,16 +61,12 @@ pub(super) fn tell(node: &Arc<Node>, scope: JournalScope) {
 
 /// The same once, and the record of it.
 pub(super) fn tell_once(node: &Node, scope: &JournalScope) -> Result<(), String> {
-    let connect = || {
-        let way = Way::of_record(scope).map_err(std::io::Error::other)?;
-        way.connect(node, &scope.peer_address, TELL_TIME)
-    };
     let words = Control::TakenBack {
         migration: scope.migration.0,
         vm: scope.vm.clone(),
         epoch: scope.epoch + 2,
     };
-    let said = peer::ask_owner(connect, &words, TELL_TIME, &Arc::default());
+    let said = say(node, scope, &words, (ASK_TIME, &Arc::default()));
     let told = said.map_err(|error| error.to_string()).and_then(|owns| {
         if owns {
             return Err("it insists on being the owner".to_owned());
@@ -144,16 +136,7 @@ pub(super) fn answer_of_source(node: &Node, id: MigrationId) -> Option<Result<bo
 /// Whether an operator has taken back a guest that this node owns by its own journal. Who does not answer has
 /// not: the source may be what is gone.
 fn was_taken_back(node: &Node, scope: &JournalScope) -> bool {
-    let connect = || {
-        let way = Way::of_record(scope).map_err(std::io::Error::other)?;
-        way.connect(node, &scope.peer_address, ASK_TIME)
-    };
-    let question = Control::OwnerQuery {
-        migration: scope.migration.0,
-        vm: scope.vm.clone(),
-        epoch: scope.epoch + 1,
-    };
-    match peer::ask_owner(connect, &question, ASK_TIME, &Arc::default()) {
+    match ask_once(node, scope, (HEAR_TIME, &Arc::default())) {
         Ok(committed) => !committed,
         Err(error) => {
             tracing::info!(vm = scope.vm, %error, "the source does not say whether it was taken back");
@@ -221,7 +204,11 @@ fn end_driver(node: &Node, id: MigrationId, reason: &str) -> Result<(), String> 
     let pushed = mailbox.push(DestinationInput::GivenUp(reason.to_owned()));
     pushed.map_err(|error| error.to_string())?;
     let deadline = Instant::now() + END_TIME;
-    while node.incoming(id).is_some() {
+    let has_ended = || {
+        let status = node.migration(id).map(|handle| handle.status());
+        node.incoming(id).is_none() && status.is_none_or(|status| status.report.is_some())
+    };
+    while !has_ended() {
         if Instant::now() >= deadline {
             return Err("its driver has not ended yet".to_owned());
         }

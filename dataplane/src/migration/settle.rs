@@ -11,7 +11,7 @@ use dwcp_api::{ApiError, ErrorCode, PhaseName, RecoverRequest, Recovery, Role, S
 use dwcp_journal::{Live, RecordKind, Stage, Unfinished};
 use dwcp_proto::Ending;
 
-use super::doubt::ask_once;
+use super::doubt::{ASK_TIME, ask_once};
 use super::node::{JournalScope, Node};
 use super::{recall, recovery};
 use crate::vmm::{RunState, Vm, VmmError};
@@ -115,7 +115,8 @@ impl Node {
     }
 
     fn ask_other(&self, open: &Unfinished) -> Result<bool, String> {
-        ask_once(self, &open.into(), &Arc::default()).map_err(|error| error.to_string())
+        let answer = ask_once(self, &open.into(), (ASK_TIME, &Arc::default()));
+        answer.map_err(|error| error.to_string())
     }
 
     fn settle(

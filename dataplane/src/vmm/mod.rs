@@ -20,6 +20,7 @@ pub use userfault::{Faults, HandedUserfaultfd, Userfault, fetch as fetch_userfau
 
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use dwcp_api::Attachment;
 use dwcp_journal::GuestMemory;
@@ -29,6 +30,9 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::ram::{RamError, RamLayout};
+
+/// A process that is killed gives its memory back within this time.
+const END_TIME: Duration = Duration::from_secs(10);
 
 /// What the guest is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -262,20 +266,26 @@ pub fn lift_missing(attachment: &Attachment, memory: &GuestMemory) -> Result<(),
     Ok(())
 }
 
-/// Ends a VMM that may wait for a page and answer nobody.
+/// Ends a VMM that may wait for a page and answer nobody, and waits until it has ended.
 ///
 /// # Errors
 /// From the system. A process that has ended already is no error.
 pub fn end_process(pid: i32, begun_ticks: u64) -> Result<(), VmmError> {
-    match started_ticks(pid) {
-        Ok(ticks) if ticks == begun_ticks => {}
-        Ok(_) | Err(VmmError::Gone(_)) => return Ok(()),
-        Err(error) => return Err(error),
-    }
-    let killed = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
-    match killed {
-        Ok(()) | Err(Errno::ESRCH) => Ok(()),
-        Err(errno) => Err(VmmError::system(format!("kill {pid}"), errno)),
+    let deadline = Instant::now() + END_TIME;
+    loop {
+        match started_ticks(pid) {
+            Ok(ticks) if ticks == begun_ticks => {}
+            Ok(_) | Err(VmmError::Gone(_)) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        match nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(errno) => return Err(VmmError::system(format!("kill {pid}"), errno)),
+        }
+        if Instant::now() >= deadline {
+            return Err(VmmError::Failed(format!("process {pid} does not end")));
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -12,6 +12,7 @@ pub(crate) mod proxy;
 pub(crate) mod stranger;
 pub(crate) mod tap;
 
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -159,6 +160,16 @@ impl TestGuest {
 
     pub(crate) fn client(&self) -> SyntheticClient {
         self.try_client().expect("the guest has ended")
+    }
+
+    /// Takes over the state of `from`, which stands then, as this one does: a copy that somebody could run.
+    pub(crate) fn load_from(&self, from: &Self) {
+        let (mut from, mut to) = (from.client(), self.client());
+        from.pause().unwrap();
+        let (out, into) = UnixStream::pair().unwrap();
+        let saving = std::thread::spawn(move || from.save(out.as_fd()).map(drop));
+        to.load(into.as_fd()).unwrap();
+        saving.join().unwrap().unwrap();
     }
 
     pub(crate) fn is_running(&self) -> bool {

@@ -1,6 +1,5 @@
 //! The guest of the lab, at both ends.
 
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,6 +19,9 @@ const READY_TIME: Duration = Duration::from_secs(180);
 
 /// It gets so long to look at all of its memory after the move.
 const VERIFY_TIME: Duration = Duration::from_secs(180);
+
+/// Flag of a socket that listens, in `/proc/net/unix`.
+const ACCEPTS: &str = "00010000";
 
 const ANSWER_TIME: Duration = Duration::from_secs(60);
 
@@ -305,6 +307,17 @@ impl GuestPair {
     }
 }
 
+/// Whether somebody listens on a socket. Its file is there before that, and whoever connects takes the place of the
+/// one client that a VMM serves.
+fn listens(socket: &Path) -> bool {
+    let all = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let path = socket.to_string_lossy();
+    all.lines().any(|line| {
+        let mut fields = line.split_whitespace();
+        fields.nth(3) == Some(ACCEPTS) && fields.next_back() == Some(&*path)
+    })
+}
+
 impl SyntheticProcess {
     fn start(
         spec: &GuestSpec,
@@ -347,8 +360,7 @@ impl SyntheticProcess {
 
     fn wait_ready(&mut self) -> Result<(), LabError> {
         let deadline = Instant::now() + READY_TIME;
-        // There is a socket before anybody listens at it.
-        while UnixStream::connect(&self.socket).is_err() {
+        while !listens(&self.socket) {
             if let Ok(Some(status)) = self.child.try_wait() {
                 let what = "synthetic guest".to_owned();
                 return Err(LabError::Start {
@@ -370,12 +382,15 @@ impl SyntheticProcess {
         }
     }
 
-    /// A process that has ended is not asked: its socket would be tried until the time is over.
+    /// One that has ended is not waited for: it may do so at any time.
     fn is_running(&mut self) -> bool {
         if !matches!(self.child.try_wait(), Ok(None)) {
             return false;
         }
-        SyntheticClient::connect(&self.socket, ANSWER_TIME)
+        let Ok(stream) = UnixStream::connect(&self.socket) else {
+            return false;
+        };
+        SyntheticClient::from_stream(stream, ANSWER_TIME)
             .and_then(|mut client| client.status())
             .is_ok_and(|status| status.running)
     }

@@ -85,6 +85,7 @@ pub(crate) fn messages() -> Vec<(&'static str, Control)> {
     let mut messages = agreement();
     messages.extend(movement());
     messages.extend(postcopy());
+    messages.extend(recall());
     messages
 }
 
@@ -157,6 +158,11 @@ fn agreement() -> Vec<(&'static str, Control)> {
             },
         ),
         ("rdma-keys-gone", Control::RdmaKeysGone),
+    ]
+}
+
+fn recall() -> Vec<(&'static str, Control)> {
+    vec![
         (
             "source-listens",
             Control::SourceListens {

@@ -77,7 +77,7 @@ struct Shown {
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     let Some(vm) = &args.vm else {
         let Recovery { said, half_done } = ask(RecoverRequest::List, context)?;
-        return show(shown(said, half_done, None), context, list);
+        return show(&shown(said, half_done, None), context, list);
     };
     let before = ask(RecoverRequest::List, context)?.half_done;
     let request = match (args.owner, args.looked_after) {
@@ -102,7 +102,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     }
     let half_done = wait(vm, half_done, Duration::from_secs(args.timeout_s), context)?;
     let end = end(vm, context)?;
-    show(shown(said, half_done, Some(end)), context, outcome)
+    show(&shown(said, half_done, Some(end)), context, outcome)
 }
 
 fn shown(said: String, half_done: Vec<HalfDone>, end: Option<String>) -> Shown {
@@ -115,11 +115,11 @@ fn shown(said: String, half_done: Vec<HalfDone>, end: Option<String>) -> Shown {
 }
 
 fn show(
-    shown: Shown,
+    shown: &Shown,
     context: &Context,
     text: impl FnOnce(&Shown) -> String,
 ) -> Result<(), Failure> {
-    context.print(&shown, || text(&shown))?;
+    context.print(shown, || text(shown))?;
     let left = |open: &HalfDone| open.state.needs_someone();
     if shown.half_done.iter().any(left) {
         return Err(Failure::Exit(EXIT_LEFT));

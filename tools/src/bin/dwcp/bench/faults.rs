@@ -13,6 +13,7 @@ use dwcp_testbed::wire::Backing;
 use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, Plane, RunSpec};
 use serde::Serialize;
 
+use super::draws::Draws;
 use super::machine::Machine;
 use super::run::move_once;
 use super::whereabouts::{Where, find};
@@ -160,21 +161,12 @@ fn usual_ms(spec: &RunSpec) -> Result<f64, Failure> {
     Ok(moved.report.total_ms)
 }
 
-/// splitmix64: a seed is enough to repeat a point.
-fn random(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
-
 fn one(spec: &RunSpec, seed: u64, usual_ms: f64) -> Result<Point, Failure> {
-    let mut state = seed;
-    let victim = VICTIMS[(random(&mut state) % VICTIMS.len() as u64) as usize];
-    let share = (random(&mut state) >> 11) as f64 / (1u64 << 53) as f64;
+    let mut draws = Draws::of(seed);
+    let victim = VICTIMS[draws.below(VICTIMS.len() as u64) as usize];
+    let share = draws.share();
     // The switchover is short and matters most: half of the moments are counted from its start.
-    let in_switchover = random(&mut state) & 1 == 0;
+    let in_switchover = draws.below(2) == 0;
     let folder = tempfile::tempdir().map_err(Failure::other)?;
     let mut lab = Lab::start(spec, folder.path(), &mut |_| {}).map_err(Failure::other)?;
     let began = Instant::now();

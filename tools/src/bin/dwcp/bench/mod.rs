@@ -3,6 +3,7 @@
 
 mod codec;
 mod cuts;
+mod draws;
 mod fault_matrix;
 mod faults;
 mod forecast;

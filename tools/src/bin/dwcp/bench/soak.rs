@@ -139,6 +139,9 @@ fn sample(lab: &Lab, migrations: u32, began: Instant, pauses: &mut Vec<f64>) -> 
     }
 }
 
+/// What is held, and by how much it may be more.
+type Figure = (&'static str, fn(&Usage) -> u64, f64);
+
 const DAEMONS: [&str; 4] = [
     "data plane of node-a",
     "control plane of node-a",
@@ -160,12 +163,12 @@ fn quarters(samples: &[Sample], of: impl Fn(&Sample) -> u64) -> (f64, f64) {
 fn grown(samples: &[Sample]) -> Vec<String> {
     let mut grown = vec![];
     for (index, daemon) in DAEMONS.iter().enumerate() {
-        let kinds: [(&str, fn(&Usage) -> u64, f64); 3] = [
+        let figures: [Figure; 3] = [
             ("memory", |usage| usage.bytes, SLACK_BYTES),
             ("descriptors", |usage| usage.descriptors, 2.0),
             ("threads", |usage| usage.threads, 2.0),
         ];
-        for (what, of, slack) in kinds {
+        for (what, of, slack) in figures {
             let (early, late) = quarters(samples, |sample| of(&sample.usage[index]));
             if late > early + slack {
                 grown.push(format!("{what} of the {daemon} from {early} to {late}"));

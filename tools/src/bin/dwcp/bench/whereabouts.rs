@@ -55,21 +55,20 @@ impl Found {
 /// destination's VMM may be gone with the guest.
 pub(crate) fn find(lab: &mut Lab, vmm_killed: bool, time: Duration) -> Result<Found, Failure> {
     let deadline = Instant::now() + time;
-    let mut last = (false, false);
-    while Instant::now() < deadline {
-        last = running(lab);
+    let last = loop {
+        let last = running(lab);
         if last == (true, true) {
             return Ok(Found::at(Where::Both, journals(lab)));
         }
         let over = is_over(&mut lab.a) && is_over(&mut lab.b);
-        if over && last != (false, false) {
-            break;
+        if (over && last != (false, false)) || Instant::now() >= deadline {
+            break last;
         }
         if over && vmm_killed && owned_there(&mut lab.b) {
             return Ok(Found::at(Where::DiedAtDestination, journals(lab)));
         }
         std::thread::sleep(Duration::from_millis(20));
-    }
+    };
     let (at, verdict) = match last {
         (true, false) => (Where::Source, lab.guest.verify_at_source()),
         (false, true) => (Where::Destination, lab.guest.verify_at_destination()),

@@ -10,7 +10,8 @@ use dwcp_journal::{FILE_NAME, Journal, Record, RecordKind};
 use dwcp_tools::lab::{Lab, LabNode, MemoryCage, Plane, Proxy, SmallDisk, Way};
 use nix::sys::signal::Signal;
 
-use super::plan::{Cell, Draws, Fault, Mode, Phase};
+use super::plan::{Cell, Fault, Mode, Phase};
+use crate::bench::draws::Draws;
 use crate::failure::Failure;
 
 /// A page of a file in memory: what a disk of it gives at once.

@@ -26,13 +26,14 @@ use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, LabError, MemoryCage, Proxy, 
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 
+use super::draws::Draws;
 use super::run::Record;
 use super::whereabouts::{Where, find};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::show;
 use harm::{Ground, RecordBytes, Scene};
-use plan::{Cell, Draws, Fault, Mode, Phase, Sizes, cells, moment};
+use plan::{Cell, Fault, Mode, Phase, Sizes, cells, moment};
 
 const HELP: &str = "A run is good when exactly one copy of the guest runs in the end, at either side, and finds all \
 of its memory whole. Killing the source's VMM is left out: its guest is lost by definition. A guest whose VMM is \

@@ -5,6 +5,8 @@ use dwcp_tools::lab::{Moment, Way};
 use dwcp_wire::Control;
 use serde::Serialize;
 
+use crate::bench::draws::Draws;
+
 /// What happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -86,33 +88,6 @@ pub(super) fn columns() -> impl Iterator<Item = (Mode, Phase)> {
             .map(move |phase| (mode, *phase))
     };
     [Mode::PreCopy, Mode::PostCopy].into_iter().flat_map(phases)
-}
-
-/// splitmix64: a seed is enough to repeat a run.
-#[derive(Clone, Debug)]
-pub(super) struct Draws(u64);
-
-impl Draws {
-    pub(super) const fn of(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub(super) const fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    pub(super) const fn below(&mut self, most: u64) -> u64 {
-        self.next() % most
-    }
-
-    /// From 0 to 1.
-    pub(super) const fn share(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
 }
 
 /// A message, its way, and how it is told apart.

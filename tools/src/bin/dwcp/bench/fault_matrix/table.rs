@@ -28,7 +28,7 @@ pub(super) fn table(record: &Record<Run>) -> String {
         *all += 1;
     }
     for fault in Fault::value_variants() {
-        let _ = write!(out, "{:<32}", name(*fault));
+        let _ = write!(out, "{:<32}", name(fault));
         for (mode, phase) in columns() {
             let cell = cells.get(&(*fault, mode, phase));
             let text = cell.map_or_else(|| "-".to_owned(), |(good, all)| format!("{good}/{all}"));
@@ -45,10 +45,10 @@ fn heading(mode: Mode, phase: Phase) -> String {
         Mode::PreCopy => "",
         Mode::PostCopy => "*",
     };
-    format!("{}{mark}", name(phase))
+    format!("{}{mark}", name(&phase))
 }
 
-fn name(value: impl ValueEnum) -> String {
+fn name(value: &impl ValueEnum) -> String {
     value
         .to_possible_value()
         .map_or_else(String::new, |value| value.get_name().to_owned())
