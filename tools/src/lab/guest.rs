@@ -1,5 +1,6 @@
 //! The guest of the lab, at both ends.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
