@@ -7,8 +7,8 @@ mod local;
 
 use dwcp_api::dataplane::{Reply, Request};
 use dwcp_api::{
-    ApiError, Attachment, ErrorCode, HalfDone, MigrationId, RecoverRequest, Recovery, Role,
-    SettledOwner,
+    ApiError, Attachment, ErrorCode, HalfDone, MigrationId, PhaseName, RecoverRequest, Recovery,
+    Role, SettledOwner,
 };
 use dwcp_journal::{Journal, Live, Record, RecordKind, State};
 use fake::Script;
@@ -38,6 +38,7 @@ fn records() -> Vec<Record> {
 fn in_doubt() -> HalfDone {
     let live = Live {
         is_up: true,
+        phase: Some(PhaseName::InDoubt),
         trouble: "Connection refused".into(),
         ..Live::default()
     };

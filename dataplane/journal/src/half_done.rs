@@ -57,8 +57,9 @@ impl Unfinished {
             (_, Some(PhaseName::PostcopyPaused)) => CutOff,
             (_, Some(_)) => UnderWay,
             _ if live.is_silent => Silent,
-            (Stage::Prepared, None) => InDoubt,
             _ if self.failed => Failed,
+            // Nobody asks: what was answered could not be written yet.
+            (Stage::Prepared, None) if !live.is_up => InDoubt,
             _ => Stuck,
         }
     }
@@ -121,7 +122,7 @@ impl Unfinished {
                 "what was loaded is ended when {peer} asks, or when the data plane is started anew"
             ),
             (HalfDoneState::Stuck, Role::Source) => {
-                "the next start of the data plane, or a newer migration, settles it".to_owned()
+                "its end is written as soon as the journal takes it".to_owned()
             }
             (HalfDoneState::Superseded, _) => "its record is closed when it can be".to_owned(),
             _ => "nothing".to_owned(),
@@ -163,6 +164,137 @@ impl Unfinished {
                  the disks. Start the VM from its disks, then `dwcp recover {vm} --looked-after`"
             ),
             _ => "nothing".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dwcp_api::{Attachment, MigrationId};
+
+    use super::*;
+    use crate::{Record, State};
+
+    fn record(sequence: u64, role: Role, kind: RecordKind) -> Record {
+        Record {
+            sequence,
+            migration: MigrationId(7),
+            vm: "web".into(),
+            role,
+            peer_node: "b".into(),
+            peer_address: "192.0.2.2:7440".into(),
+            tls: false,
+            epoch: kind.epochs_ahead(),
+            wall_ms: 5,
+            kind,
+        }
+    }
+
+    fn told(role: Role, kinds: &[RecordKind], live: &Live) -> Option<HalfDone> {
+        let begin = RecordKind::Begin {
+            attachment: Attachment::Process {
+                socket: "/s".into(),
+            },
+        };
+        let all = [&[begin][..], kinds].concat();
+        let records: Vec<_> = (1..)
+            .zip(all)
+            .map(|(at, kind)| record(at, role, kind))
+            .collect();
+        let half_done = State::from_records(&records).half_done();
+        assert!(half_done.len() <= 1);
+        half_done.first().map(|open| open.explain(live))
+    }
+
+    fn live(phase: Option<PhaseName>) -> Live {
+        Live {
+            is_up: true,
+            phase,
+            ..Live::default()
+        }
+    }
+
+    #[test]
+    fn who_is_at_it_and_the_journal_say_how_it_stands() {
+        use HalfDoneState::{CutOff, Failed, InDoubt, Silent, Stuck, UnderWay, Untold};
+        let reason = || "test".to_owned();
+        let (source, destination) = (Role::Source, Role::Destination);
+        let prepared = [RecordKind::Prepared];
+        let serving = [RecordKind::PreparedPostcopy, RecordKind::Serving];
+        let taken_back = [
+            RecordKind::Prepared,
+            RecordKind::TakenBack { reason: reason() },
+        ];
+        let failed = [
+            RecordKind::Committed,
+            RecordKind::Failed { reason: reason() },
+        ];
+        let silent = Live {
+            is_silent: true,
+            ..live(None)
+        };
+        for (state, role, kinds, live) in [
+            (UnderWay, source, &[][..], live(Some(PhaseName::Precopy))),
+            (Stuck, source, &[], live(None)),
+            (Silent, source, &[], silent),
+            (UnderWay, source, &prepared, live(Some(PhaseName::Handover))),
+            (InDoubt, source, &prepared, live(Some(PhaseName::InDoubt))),
+            (InDoubt, source, &prepared, Live::default()),
+            (Stuck, source, &prepared, live(None)),
+            (
+                CutOff,
+                source,
+                &serving,
+                live(Some(PhaseName::PostcopyPaused)),
+            ),
+            (Untold, source, &taken_back, live(None)),
+            (Stuck, destination, &[RecordKind::Refused], live(None)),
+            (Failed, destination, &failed, live(None)),
+        ] {
+            let told = told(role, kinds, &live).unwrap();
+            assert_eq!(told.state, state, "{role:?} {kinds:?} {live:?}");
+            assert_eq!(
+                (told.peer.as_str(), told.since_ms),
+                ("b (192.0.2.2:7440)", 5)
+            );
+            assert!(!told.guest.is_empty() && !told.doing.is_empty() && !told.advice.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_has_ended_is_not_told() {
+        let reason = || "test".to_owned();
+        for (role, kinds) in [
+            (
+                Role::Source,
+                &[RecordKind::Prepared, RecordKind::Committed][..],
+            ),
+            (
+                Role::Source,
+                &[
+                    RecordKind::Prepared,
+                    RecordKind::TakenBack { reason: reason() },
+                    RecordKind::Told,
+                ],
+            ),
+            (
+                Role::Destination,
+                &[
+                    RecordKind::Committed,
+                    RecordKind::Resumed,
+                    RecordKind::Yielded,
+                ],
+            ),
+            (
+                Role::Destination,
+                &[
+                    RecordKind::Committed,
+                    RecordKind::Failed { reason: reason() },
+                    RecordKind::LookedAfter,
+                ],
+            ),
+        ] {
+            assert_eq!(told(role, kinds, &live(None)), None, "{role:?} {kinds:?}");
         }
     }
 }

@@ -191,7 +191,20 @@ impl Node {
         if !open.failed || self.live(&open).phase.is_some() {
             return refused(format!("the migration of VM {vm} has not failed"));
         }
-        let written = JournalScope::from(&open).write(self, RecordKind::LookedAfter);
+        let kind = match (open.role, open.stage) {
+            // Its owner is in doubt by this journal: who knows better closes it.
+            (Role::Source, Stage::Prepared) => match self.ask_other(&open) {
+                Ok(true) => RecordKind::Committed,
+                Ok(false) => RecordKind::Aborted {
+                    reason: "not taken over; a person has looked after what is here".to_owned(),
+                },
+                Err(error) => {
+                    return refused(format!("{} does not answer: {error}", open.peer_node));
+                }
+            },
+            _ => RecordKind::LookedAfter,
+        };
+        let written = JournalScope::from(&open).write(self, kind);
         written.map_err(|error| ApiError::new(ErrorCode::System, error))?;
         Ok(format!("noted: a person has looked after VM {vm}"))
     }

@@ -57,6 +57,12 @@ pub struct MemoryCage {
 }
 
 impl MemoryCage {
+    /// Whether this machine has such cgroups.
+    #[must_use]
+    pub fn is_possible() -> bool {
+        Path::new(CAGES).join("memory.usage_in_bytes").exists()
+    }
+
     /// Puts a process into one without a limit.
     ///
     /// # Errors

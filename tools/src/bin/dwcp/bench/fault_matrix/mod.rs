@@ -315,8 +315,12 @@ fn why_not(fault: Fault) -> Option<String> {
         fault,
         Fault::FullDiskSource | Fault::FullDiskDestination | Fault::OutOfMemoryDestination
     );
-    let is_root = nix::unistd::geteuid().is_root();
-    (needs_root && !is_root).then(|| "needs root".to_owned())
+    let has_cages = fault != Fault::OutOfMemoryDestination || MemoryCage::is_possible();
+    match (needs_root && !nix::unistd::geteuid().is_root(), has_cages) {
+        (true, _) => Some("needs root".to_owned()),
+        (_, false) => Some("no memory cgroups of version 1".to_owned()),
+        _ => None,
+    }
 }
 
 fn strike(
