@@ -188,6 +188,7 @@ impl GuestPair {
             } => {
                 // Where the guest was: it is reached at the other socket now.
                 let _ = source.child.kill();
+                let _ = source.child.wait();
                 let place = SyntheticProcess::start(spec, &source.socket, binaries, true)?;
                 *source = std::mem::replace(destination, place);
             }
