@@ -12,6 +12,7 @@ use dwcp_api::{
     TlsChoice, TrackerChoice, TransferSettings, Tune,
 };
 use dwcp_testbed::synthetic::SyntheticOptions;
+use dwcp_wire::Control;
 
 const ID: MigrationId = MigrationId(7);
 
@@ -215,4 +216,31 @@ fn sealed() {
     let harm = Harm::Cut { bytes: u64::MAX };
     let postcopy = harmed(TlsChoice::On, 1, harm, |_, _| {});
     assert_eq!(postcopy.breaks, 0);
+}
+
+/// The connection stands, and one end hears nothing of it any more: the other must learn that, or both wait for ever.
+#[test]
+fn a_message_that_is_damaged_on_the_way_ends_its_connection() {
+    let from_source = |message: &Control| matches!(message, Control::RamRoot { .. });
+    let from_destination = |message: &Control| matches!(message, Control::Fetched);
+    for (way, message) in [
+        (Way::ToDestination, from_source as fn(&Control) -> bool),
+        (Way::ToSource, from_destination),
+    ] {
+        let nodes = TwoNodes::start(&slow(), outruns);
+        let plan = Plan {
+            connections: proxy::CONTROL..proxy::CONTROL + 1,
+            way,
+            harm: Harm::Spoil { message },
+        };
+        let proxy = Proxy::start(&nodes.b.address, plan);
+        nodes
+            .a
+            .node
+            .start_migration(ID, "vm", &proxy.address, slow(), false)
+            .unwrap();
+        let report = wait(&nodes.a.node, ID);
+        assert!(proxy.has_harmed());
+        check(&nodes, &report);
+    }
 }

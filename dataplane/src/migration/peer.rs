@@ -89,6 +89,16 @@ impl PeerError {
     }
 }
 
+impl PeerError {
+    /// Whether the connection stands, and what came by it cannot be read.
+    const fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Header(_) | Self::Control(_) | Self::Kind { .. } | Self::Checksum(_)
+        )
+    }
+}
+
 /// Reads one frame whose payload is covered by its checksum.
 pub(super) fn read_frame(
     stream: &mut Connection,
@@ -304,11 +314,17 @@ pub(super) fn spawn_reader(
         }
         loop {
             let message = read_control(&mut stream, &meter);
-            let over = message.is_err();
+            let end = message.as_ref().err().map(PeerError::is_damage);
             take(message);
             helper.lap();
-            if over {
-                return;
+            match end {
+                None => {}
+                // Nobody hears it any more, and the other end does not know: this node's last words may follow.
+                Some(true) => {
+                    std::thread::sleep(LAST_WORDS);
+                    return stream.shut();
+                }
+                Some(false) => return,
             }
         }
     };

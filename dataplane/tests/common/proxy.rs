@@ -49,6 +49,8 @@ pub(crate) enum Harm {
     Sever { bytes: u64 },
     /// Nothing of the connection is carried any more after so many bytes, either way, and nobody says so.
     Swallow { bytes: u64 },
+    /// A bit of one control message is changed.
+    Spoil { message: fn(&Control) -> bool },
     /// Something is done before one control message goes on.
     Before {
         message: fn(&Control) -> bool,
@@ -250,7 +252,12 @@ fn carry(mut from: TcpStream, mut to: TcpStream, harm: Option<Harm>, progress: &
             carried.map(drop)
         }
         Some(Harm::Before { message, act }) => {
-            act_before(&mut from, &mut to, message, act, progress)
+            let act = |_: &mut [u8]| act(progress);
+            at_message(&mut from, &mut to, message, &act, progress)
+        }
+        Some(Harm::Spoil { message }) => {
+            let spoil = |frame: &mut [u8]| *frame.last_mut().unwrap() ^= 1;
+            at_message(&mut from, &mut to, message, &spoil, progress)
         }
         None => io::copy(&mut from, &mut to).map(drop),
     };
@@ -288,19 +295,19 @@ fn begins_data_stream(header: &FrameHeader, frame: &[u8]) -> bool {
         })
 }
 
-fn act_before(
+fn at_message(
     from: &mut TcpStream,
     to: &mut TcpStream,
     message: fn(&Control) -> bool,
-    act: fn(&Progress),
+    act: &dyn Fn(&mut [u8]),
     progress: &Progress,
 ) -> io::Result<()> {
     while !progress.harmed.load(Ordering::Acquire) {
-        let (header, frame) = read_frame(from)?;
+        let (header, mut frame) = read_frame(from)?;
         let is_it = header.kind == FrameKind::Control
             && decode_control(&frame[HEADER_BYTES..]).is_ok_and(|control| message(&control));
         if is_it && !progress.harmed.swap(true, Ordering::AcqRel) {
-            act(progress);
+            act(&mut frame);
         }
         to.write_all(&frame)?;
     }
