@@ -57,6 +57,7 @@ fn peer(text: &str) -> Result<(String, String), String> {
 }
 
 fn main() -> ExitCode {
+    dwcp_api::use_few_heaps();
     let flags = Flags::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("DWCP_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));

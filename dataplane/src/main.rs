@@ -100,6 +100,7 @@ fn parse_io(text: &str) -> Result<IoPath, String> {
 }
 
 fn main() -> ExitCode {
+    dwcp_api::use_few_heaps();
     let options = Options::parse();
     tracing_subscriber::fmt()
         .with_env_filter(

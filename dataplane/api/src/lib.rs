@@ -11,6 +11,7 @@
 pub mod codec;
 pub mod counters;
 pub mod dataplane;
+mod heap;
 mod name;
 pub mod node;
 mod path;
@@ -21,6 +22,7 @@ mod store;
 mod text;
 mod transfer;
 
+pub use heap::use_few_heaps;
 pub use name::{NAME_RULE, is_name, parse_node_name};
 pub use path::{PathMode, PathSample, Tune};
 pub use recover::{HalfDone, HalfDoneState, RecoverRequest, Recovery, SettledOwner};

@@ -126,6 +126,18 @@ impl Strategy {
         }
     }
 
+    /// What the machine lacks for it, as the report says.
+    fn cannot_be_here(self, report: &MigrationReport) -> Option<String> {
+        let note = |about: &str| report.notes.iter().find(|note| note.contains(about));
+        match self {
+            Self::Throttle => note("CPU time cannot be limited").cloned(),
+            Self::PostCopy if report.tracker != "userfaultfd" => {
+                Some("post-copy needs a userfaultfd".to_owned())
+            }
+            _ => None,
+        }
+    }
+
     fn is_kept(self, report: &MigrationReport, settings: &TransferSettings) -> bool {
         let moved = report.result == RunResult::Completed && report.verified;
         let given_back = report.result == RunResult::Aborted;
@@ -155,6 +167,8 @@ struct Run {
     strategy: Strategy,
     promise: &'static str,
     kept: bool,
+    /// Why this machine cannot do it.
+    skipped: Option<String>,
     result: String,
     reason: String,
     total_ms: f64,
@@ -187,7 +201,8 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     }
     let record = Record::here("dwcp.bench.strategy/1", runs);
     context.print(&record, || table(&record))?;
-    match record.runs.iter().filter(|run| !run.kept).count() {
+    let is_broken = |run: &&Run| !run.kept && run.skipped.is_none();
+    match record.runs.iter().filter(is_broken).count() {
         0 => Ok(()),
         broken => Err(Failure::other(anyhow::anyhow!(
             "{broken} of {} promises were not kept",
@@ -214,6 +229,7 @@ fn one(
         strategy,
         promise: strategy.promise(),
         kept: strategy.is_kept(&report, &settings),
+        skipped: strategy.cannot_be_here(&report),
         result: format!("{:?}", report.result).to_lowercase(),
         reason: report.reason,
         total_ms: report.total_ms,
@@ -240,9 +256,13 @@ fn guest(args: &Args, settings: &TransferSettings) -> GuestSpec {
 }
 
 fn line(run: &Run) -> String {
+    let strategy = strategy_name(run.strategy);
+    if let Some(why) = &run.skipped {
+        return format!("skipped: {strategy}: {why}");
+    }
     format!(
         "{}: {} ({}), {:.0} ms, pause {:.0} ms, {} rounds, {}% throttled: {}",
-        strategy_name(run.strategy),
+        strategy,
         run.result,
         run.reason,
         run.total_ms,
@@ -267,10 +287,11 @@ fn table(record: &Record<Run>) -> String {
             continue;
         }
         let kept = runs.iter().filter(|run| run.kept).count();
+        let skipped = runs.iter().filter(|run| run.skipped.is_some()).count();
         let longest = |of: fn(&Run) -> f64| runs.iter().map(|run| of(run)).fold(0.0, f64::max);
         let _ = writeln!(
             out,
-            "{:<12} {kept} of {} kept; longest pause {:.0} ms, longest in all {:.1} s; promise: {}",
+            "{:<12} {kept} of {} kept, {skipped} skipped; longest pause {:.0} ms, longest in all {:.1} s; promise: {}",
             strategy_name(strategy),
             runs.len(),
             longest(|run| run.downtime_ms),
