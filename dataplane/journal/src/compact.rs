@@ -13,7 +13,7 @@ pub(crate) const OUTCOMES_MAX: usize = 65_536;
 /// The records, in order, that hold
 /// - everything of unfinished migrations,
 /// - per VM, everything of the migration that decides who owns it and of the newest one,
-/// - the newest [`OUTCOMES_MAX`] commits and refusals of this node as destination.
+/// - the newest [`OUTCOMES_MAX`] outcomes of this node as destination: how each ended, and that a person must look.
 pub(crate) fn compact(records: &[Record]) -> Vec<Record> {
     let state = State::from_records(records);
     let mut whole: BTreeSet<_> = state
@@ -29,7 +29,7 @@ pub(crate) fn compact(records: &[Record]) -> Vec<Record> {
         whole.insert(migration);
         whole.extend(state.decided_by(vm));
     }
-    let mut outcomes_left = OUTCOMES_MAX;
+    let (mut outcomes_left, mut ended) = (OUTCOMES_MAX, BTreeSet::new());
     let mut kept: Vec<_> = records
         .iter()
         .rev()
@@ -37,7 +37,9 @@ pub(crate) fn compact(records: &[Record]) -> Vec<Record> {
             if whole.contains(&record.migration) {
                 return true;
             }
-            let keep = is_outcome(record) && outcomes_left > 0;
+            // What a later record says of its end says all that an earlier one does.
+            let is_outcome = is_failure(record) || is_end(record) && ended.insert(record.migration);
+            let keep = is_outcome && outcomes_left > 0;
             outcomes_left -= usize::from(keep);
             keep
         })
@@ -47,13 +49,22 @@ pub(crate) fn compact(records: &[Record]) -> Vec<Record> {
     kept
 }
 
-fn is_outcome(record: &Record) -> bool {
+fn is_end(record: &Record) -> bool {
     record.role == Role::Destination
         && matches!(
             record.kind,
             RecordKind::Committed
+                | RecordKind::Resumed
                 | RecordKind::Refused
                 | RecordKind::Aborted { .. }
                 | RecordKind::Yielded
+        )
+}
+
+fn is_failure(record: &Record) -> bool {
+    record.role == Role::Destination
+        && matches!(
+            record.kind,
+            RecordKind::Failed { .. } | RecordKind::LookedAfter
         )
 }

@@ -166,7 +166,7 @@ impl Journal {
         inner.good_bytes += line.len() as u64;
         inner.next_sequence += 1;
         Arc::make_mut(&mut inner.state).apply(&record);
-        // No guest waits for a migration that begins.
+        // Where the guest of this migration runs on. Others that write wait for it: some milliseconds for a MiB.
         let begins = matches!(record.kind, RecordKind::Begin { .. });
         if begins && inner.good_bytes > inner.compact_at_bytes {
             inner.compact(&self.path);

@@ -30,7 +30,16 @@ fn moves(journal: &Journal, migration: u128) {
     write(journal, migration, role, RecordKind::Committed);
     if comes {
         write(journal, migration, role, RecordKind::Resumed);
+        if fails(migration) {
+            let reason = "memory that is not whole".to_owned();
+            write(journal, migration, role, RecordKind::Failed { reason });
+        }
     }
+}
+
+/// Some that came need a look.
+const fn fails(migration: u128) -> bool {
+    migration % 100 == 50
 }
 
 fn followed(follower: &mut Follower) -> (Vec<dwcp_api::node::Ownership>, usize) {
@@ -62,10 +71,15 @@ fn it_stays_short_while_it_is_written_and_forgets_no_answer() {
     );
     assert_eq!(read.state().ownership(), journal.state().ownership());
     assert_eq!(followed(&mut follower).1, read.records.len());
+    // What has ended stays so: it runs here, and nothing is half done.
+    assert_eq!(journal.state().unfinished(), vec![]);
+    assert_eq!(journal.state().half_done(), vec![]);
+    assert_eq!(read.state().unfinished(), vec![]);
     // A source that was down for all that time asks.
     for migration in (2..=2000).step_by(2) {
         let id = MigrationId(migration);
         assert!(journal.state().committed(id), "{migration}");
+        assert_eq!(journal.state().needs_a_look(id), fails(migration));
     }
     drop(journal);
     let again = Journal::open_with_limit(dir.path(), LIMIT_BYTES).unwrap();
@@ -80,7 +94,7 @@ fn one_that_cannot_be_compacted_goes_on_as_it_is() {
     std::fs::create_dir(dir.path().join(format!("{FILE_NAME}.new"))).unwrap();
     (1..=100).for_each(|migration| moves(&journal, migration));
     assert!(bytes(dir.path()) > 20_000);
-    assert_eq!(Journal::read(dir.path()).unwrap().records.len(), 300);
+    assert_eq!(Journal::read(dir.path()).unwrap().records.len(), 301);
     std::fs::remove_dir(dir.path().join(format!("{FILE_NAME}.new"))).unwrap();
     (101..=400).for_each(|migration| moves(&journal, migration));
     assert!(Journal::read(dir.path()).unwrap().records.len() < 900);
