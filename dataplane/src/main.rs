@@ -1,6 +1,6 @@
 //! `dwcp-dataplane`: reads options, starts the node, serves.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -10,8 +10,10 @@ use dwcp_api::{
     Codec, IoPath, NotConverged, RdmaChoice, SendChoice, TlsChoice, TrackerChoice,
     TransferSettings, Verify,
 };
-use dwcp_dataplane::migration::{Listener, Node, NodeOptions, recover};
+use dwcp_dataplane::migration::{Listener, Node, NodeError, NodeOptions, recover};
 use dwcp_dataplane::tls::TlsFiles;
+use dwcp_dataplane::vmm::give_back_all;
+use dwcp_journal::JournalError;
 
 /// Moves the memory of running VMs between nodes. Started beside `dwcp-controlplane`, which gives
 /// the orders over STATE/dataplane.sock.
@@ -71,7 +73,8 @@ struct Options {
     #[arg(long, requires = "tls_certificate")]
     allow_plain_text: bool,
     /// Mbit/s that all migrations that leave this node send at most, together: each has its share by
-    /// transfer.priority, and what one does not use the others have. 0 is no limit
+    /// transfer.priority, and what one does not use the others have. While a guest is paused, and in post-copy,
+    /// nothing is limited. 0 is no limit
     #[arg(long, default_value_t = 0, value_name = "MBIT")]
     outgoing_mbit: u32,
     /// Migrations that come in at once; one that would be one more waits, its guest running. 0 is no limit
@@ -125,7 +128,7 @@ fn run(options: Options) -> anyhow::Result<()> {
     let settings = incoming_settings(&options);
     std::fs::create_dir_all(&options.state)
         .with_context(|| format!("cannot make {}", options.state.display()))?;
-    let node = Arc::new(Node::new(NodeOptions {
+    let node = Node::new(NodeOptions {
         tls: options.tls(),
         allow_plain_text: options.allow_plain_text,
         name: options.name,
@@ -135,13 +138,9 @@ fn run(options: Options) -> anyhow::Result<()> {
         store_bytes_max: options.store_mib << 20,
         outgoing_bytes_per_s: u64::from(options.outgoing_mbit) * 1_000_000 / 8,
         incoming_at_once: options.incoming_at_once,
-    })?);
-    for pid in dwcp_dataplane::vmm::give_back_all(&options.state) {
-        tracing::warn!(
-            pid,
-            "a VMM was short of CPU time since the data plane ended; it has all of it again"
-        );
-    }
+    });
+    give_cpu_time_back(&node, &options.state);
+    let node = Arc::new(node?);
     let control = dwcp_api::Listener::bind(&options.state.join("dataplane.sock"))?;
     let listener = Listener::bind(&node)?;
     let address = listener.address()?.to_string();
@@ -153,6 +152,20 @@ fn run(options: Options) -> anyhow::Result<()> {
         .spawn(move || listener.run(&accepting, &settings))?;
     dwcp_dataplane::control::serve(&control, &node, &address);
     Ok(())
+}
+
+/// Whatever stands in this one's way: a guest is not slow for it. Not beside another data plane, which may have taken
+/// the time just now.
+fn give_cpu_time_back(node: &Result<Node, NodeError>, state_folder: &Path) {
+    if matches!(node, Err(NodeError::Journal(JournalError::InUse { .. }))) {
+        return;
+    }
+    for pid in give_back_all(state_folder) {
+        tracing::warn!(
+            pid,
+            "a VMM was short of CPU time since the data plane ended; it has all of it again"
+        );
+    }
 }
 
 /// What this node grants to migrations that come in; the rest is the source's to choose.

@@ -129,8 +129,8 @@ pub(super) const KEYS: &[Key] = &[
         "transfer.bandwidth_limit_mbit",
         integer(0, 1_000_000),
         "Bits that a migration sends in a second at most, in millions, over all of its streams; 0 is no \
-         limit. `dwcp tune` changes it while the guest is moved. While the guest is paused nothing is \
-         limited.",
+         limit. `dwcp tune` changes it while the guest is moved. While the guest is paused, and in post-copy, nothing \
+         is limited.",
     ),
     key(
         "transfer.follow_path",
@@ -261,7 +261,7 @@ pub(super) const KEYS: &[Key] = &[
     key(
         "timeouts.deadline",
         time(0, 604_800_000),
-        "Time from the beginning (not from when it was queued) within which the guest is paused for the \
+        "Time from when both nodes have agreed (waiting for a turn at either does not count) within which the guest is paused for the \
          switchover. Then it is given back at once where switchover.if_not_converged is abort; else the round that \
          is under way is the last one. 0 takes as long as it takes.",
     ),

@@ -158,6 +158,10 @@ impl DestinationDriver {
             if self.handle.take_cancel() {
                 self.feed(DestinationEvent::Cancel);
             }
+            if self.peer_lost {
+                // It waits for the source, perhaps for ever: others may come in.
+                self.turn = None;
+            }
             self.end_fetching();
             if let Some(reason) = self.lost_for_good() {
                 self.feed(DestinationEvent::PeerLost(reason));

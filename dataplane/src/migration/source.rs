@@ -206,6 +206,7 @@ impl SourceDriver {
             }
             self.watch_path();
             self.watch_writing();
+            self.give_turn_up();
             self.publish();
         }
         self.finish();
@@ -347,6 +348,13 @@ impl SourceDriver {
             return;
         }
         self.feed(SourceEvent::PeerLost(reason));
+    }
+
+    /// One that waits for another node, perhaps for ever, is in nobody's way.
+    fn give_turn_up(&mut self) {
+        if self.machine.is_in_doubt() || self.machine.is_cut_off() {
+            (self.turn, self.share) = (None, None);
+        }
     }
 
     fn publish(&mut self) {

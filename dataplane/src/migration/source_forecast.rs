@@ -18,6 +18,9 @@ const LOOK_SHARE: u32 = 20;
 /// What is told as p90: every page takes so much longer, in tenths.
 const P90_TENTHS: u64 = 13;
 
+/// As many say by themselves how long one takes: 16 MiB.
+const PAGES_ENOUGH: u64 = 4096;
+
 /// Fewer pages with data than this say nothing of the time that one takes.
 const PAGES_MIN: u64 = 256;
 
@@ -27,7 +30,7 @@ pub(super) struct Writing {
     curve: DirtyCurve,
     /// When the next look is due.
     due: Duration,
-    /// Time that a page with data took, in the last round that had enough of them.
+    /// Time that a page with data takes.
     page_ns: Option<u64>,
 }
 
@@ -36,6 +39,20 @@ impl Writing {
     pub(super) fn begin(&mut self) {
         self.curve = DirtyCurve::default();
         self.due = FIRST_LOOK;
+    }
+}
+
+impl Writing {
+    /// A round of so many pages with data took so long. Of few pages the round trip and whatever held it up are the
+    /// greater part: they change what many have said by as much as they are.
+    fn note_round(&mut self, data: u64, ms: f64) {
+        if data < PAGES_MIN {
+            return;
+        }
+        let measured = ms * 1e6 / data as f64;
+        let weight = (data as f64 / PAGES_ENOUGH as f64).min(1.0);
+        let known = self.page_ns.map_or(measured, |known| known as f64);
+        self.page_ns = Some((known + (measured - known) * weight) as u64);
     }
 }
 
@@ -73,9 +90,7 @@ impl SourceDriver {
         let round = *self.recorder.rounds.last()?;
         let round_ms = ms_since(self.round.as_ref()?.began);
         let data = round.classes.raw + round.classes.compressed + round.classes.delta;
-        if data >= PAGES_MIN {
-            self.writing.page_ns = Some((round_ms * 1e6 / data as f64) as u64);
-        }
+        self.writing.note_round(data, round_ms);
         let (page_ns, since) = (self.writing.page_ns?, self.collected_at?.elapsed());
         let dirty_pages = self.tracker.written()?;
         let interval_ns = since.as_nanos() as u64;
@@ -109,5 +124,25 @@ impl SourceDriver {
             page_ns,
             outruns: !told.converges,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_round_that_was_held_up_changes_little() {
+        let mut writing = Writing::default();
+        writing.note_round(100, 50.0);
+        assert_eq!(writing.page_ns, None);
+        writing.note_round(200_000, 1000.0);
+        assert_eq!(writing.page_ns, Some(5000));
+        // 385 pages in 277 ms: 720 us each.
+        writing.note_round(385, 277.0);
+        assert!(writing.page_ns.is_some_and(|ns| ns < 80_000), "{writing:?}");
+        // A link that is slow now is believed at once when it has carried enough.
+        writing.note_round(5000, 500.0);
+        assert_eq!(writing.page_ns, Some(100_000));
     }
 }

@@ -55,6 +55,9 @@ impl SourceDriver {
         };
         self.collected_at = Some(began);
         self.writing.begin();
+        if let Some(throttle) = &mut self.throttle {
+            throttle.mark();
+        }
         let work = match &self.lanes {
             Some(lanes) => RoundWork::by_lanes(round, dirty, forced, Arc::clone(lanes)),
             None => RoundWork::new(round, dirty, forced),

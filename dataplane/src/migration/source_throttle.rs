@@ -1,5 +1,7 @@
 //! CPU time that is taken from a guest which dirties its pages faster than they leave.
 
+use dwcp_api::NotConverged;
+
 use super::node::lock;
 use super::source::SourceDriver;
 use crate::vmm::{Throttle, VmmError};
@@ -7,8 +9,13 @@ use crate::vmm::{Throttle, VmmError};
 impl SourceDriver {
     /// From now on it counts what the guest uses, of which some may be taken.
     pub(super) fn watch_cpu_time(&mut self) {
-        if self.request.settings.throttle_percent_max == 0 {
+        let settings = &self.request.settings;
+        if settings.throttle_percent_max == 0 {
             return;
+        }
+        if settings.if_not_converged == NotConverged::PostCopy {
+            let note = "none of the guest's CPU time is taken: switchover.if_not_converged is post-copy, which comes first";
+            return self.recorder.note(note.to_owned());
         }
         let watched = lock(&self.vm)
             .facts()
@@ -42,6 +49,7 @@ impl SourceDriver {
 
     fn cannot_throttle(&mut self, error: &VmmError) {
         self.throttle = None;
+        self.recorder.throttle_percent = 0;
         let hint = match error {
             VmmError::Unsuitable { hint, .. } => format!("; {hint}"),
             _ => String::new(),

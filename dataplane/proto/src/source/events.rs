@@ -11,7 +11,7 @@ pub struct SourceConfig {
     pub offer: Offer,
     /// When to stop pre-copying.
     pub limits: RoundLimits,
-    /// So long after its start the guest is not sent any further while it runs; 0: as long as it takes.
+    /// So long after the destination took it the guest is not sent any further while it runs; 0: as long as it takes.
     pub deadline_ns: u64,
     /// A peer that is silent for so long is lost.
     pub silence_ns: u64,

@@ -33,8 +33,8 @@ pub struct Source {
     config: SourceConfig,
     /// The operator wants post-copy as soon as a round has ended.
     go_postcopy: bool,
-    /// When it was started.
-    started: Instant,
+    /// When the destination took it.
+    accepted: Instant,
     state: State,
     heard: Option<Instant>,
     spoke: Instant,
@@ -130,7 +130,7 @@ impl Source {
         Self {
             config,
             go_postcopy: false,
-            started: Instant(0),
+            accepted: Instant(0),
             state: State::Idle,
             heard: None,
             spoke: Instant(0),
@@ -192,8 +192,8 @@ impl Source {
             self.go_postcopy = true;
             return vec![];
         }
-        if matches!(event, SourceEvent::Start) {
-            self.started = now;
+        if matches!(event, SourceEvent::Peer(Control::Accept { .. })) {
+            self.accepted = now;
         }
         let state = std::mem::replace(&mut self.state, State::Ended(before));
         let (next, actions) = self.step(now, state, event);
@@ -265,10 +265,7 @@ impl Source {
             let reason = format!("destination silent for {} ms", silent / 1_000_000);
             return self.give_up(&state, AbortCode::Connection, reason);
         }
-        let precedes_pause = matches!(
-            state,
-            State::Negotiate | State::Setup(_) | State::Precopy(_)
-        );
+        let precedes_pause = matches!(state, State::Setup(_) | State::Precopy(_));
         let gives_back = self.config.limits.if_not_converged == IfNotConverged::Abort;
         if precedes_pause && gives_back && self.is_late(now) {
             let reason = format!(
@@ -282,7 +279,7 @@ impl Source {
 
     fn is_late(&self, now: Instant) -> bool {
         let deadline = self.config.deadline_ns;
-        deadline > 0 && now.since(self.started) > deadline
+        deadline > 0 && now.since(self.accepted) > deadline
     }
 
     fn say_alive(&self, now: Instant) -> Actions {

@@ -56,9 +56,11 @@ impl Group {
         if let Some(root) = mount(&mounts, "cgroup", Some("cpu"))
             && let Some(path) = path_of(&groups, Some("cpu"))
         {
-            let parent = root.join(path);
             same_for_all_threads(pid, proc, path)?;
-            let child = parent.join(format!("dwcp-throttle-{pid}"));
+            let name = format!("dwcp-throttle-{pid}");
+            // One of ours, of which nobody knows any more, is not its own.
+            let parent = root.join(path.strip_suffix(&name).unwrap_or(path));
+            let child = parent.join(name);
             return Ok(Self::Own { parent, child });
         }
         let root = mount(&mounts, "cgroup2", None);
@@ -93,8 +95,8 @@ impl Group {
         }
     }
 
-    /// As it was before.
-    pub(super) fn lift(&self) -> Result<(), VmmError> {
+    /// As it was before. A group that was the VMM's is another's when the VMM is gone.
+    pub(super) fn lift(&self, is_its: bool) -> Result<(), VmmError> {
         match self {
             Self::Own { parent, child } => {
                 let Ok(pids) = fs::read_to_string(child.join("cgroup.procs")) else {
@@ -112,8 +114,7 @@ impl Group {
                 fs::remove_dir(child)
                     .map_err(|error| VmmError::system(child.display().to_string(), error))
             }
-            // A VMM that is gone has taken its group along.
-            Self::Its { file, .. } if !file.exists() => Ok(()),
+            Self::Its { file, .. } if !is_its || !file.exists() => Ok(()),
             Self::Its { file, before } => write(file, before),
         }
     }
@@ -255,10 +256,13 @@ mod tests {
         assert_eq!(fs::read_to_string(&file).unwrap(), "1000 100000");
         group.limit(77, 0).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "1000 1000000");
-        group.lift().unwrap();
+        // It is another VMM's now.
+        group.lift(false).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "1000 1000000");
+        group.lift(true).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "max 100000");
         fs::remove_file(&file).unwrap();
-        group.lift().unwrap();
+        group.lift(true).unwrap();
         assert!(!file.exists());
     }
 

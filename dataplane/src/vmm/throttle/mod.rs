@@ -46,17 +46,33 @@ impl Throttle {
     /// # Errors
     /// [`VmmError::Unsuitable`] when its cgroup cannot be limited, or not alone; [`VmmError::Gone`].
     pub fn watch(pid: i32, state_folder: &Path) -> Result<Self, VmmError> {
+        let file = state_folder.join(FOLDER).join(format!("{pid}.json"));
+        if let Some(lease) = read(&file)
+            && !give_back(&lease, &file)
+        {
+            let what = "what an earlier migration took of its CPU time could not be given back";
+            return Err(VmmError::Failed(what.to_owned()));
+        }
         Ok(Self {
             lease: Lease {
                 pid,
                 started_ticks: started_ticks(pid)?,
                 group: Group::of(pid, Path::new("/proc"))?,
             },
-            file: state_folder.join(FOLDER).join(format!("{pid}.json")),
+            file,
             since: Instant::now(),
             ticks: used_ticks(pid)?,
             used_micro_cores: None,
         })
+    }
+
+    /// A round begins: what the VMM uses in it is what may be taken of, as long as nothing is.
+    pub fn mark(&mut self) {
+        if !self.is_taken()
+            && let Ok(ticks) = used_ticks(self.lease.pid)
+        {
+            (self.since, self.ticks) = (Instant::now(), ticks);
+        }
     }
 
     /// Takes `percent` of what the VMM used before anything was taken.
@@ -115,28 +131,35 @@ pub fn give_back_all(state_folder: &Path) -> Vec<i32> {
     };
     let mut pids = vec![];
     for file in files.flatten().map(|file| file.path()) {
-        let text = fs::read(&file).unwrap_or_default();
-        match serde_json::from_slice::<Lease>(&text) {
-            Ok(lease) => {
+        match read(&file) {
+            Some(lease) => {
                 give_back(&lease, &file);
                 pids.push(lease.pid);
             }
             // Nothing is taken before the file is whole.
-            Err(_) => drop(fs::remove_file(&file)),
+            None => drop(fs::remove_file(&file)),
         }
     }
     pids
 }
 
-fn give_back(lease: &Lease, file: &Path) {
+fn read(file: &Path) -> Option<Lease> {
+    serde_json::from_slice(&fs::read(file).ok()?).ok()
+}
+
+/// Whether nothing is taken any more.
+fn give_back(lease: &Lease, file: &Path) -> bool {
     let is_it = started_ticks(lease.pid).is_ok_and(|ticks| ticks == lease.started_ticks);
-    match lease.group.lift() {
-        Ok(()) => drop(fs::remove_file(file)),
+    match lease.group.lift(is_it) {
         Err(error) if is_it => {
-            // The file stays: it is tried again at the next start.
+            // The file stays: it is tried again by the next migration, and at the next start.
             tracing::error!(pid = lease.pid, %error, "the VMM's CPU time is still limited");
+            false
         }
-        Err(_) => drop(fs::remove_file(file)),
+        _ => {
+            let _ = fs::remove_file(file);
+            true
+        }
     }
 }
 
@@ -247,6 +270,30 @@ mod tests {
         assert_eq!(give_back_all(state.path()), vec![busy.pid()]);
         assert_eq!(busy.group(), before);
         assert_eq!(give_back_all(state.path()), Vec::<i32>::new());
+    }
+
+    /// Otherwise the limit would be what it was before, and be given back for ever.
+    #[test]
+    fn what_was_left_is_given_back_before_anything_is_taken_again() {
+        let (state, busy) = (tempfile::tempdir().unwrap(), Busy::start());
+        let before = busy.group();
+        let Some(throttle) = taken(&busy, state.path()) else {
+            return;
+        };
+        std::mem::forget(throttle);
+        let again = Throttle::watch(busy.pid(), state.path()).unwrap();
+        assert_eq!(busy.group(), before);
+        drop(again);
+        // Of a state folder that is gone.
+        let Some(throttle) = taken(&busy, state.path()) else {
+            return;
+        };
+        std::mem::forget(throttle);
+        let elsewhere = tempfile::tempdir().unwrap();
+        let mut again = Throttle::watch(busy.pid(), elsewhere.path()).unwrap();
+        again.take(50).unwrap();
+        drop(again);
+        assert_eq!(busy.group(), before);
     }
 
     #[test]
