@@ -18,6 +18,10 @@ const LOOK_SHARE: u32 = 20;
 /// What is told as p90: every page takes so much longer, in tenths.
 const P90_TENTHS: u64 = 13;
 
+/// Of a thousand pages that are dirty after all of RAM was sent so many were sent as they are: the better part of those that
+/// were written once.
+const UNCHANGED_PERMILLE: u32 = 250;
+
 /// As many say by themselves how long one takes: 16 MiB.
 const PAGES_ENOUGH: u64 = 4096;
 
@@ -95,6 +99,10 @@ impl SourceDriver {
         let dirty_pages = self.tracker.written()?;
         let interval_ns = since.as_nanos() as u64;
         self.writing.curve.add(interval_ns, dirty_pages);
+        let unchanged_permille = match round.round {
+            0 => UNCHANGED_PERMILLE,
+            _ => (round.classes.unchanged * 1000 / round.pages.max(1)) as u32,
+        };
         let limits = self.limits();
         let ahead = |page_ns| {
             forecast(&ForecastInput {
@@ -103,6 +111,7 @@ impl SourceDriver {
                 curve: &self.writing.curve,
                 interval_ns,
                 page_ns,
+                unchanged_permille,
                 limits: &limits,
             })
         };

@@ -53,7 +53,10 @@ impl SourceDriver {
             self.collected_at
                 .map_or(0, |at| began.duration_since(at).as_nanos() as u64)
         };
-        self.collected_at = Some(began);
+        // The first round takes all of RAM, and collects nothing: what is dirty then is so since the tracker was armed.
+        if round > 0 || self.collected_at.is_none() {
+            self.collected_at = Some(began);
+        }
         self.writing.begin();
         if let Some(throttle) = &mut self.throttle {
             throttle.mark();
