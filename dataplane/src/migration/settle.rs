@@ -10,6 +10,7 @@ use std::time::Duration;
 use dwcp_api::{ApiError, ErrorCode, PhaseName, RecoverRequest, Recovery, Role, SettledOwner};
 use dwcp_journal::{Live, RecordKind, Stage, Unfinished};
 use dwcp_proto::Ending;
+use dwcp_wire::SourceStands;
 
 use super::doubt::{ASK_TIME, ask_once};
 use super::node::{JournalScope, Node};
@@ -128,11 +129,17 @@ impl Node {
         let open = self.half_done_of(vm)?;
         self.check_undecided(&open, owner)?;
         // Whoever can answer decides by its journal: a person might be wrong.
-        if let Ok(committed) = self.ask_other(&open) {
-            let text = format!(
-                "VM {vm} is not an operator's to decide: {}",
-                answer_in_words(&open.peer_node, committed)
-            );
+        let peer = &open.peer_node;
+        let answer = match open.role {
+            Role::Source => self
+                .ask_other(&open)
+                .map(|committed| answer_in_words(peer, committed)),
+            Role::Destination => recall::ask_source(self, &(&open).into(), ASK_TIME)
+                .map(|stands| stands_in_words(peer, stands))
+                .map_err(|error| error.to_string()),
+        };
+        if let Ok(words) = answer {
+            let text = format!("VM {vm} is not an operator's to decide: {words}");
             return Err(ApiError::new(ErrorCode::TooLate, text)
                 .with_hint(format!("`dwcp recover {vm}` waits for the end of it")));
         }
@@ -217,6 +224,18 @@ fn answer_in_words(peer: &str, committed: bool) -> String {
         format!(
             "{peer} answers that it has not taken the VM over, and never will by this migration"
         )
+    }
+}
+
+fn stands_in_words(peer: &str, stands: SourceStands) -> String {
+    match stands {
+        SourceStands::Here => format!("{peer} answers that the VM is its own, by an operator"),
+        SourceStands::InDoubt => format!("{peer} answers that it asks this node whose it is"),
+        SourceStands::Serving => format!("{peer} answers that it has the missing pages"),
+        SourceStands::PagesLost => format!(
+            "{peer} answers that the missing pages are lost: its VMM is gone, and nobody has them"
+        ),
+        _ => format!("{peer} answers that it has given the VM away, and has no pages of it"),
     }
 }
 

@@ -11,6 +11,7 @@ use dwcp_api::{Codec, NotConverged};
 use dwcp_proto::{JournalEntry, Outcome, SourceEvent};
 use dwcp_wire::{AbortCode, Capabilities, Control};
 
+use super::doubt::committed;
 use super::meter::Meter;
 use super::node::lock;
 use super::peer::{self, ControlWriter, PeerError};
@@ -343,7 +344,7 @@ impl SourceDriver {
         let ask = move || {
             let _helper = meter.helper();
             let connect = || way.connect(&node, &address, time);
-            match peer::ask_owner(connect, &question, time, &meter) {
+            match peer::ask(connect, &question, (time, &meter), committed) {
                 Ok(committed) => {
                     let event = SourceEvent::OwnerAnswer { committed };
                     let _ = mailbox.push(SourceInput::Event(event));
