@@ -103,6 +103,14 @@ impl Node {
                     |committed| answer_in_words(peer, committed),
                 )
             }
+            (Role::Destination, _) if live.phase == Some(PhaseName::PostcopyPaused) => {
+                recall::ask_source(self, &(&open).into(), ASK_TIME).map_or_else(
+                    |error| {
+                        format!("{peer} does not say whether it has the missing pages: {error}")
+                    },
+                    |stands| stands_in_words(peer, stands),
+                )
+            }
             _ if live.phase.is_some() => "it is being carried out".to_owned(),
             _ if live.is_silent => "its VMM is being asked".to_owned(),
             (Role::Destination, Stage::Begun | Stage::Refused) => {
@@ -130,15 +138,21 @@ impl Node {
         self.check_undecided(&open, owner)?;
         // Whoever can answer decides by its journal: a person might be wrong.
         let peer = &open.peer_node;
-        let answer = match open.role {
-            Role::Source => self
-                .ask_other(&open)
-                .map(|committed| answer_in_words(peer, committed)),
-            Role::Destination => recall::ask_source(self, &(&open).into(), ASK_TIME)
-                .map(|stands| stands_in_words(peer, stands))
-                .map_err(|error| error.to_string()),
+        let decides = match open.role {
+            Role::Source => {
+                let answer = self.ask_other(&open).ok();
+                answer.map(|committed| answer_in_words(peer, committed))
+            }
+            Role::Destination => {
+                let answer = recall::ask_source(self, &(&open).into(), ASK_TIME).ok();
+                // A source that knows of nothing to serve ends no waiting.
+                let decides = answer.filter(|stands| {
+                    !matches!(stands, SourceStands::PagesLost | SourceStands::Given)
+                });
+                decides.map(|stands| stands_in_words(peer, stands))
+            }
         };
-        if let Ok(words) = answer {
+        if let Some(words) = decides {
             let text = format!("VM {vm} is not an operator's to decide: {words}");
             return Err(ApiError::new(ErrorCode::TooLate, text)
                 .with_hint(format!("`dwcp recover {vm}` waits for the end of it")));
@@ -169,9 +183,13 @@ impl Node {
             | (Role::Source, Stage::Serving, Some(PhaseName::PostcopyPaused), There) => {
                 return Ok(());
             }
-            (Role::Destination, Stage::Committed | Stage::Resumed, Some(_), There)
-                if open.fetching.is_some() =>
-            {
+            // Not one that has all of its pages, and only waits for the source's last word.
+            (
+                Role::Destination,
+                Stage::Committed | Stage::Resumed,
+                Some(PhaseName::PostcopyPaused | PhaseName::Handover),
+                There,
+            ) if open.fetching.is_some() => {
                 return Ok(());
             }
             (Role::Source, Stage::Serving, _, Here) => format!(
