@@ -3,11 +3,14 @@
 
 mod common;
 
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
+use std::time::Duration;
 
 use common::daemon::Daemon;
 use common::proxy::{CONTROL, Harm, Plan, Progress, Proxy, Way};
+use common::stranger::{frame, unchecked};
 use common::{TestGuest, outruns, settings, small, until};
 use dwcp_api::dataplane::{Reply, Request};
 use dwcp_api::{
@@ -15,7 +18,7 @@ use dwcp_api::{
     RunResult, SettledOwner, TransferSettings,
 };
 use dwcp_journal::{Journal, Stage, State};
-use dwcp_wire::Control;
+use dwcp_wire::{Control, FrameHeader, FrameKind, HEADER_BYTES, Hello};
 
 const ID: MigrationId = MigrationId(7);
 
@@ -251,6 +254,40 @@ fn a_destination_that_answers_decides_and_no_operator() {
     let nothing = try_now(doubt.a()).unwrap_err();
     assert_eq!(nothing.code, ErrorCode::NotFound);
     assert_eq!(list(doubt.a()), []);
+}
+
+/// Its answer to the driver is on its way while the operator's own question is lost.
+#[test]
+fn an_answer_that_is_on_its_way_comes_before_the_decision() {
+    let mut doubt = Doubt::after(handover());
+    doubt.kill_b();
+    let listener = TcpListener::bind(&doubt.addresses[1]).unwrap();
+    doubt.proxy.restore();
+    let (mut asks, _) = listener.accept().unwrap();
+    let hear = |stream: &mut TcpStream| {
+        let mut header = [0; HEADER_BYTES];
+        stream.read_exact(&mut header).unwrap();
+        let header = FrameHeader::from_bytes(&header).unwrap();
+        stream
+            .read_exact(&mut vec![0; header.payload_len()])
+            .unwrap();
+    };
+    hear(&mut asks);
+    let reply = frame(FrameKind::HelloReply, 1, &Hello::own().to_bytes());
+    asks.write_all(&reply).unwrap();
+    hear(&mut asks);
+    std::thread::spawn(move || {
+        drop(listener.accept().unwrap());
+        std::thread::sleep(Duration::from_millis(300));
+        let answer = unchecked(&Control::OwnerAnswer { committed: true });
+        asks.write_all(&answer).unwrap();
+        let _ = asks.read(&mut [0; 1024]);
+    });
+    let refused = settle(doubt.a(), SettledOwner::Here, false).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::TooLate, "{refused}");
+    assert_eq!(doubt.a().report(ID).result, RunResult::Completed);
+    assert_eq!(doubt.owner(0), ("away".to_owned(), 1));
+    assert!(!doubt.old.is_running());
 }
 
 #[test]

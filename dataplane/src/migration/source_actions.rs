@@ -11,7 +11,7 @@ use dwcp_api::{Codec, NotConverged};
 use dwcp_proto::{JournalEntry, Outcome, SourceEvent};
 use dwcp_wire::{AbortCode, Capabilities, Control};
 
-use super::doubt::committed;
+use super::doubt::{ASK_TIME, committed};
 use super::meter::Meter;
 use super::node::lock;
 use super::peer::{self, ControlWriter, PeerError};
@@ -338,7 +338,9 @@ impl SourceDriver {
             epoch,
         };
         let handle = Arc::clone(&self.handle);
+        // An operator's decision waits for the end of it.
         let time = Duration::from_millis(self.request.settings.connect_timeout_ms.into());
+        let time = time.min(ASK_TIME);
         let meter = Arc::clone(&self.recorder.meter);
         let (node, way) = (Arc::clone(&self.node), self.way.clone());
         let ask = move || {
