@@ -211,9 +211,9 @@ pub(super) fn ask_once(
 }
 
 /// What a destination answers.
-pub(super) fn committed(answer: Control) -> Option<bool> {
+pub(super) const fn committed(answer: &Control) -> Option<bool> {
     match answer {
-        Control::OwnerAnswer { committed } => Some(committed),
+        Control::OwnerAnswer { committed } => Some(*committed),
         _ => None,
     }
 }
@@ -224,7 +224,7 @@ pub(super) fn say<A>(
     scope: &JournalScope,
     words: &Control,
     (time, meter): (Duration, &Arc<Meter>),
-    is_answer: impl Fn(Control) -> Option<A>,
+    is_answer: impl Fn(&Control) -> Option<A>,
 ) -> Result<A, PeerError> {
     let connect = || {
         let way = Way::of_record(scope).map_err(std::io::Error::other)?;

@@ -339,7 +339,7 @@ pub(super) fn ask<A>(
     connect: impl FnOnce() -> Result<Connection, PeerError>,
     words: &Control,
     (time, meter): (Duration, &Arc<Meter>),
-    is_answer: impl Fn(Control) -> Option<A>,
+    is_answer: impl Fn(&Control) -> Option<A>,
 ) -> Result<A, PeerError> {
     let mut stream = connect()?;
     stream.set_read_timeout(Some(time))?;
@@ -348,7 +348,7 @@ pub(super) fn ask<A>(
     let mut writer = ControlWriter::new(stream.try_clone()?, time, meter)?;
     writer.send(words)?;
     loop {
-        if let Some(answer) = is_answer(read_control(&mut stream, meter)?) {
+        if let Some(answer) = is_answer(&read_control(&mut stream, meter)?) {
             return Ok(answer);
         }
     }

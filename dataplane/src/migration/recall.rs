@@ -148,8 +148,8 @@ pub(super) fn ask_source(
         vm: scope.vm.clone(),
         epoch: scope.epoch + 1,
     };
-    let stands = |answer| match answer {
-        Control::RecallAnswer { stands } => Some(stands),
+    let stands = |answer: &Control| match answer {
+        Control::RecallAnswer { stands } => Some(*stands),
         _ => None,
     };
     say(node, scope, &question, (time, &Arc::default()), stands)

@@ -205,7 +205,7 @@ impl SourceDriver {
                 self.keys_are_gone();
             }
             SourceInput::Event(event @ SourceEvent::Peer(Control::RoundReport { .. })) => {
-                self.report_came(event)
+                self.report_came(event);
             }
             SourceInput::Event(event) => self.feed(event),
             SourceInput::Greeted(outcome) => self.greeted(outcome),
