@@ -38,6 +38,8 @@ fn ends(said_by_source: Option<&[RecordKind]>) -> (Option<Stage>, bool) {
     };
     let source = match said_by_source {
         None => "127.0.0.1:9",
+        // Another node at its address, or one that has lost its journal.
+        Some([]) => &a.address,
         Some(records) => {
             // It cannot tell: nobody listens there.
             let nowhere = "127.0.0.1:9";
@@ -74,6 +76,11 @@ fn it_is_run_when_the_source_knows_nothing_else_or_is_gone() {
     assert_eq!(
         ends(Some(&[RecordKind::Prepared])),
         (Some(Stage::Resumed), true)
+    );
+    assert_eq!(
+        ends(Some(&[])),
+        (Some(Stage::Resumed), true),
+        "who knows nothing of it has not taken it back"
     );
     let learned = [RecordKind::Prepared, RecordKind::Committed];
     assert_eq!(ends(Some(&learned)), (Some(Stage::Resumed), true));

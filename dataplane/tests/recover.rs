@@ -3,11 +3,14 @@
 
 mod common;
 
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
+use std::time::Duration;
 
 use common::daemon::Daemon;
 use common::proxy::{CONTROL, Harm, Plan, Progress, Proxy, Way};
+use common::stranger::{frame, unchecked};
 use common::{TestGuest, outruns, settings, small, until};
 use dwcp_api::dataplane::{Reply, Request};
 use dwcp_api::{
@@ -15,7 +18,7 @@ use dwcp_api::{
     RunResult, SettledOwner, TransferSettings,
 };
 use dwcp_journal::{Journal, Stage, State};
-use dwcp_wire::Control;
+use dwcp_wire::{Control, FrameHeader, FrameKind, HEADER_BYTES, Hello};
 
 const ID: MigrationId = MigrationId(7);
 
@@ -253,6 +256,40 @@ fn a_destination_that_answers_decides_and_no_operator() {
     assert_eq!(list(doubt.a()), []);
 }
 
+/// Its answer to the driver is on its way while the operator's own question is lost.
+#[test]
+fn an_answer_that_is_on_its_way_comes_before_the_decision() {
+    let mut doubt = Doubt::after(handover());
+    doubt.kill_b();
+    let listener = TcpListener::bind(&doubt.addresses[1]).unwrap();
+    doubt.proxy.restore();
+    let (mut asks, _) = listener.accept().unwrap();
+    let hear = |stream: &mut TcpStream| {
+        let mut header = [0; HEADER_BYTES];
+        stream.read_exact(&mut header).unwrap();
+        let header = FrameHeader::from_bytes(&header).unwrap();
+        stream
+            .read_exact(&mut vec![0; header.payload_len()])
+            .unwrap();
+    };
+    hear(&mut asks);
+    let reply = frame(FrameKind::HelloReply, 1, &Hello::own().to_bytes());
+    asks.write_all(&reply).unwrap();
+    hear(&mut asks);
+    std::thread::spawn(move || {
+        drop(listener.accept().unwrap());
+        std::thread::sleep(Duration::from_millis(300));
+        let answer = unchecked(&Control::OwnerAnswer { committed: true });
+        asks.write_all(&answer).unwrap();
+        let _ = asks.read(&mut [0; 1024]);
+    });
+    let refused = settle(doubt.a(), SettledOwner::Here, false).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::TooLate, "{refused}");
+    assert_eq!(doubt.a().report(ID).result, RunResult::Completed);
+    assert_eq!(doubt.owner(0), ("away".to_owned(), 1));
+    assert!(!doubt.old.is_running());
+}
+
 #[test]
 fn a_guest_that_is_given_up_is_ended_here() {
     let mut doubt = Doubt::after(handover());
@@ -283,38 +320,69 @@ fn a_guest_that_runs_already_is_not_taken_back() {
     assert_eq!(doubt.owner(0), ("here".to_owned(), 0));
 }
 
+/// Two data planes and a guest that runs at the second, with pages at the first, whose link was lost.
+struct CutOff {
+    folder: tempfile::TempDir,
+    addresses: [String; 2],
+    daemons: [Daemon; 2],
+    old: TestGuest,
+    new: TestGuest,
+    proxy: Proxy,
+}
+
+impl CutOff {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let addresses = [free_address(), free_address()];
+        let mut daemons = [0, 1].map(|at| start(folder.path(), &addresses, at));
+        let old = TestGuest::start(folder.path(), "source", &outruns(false));
+        let new = TestGuest::start(folder.path(), "destination", &outruns(true));
+        daemons[0].attach(&old);
+        daemons[1].attach(&new);
+        let proxy = Proxy::start(
+            &addresses[1],
+            Plan {
+                connections: common::proxy::missing(1)..common::proxy::missing(1) + 1,
+                way: Way::ToDestination,
+                harm: Harm::Sever { bytes: 1 << 20 },
+            },
+        );
+        migrate(
+            &mut daemons[0],
+            &proxy,
+            TransferSettings {
+                bandwidth_limit_mbit: 200,
+                if_not_converged: NotConverged::PostCopy,
+                ..settings()
+            },
+        );
+        until("the source is not cut off", || {
+            is(&mut daemons[0], HalfDoneState::CutOff)
+        });
+        Self {
+            folder,
+            addresses,
+            daemons,
+            old,
+            new,
+            proxy,
+        }
+    }
+}
+
+fn is(daemon: &mut Daemon, state: HalfDoneState) -> bool {
+    list(daemon).iter().any(|open| open.state == state)
+}
+
 #[test]
 fn what_is_missing_nobody_takes_back() {
-    let folder = tempfile::tempdir().unwrap();
-    let addresses = [free_address(), free_address()];
-    let mut daemons = [0, 1].map(|at| start(folder.path(), &addresses, at));
-    let old = TestGuest::start(folder.path(), "source", &outruns(false));
-    let new = TestGuest::start(folder.path(), "destination", &outruns(true));
-    daemons[0].attach(&old);
-    daemons[1].attach(&new);
-    let proxy = Proxy::start(
-        &addresses[1],
-        Plan {
-            connections: common::proxy::missing(1)..common::proxy::missing(1) + 1,
-            way: Way::ToDestination,
-            harm: Harm::Sever { bytes: 1 << 20 },
-        },
-    );
-    migrate(
-        &mut daemons[0],
-        &proxy,
-        TransferSettings {
-            bandwidth_limit_mbit: 200,
-            if_not_converged: NotConverged::PostCopy,
-            ..settings()
-        },
-    );
-    until("the source is cut off", || {
-        list(&mut daemons[0])
-            .iter()
-            .any(|open| open.state == HalfDoneState::CutOff)
-    });
-    let [mut a, b] = daemons;
+    let CutOff {
+        folder,
+        daemons: [mut a, b],
+        old,
+        new,
+        ..
+    } = CutOff::new();
     b.kill();
     let refused = settle(&mut a, SettledOwner::Here, false).unwrap_err();
     assert!(
@@ -329,5 +397,57 @@ fn what_is_missing_nobody_takes_back() {
     assert_eq!(state.stage(ID, Role::Source), Some(Stage::Committed));
     assert_eq!(list(&mut a), []);
     // Whose memory is not whole it was never.
+    drop(new);
+}
+
+/// The source's host was started anew: its data plane is back, its VMM and the guest's pages are not.
+#[test]
+fn a_guest_whose_pages_are_lost_is_given_up_where_it_waits() {
+    let CutOff {
+        folder,
+        addresses,
+        daemons: [a, mut b],
+        old,
+        new,
+        proxy,
+    } = CutOff::new();
+    until("the destination says nothing of it", || {
+        is(&mut b, HalfDoneState::CutOff)
+    });
+    let told = &list(&mut b)[0];
+    assert!(told.state.needs_someone());
+    assert!(told.advice.contains("--owner there"), "{}", told.advice);
+    assert!(!told.advice.contains("dwcp cancel"), "{}", told.advice);
+    let refused = settle(&mut b, SettledOwner::There, false).unwrap_err();
+    assert!(
+        refused.message.contains("has the missing pages"),
+        "{refused}"
+    );
+    let tried = try_now(&mut b).unwrap();
+    assert!(
+        tried.said.contains("has the missing pages"),
+        "{}",
+        tried.said
+    );
+
+    a.kill();
+    old.client().quit().unwrap();
+    let mut a = start(folder.path(), &addresses, 0);
+    until("the source does not say that they are lost", || {
+        is(&mut a, HalfDoneState::Failed)
+    });
+    let told = &list(&mut a)[0];
+    assert!(
+        told.advice.contains("dwcp recover vm --owner there"),
+        "{}",
+        told.advice
+    );
+    // It can be reached, and has nothing to say on the link itself.
+    proxy.restore();
+    let tried = try_now(&mut b).unwrap();
+    assert!(tried.said.contains("are lost"), "{}", tried.said);
+    let would = settle(&mut b, SettledOwner::There, true).unwrap();
+    assert!(would.contains("would end the VMM"), "{would}");
+    // Not carried out: the process of this guest's VMM is that of the test.
     drop(new);
 }

@@ -111,7 +111,10 @@ impl Unfinished {
         match (state, self.role) {
             (HalfDoneState::UnderWay, _) => "it is being carried out".to_owned(),
             (HalfDoneState::InDoubt, _) => format!("{peer} is asked each second whose it is"),
-            (HalfDoneState::CutOff, _) => {
+            (HalfDoneState::CutOff, Role::Destination) => {
+                format!("the guest waits for pages until {peer} connects again; then it goes on")
+            }
+            (HalfDoneState::CutOff, Role::Source) => {
                 format!("{peer} is connected to until that succeeds; then it goes on")
             }
             (HalfDoneState::Silent, _) => "its VMM is asked each second".to_owned(),
@@ -142,7 +145,13 @@ impl Unfinished {
                  answer ends the doubt. Only if {peer} is gone for good, and can never run the \
                  guest: `dwcp recover {vm} --owner here --the-other-node-is-gone`"
             ),
-            (HalfDoneState::CutOff, _) => format!(
+            (HalfDoneState::CutOff, Role::Destination) => format!(
+                "mend the network, or start the data plane of {peer}; `dwcp recover {vm}` asks it. If \
+                 {peer}, or the VM's VMM there, is gone for good, the guest is lost as by a power \
+                 cut: `dwcp recover {vm} --owner there --the-other-node-is-gone` ends it here, then \
+                 start it from its disks"
+            ),
+            (HalfDoneState::CutOff, Role::Source) => format!(
                 "mend the network, or start the data plane of {peer}. If {peer} is gone for good, \
                  the guest is lost as by a power cut: \
                  `dwcp recover {vm} --owner there --the-other-node-is-gone`, then start it from its \
@@ -155,6 +164,12 @@ impl Unfinished {
                 format!("nothing, if {peer} never comes back; its disks must stay out of its reach")
             }
             (HalfDoneState::Stuck, _) => format!("`dwcp recover {vm}` tries it now"),
+            (HalfDoneState::Failed, Role::Source) if self.stage == Stage::Serving => format!(
+                "the guest is {peer}'s, and may wait there for pages that are gone: \
+                 `dwcp recover {vm}` there says so, and there \
+                 `dwcp recover {vm} --owner there --the-other-node-is-gone` ends it. Start it from \
+                 its disks, once; then `dwcp recover {vm} --looked-after` at both"
+            ),
             (HalfDoneState::Failed, Role::Source) => format!(
                 "see why. If its VMM is gone: start the VM from its disks. Then \
                  `dwcp recover {vm} --looked-after`"
@@ -221,6 +236,11 @@ mod tests {
         let (source, destination) = (Role::Source, Role::Destination);
         let prepared = [RecordKind::Prepared];
         let serving = [RecordKind::PreparedPostcopy, RecordKind::Serving];
+        let serving_failed = [
+            RecordKind::PreparedPostcopy,
+            RecordKind::Serving,
+            RecordKind::Failed { reason: reason() },
+        ];
         let taken_back = [
             RecordKind::Prepared,
             RecordKind::TakenBack { reason: reason() },
@@ -249,6 +269,13 @@ mod tests {
             ),
             (Untold, source, &taken_back, live(None)),
             (Stuck, destination, &[RecordKind::Refused], live(None)),
+            (Failed, source, &serving_failed, live(None)),
+            (
+                CutOff,
+                destination,
+                &[RecordKind::Committed],
+                live(Some(PhaseName::PostcopyPaused)),
+            ),
             (Failed, destination, &failed, live(None)),
         ] {
             let told = told(role, kinds, &live).unwrap();

@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use dwcp_api::TransferSettings;
 use dwcp_api::counters::Counters;
+use dwcp_api::{PhaseName, TransferSettings};
 use dwcp_proto::{
     Destination, DestinationAction, DestinationEvent, Ending, Instant as ProtoInstant,
-    JournalEntry, Outcome,
+    JournalEntry, Outcome, Phase,
 };
 use dwcp_wire::{AbortCode, Capabilities, Control, HEADER_BYTES, Offer, StreamHello};
 
@@ -128,6 +128,8 @@ pub(super) struct DestinationDriver {
     pub(super) questions: Vec<SyncSender<bool>>,
     /// The source, or the way to it, is gone: it may come again.
     pub(super) peer_lost: bool,
+    /// When the source was heard last; `None` when the connection to it is known to be lost.
+    pub(super) source_heard: Option<Instant>,
     /// Connections of each data stream so far.
     pub(super) generations: Vec<u16>,
     /// Connections that ended.
@@ -212,6 +214,13 @@ impl DestinationDriver {
             DestinationEvent::Peer(message) => message.tells_lost_connection(),
             _ => false,
         };
+        match &event {
+            DestinationEvent::PeerLost(_) => self.source_heard = None,
+            DestinationEvent::Peer(_) | DestinationEvent::SourceIsBack => {
+                self.source_heard = Some(Instant::now());
+            }
+            _ => {}
+        }
         let now = ProtoInstant(self.recorder.started().elapsed().as_nanos() as u64 + 1);
         let actions = self.machine.on_event(now, event);
         // Silence, too: the machine tells it before it discards what came.
@@ -350,8 +359,12 @@ impl DestinationDriver {
     fn publish(&mut self) {
         let session = self.session.as_deref();
         self.recorder.fetching = self.postcopy.left();
-        self.handle
-            .publish(self.recorder.status(self.machine.phase(), false, session));
+        let phase = self.machine.phase();
+        let mut status = self.recorder.status(phase, false, session);
+        if phase == Phase::Postcopy && self.lacks_pages_and_source() {
+            status.phase = PhaseName::PostcopyPaused;
+        }
+        self.handle.publish(status);
         let (left, named) = self.recorder.fetching.unwrap_or_default();
         let counters = Counters {
             round: u64::from(self.recorder.round),

@@ -321,6 +321,16 @@ impl DestinationDriver {
         });
     }
 
+    /// Whether pages are missing, and who has them is not heard any more: it says something in a quarter of that time.
+    pub(super) fn lacks_pages_and_source(&self) -> bool {
+        let silence = Duration::from_millis(self.offer.peer_silence_ms.into());
+        let is_heard = self
+            .source_heard
+            .is_some_and(|heard| heard.elapsed() <= silence);
+        let lacks = self.postcopy.left().is_some_and(|(left, _)| left > 0);
+        lacks && !is_heard
+    }
+
     /// The source has lost its way to here, and found it again.
     pub(super) fn source_is_back(&mut self, connection: Connection) {
         let is_expected = matches!(self.machine.phase(), Phase::Handover | Phase::Postcopy);

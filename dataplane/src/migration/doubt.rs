@@ -207,19 +207,28 @@ pub(super) fn ask_once(
         vm: scope.vm.clone(),
         epoch: scope.epoch + 1,
     };
-    say(node, scope, &question, (time, meter))
+    say(node, scope, &question, (time, meter), committed)
 }
 
-/// Says one thing to the other node of a migration, on a new connection; whether it says that it owns the VM.
-pub(super) fn say(
+/// What a destination answers.
+pub(super) const fn committed(answer: &Control) -> Option<bool> {
+    match answer {
+        Control::OwnerAnswer { committed } => Some(*committed),
+        _ => None,
+    }
+}
+
+/// Says one thing to the other node of a migration, on a new connection; what that answers.
+pub(super) fn say<A>(
     node: &Node,
     scope: &JournalScope,
     words: &Control,
     (time, meter): (Duration, &Arc<Meter>),
-) -> Result<bool, PeerError> {
+    is_answer: impl Fn(&Control) -> Option<A>,
+) -> Result<A, PeerError> {
     let connect = || {
         let way = Way::of_record(scope).map_err(std::io::Error::other)?;
         way.connect(node, &scope.peer_address, time)
     };
-    peer::ask_owner(connect, words, time, meter)
+    peer::ask(connect, words, (time, meter), is_answer)
 }

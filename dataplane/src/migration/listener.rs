@@ -153,6 +153,7 @@ fn answer(
 ) -> Result<(), String> {
     let (Control::OwnerQuery { migration, .. }
     | Control::TakenBack { migration, .. }
+    | Control::RecallQuery { migration, .. }
     | Control::PostcopyResume { migration }) = question
     else {
         return Err("neither an offer nor a question came first".into());
@@ -162,14 +163,20 @@ fn answer(
     }
     let id = MigrationId(*migration);
     check_asker(node, &stream, id)?;
-    let committed = match question {
-        Control::OwnerQuery { .. } => owner(node, id)?,
+    let committed = |committed| Control::OwnerAnswer { committed };
+    let words = match question {
+        Control::OwnerQuery { .. } => committed(owner(node, id)?),
+        Control::RecallQuery { .. } => {
+            // Another node at the source's address, or one that has lost its journal, knows nothing.
+            let stands = recall::stands(node, id).ok_or("this node is not its source")?;
+            Control::RecallAnswer { stands }
+        }
         Control::TakenBack { epoch, .. } => {
             // One that is not committed yet is refused for good, as by a question.
             if owner(node, id)? {
                 recall::yield_guest(node, id, *epoch)?;
             }
-            false
+            committed(false)
         }
         _ => {
             let resumed = stream.set_read_timeout(None).map_err(PeerError::from);
@@ -180,7 +187,7 @@ fn answer(
     };
     let writer = ControlWriter::new(stream, HELLO_TIME, meter).map_err(PeerError::from);
     writer
-        .and_then(|mut writer| writer.send(&Control::OwnerAnswer { committed }))
+        .and_then(|mut writer| writer.send(&words))
         .map_err(|error| error.to_string())
 }
 
@@ -299,8 +306,9 @@ fn owner(node: &Node, id: MigrationId) -> Result<bool, String> {
             return Ok(committed);
         }
     }
-    if let Some(answer) = recall::answer_of_source(node, id) {
-        return answer;
+    // It has promised nothing, whatever it knows.
+    if recall::stands(node, id).is_some() {
+        return Err("this node is its source".to_owned());
     }
     let state = node.journal().state();
     if state.committed(id) {

@@ -147,6 +147,10 @@ impl MigrationHandle {
         *lock(&self.settlement) = Some(settlement);
     }
 
+    pub(super) fn has_settlement(&self) -> bool {
+        lock(&self.settlement).is_some()
+    }
+
     pub(super) fn take_settlement(&self) -> Option<Settlement> {
         lock(&self.settlement).take()
     }

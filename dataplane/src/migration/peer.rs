@@ -334,13 +334,13 @@ pub(super) fn spawn_reader(
         .map(drop)
 }
 
-/// Says one thing on a new connection, and hears whether the node that it is said to owns the VM.
-pub(super) fn ask_owner(
+/// Says one thing on a new connection, and hears the answer to it.
+pub(super) fn ask<A>(
     connect: impl FnOnce() -> Result<Connection, PeerError>,
     words: &Control,
-    time: Duration,
-    meter: &Arc<Meter>,
-) -> Result<bool, PeerError> {
+    (time, meter): (Duration, &Arc<Meter>),
+    is_answer: impl Fn(&Control) -> Option<A>,
+) -> Result<A, PeerError> {
     let mut stream = connect()?;
     stream.set_read_timeout(Some(time))?;
     say_hello(&mut stream, meter)?;
@@ -348,8 +348,8 @@ pub(super) fn ask_owner(
     let mut writer = ControlWriter::new(stream.try_clone()?, time, meter)?;
     writer.send(words)?;
     loop {
-        if let Control::OwnerAnswer { committed } = read_control(&mut stream, meter)? {
-            return Ok(committed);
+        if let Some(answer) = is_answer(&read_control(&mut stream, meter)?) {
+            return Ok(answer);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | source | `TakenBack` is durable | says `TakenBack` each second until the destination has answered |
 //! | destination | it hears that, and had committed | ends the guest, writes `Yielded`, answers |
-//! | destination | starts anew, had committed, the guest stands | asks the source once before it runs it |
+//! | destination | starts anew, had committed, the guest stands | asks the source once before it runs it; only a source that knows of it can say so |
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 use dwcp_api::{ApiError, ErrorCode, MigrationId, Role};
 use dwcp_journal::{RecordKind, Stage, Unfinished};
 use dwcp_proto::VmState;
-use dwcp_wire::Control;
+use dwcp_wire::{Control, SourceStands};
 
 use super::destination::DestinationInput;
-use super::doubt::{ASK_AGAIN, ASK_TIME, ask_once, say};
+use super::doubt::{ASK_AGAIN, ASK_TIME, committed, say};
 use super::node::{JournalScope, Node};
+use super::peer::PeerError;
 use super::recovery;
 use crate::vmm::{self, RunState, Vm, VmmError};
 
@@ -66,7 +67,7 @@ pub(super) fn tell_once(node: &Node, scope: &JournalScope) -> Result<(), String>
         vm: scope.vm.clone(),
         epoch: scope.epoch + 2,
     };
-    let said = say(node, scope, &words, (ASK_TIME, &Arc::default()));
+    let said = say(node, scope, &words, (ASK_TIME, &Arc::default()), committed);
     let told = said.map_err(|error| error.to_string()).and_then(|owns| {
         if owns {
             return Err("it insists on being the owner".to_owned());
@@ -123,21 +124,42 @@ pub(super) fn run_unless_taken_back(node: &Node, committed: &Unfinished) {
     node.give_vm(&scope.vm);
 }
 
-/// What this node, as the source, says to a destination that asks; `None` when it is not.
-pub(super) fn answer_of_source(node: &Node, id: MigrationId) -> Option<Result<bool, String>> {
-    Some(match node.journal().state().stage(id, Role::Source)? {
-        Stage::Serving | Stage::Committed => Ok(true),
-        Stage::TakenBack | Stage::Aborted => Ok(false),
+/// How a migration stands by the journal of this node; `None` where that does not know it as its source.
+pub(super) fn stands(node: &Node, id: MigrationId) -> Option<SourceStands> {
+    let open = node.journal().state().find(id, Role::Source)?;
+    Some(match open.stage {
+        Stage::TakenBack | Stage::Aborted => SourceStands::Here,
+        Stage::Serving if open.failed => SourceStands::PagesLost,
+        Stage::Serving => SourceStands::Serving,
+        Stage::Committed => SourceStands::Given,
         // Only the destination knows.
-        _ => Err("this node asks the same question".to_owned()),
+        _ => SourceStands::InDoubt,
     })
 }
 
-/// Whether an operator has taken back a guest that this node owns by its own journal. Who does not answer has
+/// How it stands by the journal of its source, which answers only from what it knows.
+pub(super) fn ask_source(
+    node: &Node,
+    scope: &JournalScope,
+    time: Duration,
+) -> Result<SourceStands, PeerError> {
+    let question = Control::RecallQuery {
+        migration: scope.migration.0,
+        vm: scope.vm.clone(),
+        epoch: scope.epoch + 1,
+    };
+    let stands = |answer: &Control| match answer {
+        Control::RecallAnswer { stands } => Some(*stands),
+        _ => None,
+    };
+    say(node, scope, &question, (time, &Arc::default()), stands)
+}
+
+/// Whether an operator has taken back a guest that this node owns by its own journal. Who does not say so has
 /// not: the source may be what is gone.
 fn was_taken_back(node: &Node, scope: &JournalScope) -> bool {
-    match ask_once(node, scope, (HEAR_TIME, &Arc::default())) {
-        Ok(committed) => !committed,
+    match ask_source(node, scope, HEAR_TIME) {
+        Ok(stands) => stands == SourceStands::Here,
         Err(error) => {
             tracing::info!(vm = scope.vm, %error, "the source does not say whether it was taken back");
             false

@@ -10,6 +10,7 @@ use std::time::Duration;
 use dwcp_api::{ApiError, ErrorCode, PhaseName, RecoverRequest, Recovery, Role, SettledOwner};
 use dwcp_journal::{Live, RecordKind, Stage, Unfinished};
 use dwcp_proto::Ending;
+use dwcp_wire::SourceStands;
 
 use super::doubt::{ASK_TIME, ask_once};
 use super::node::{JournalScope, Node};
@@ -102,6 +103,14 @@ impl Node {
                     |committed| answer_in_words(peer, committed),
                 )
             }
+            (Role::Destination, _) if live.phase == Some(PhaseName::PostcopyPaused) => {
+                recall::ask_source(self, &(&open).into(), ASK_TIME).map_or_else(
+                    |error| {
+                        format!("{peer} does not say whether it has the missing pages: {error}")
+                    },
+                    |stands| stands_in_words(peer, stands),
+                )
+            }
             _ if live.phase.is_some() => "it is being carried out".to_owned(),
             _ if live.is_silent => "its VMM is being asked".to_owned(),
             (Role::Destination, Stage::Begun | Stage::Refused) => {
@@ -128,11 +137,23 @@ impl Node {
         let open = self.half_done_of(vm)?;
         self.check_undecided(&open, owner)?;
         // Whoever can answer decides by its journal: a person might be wrong.
-        if let Ok(committed) = self.ask_other(&open) {
-            let text = format!(
-                "VM {vm} is not an operator's to decide: {}",
-                answer_in_words(&open.peer_node, committed)
-            );
+        let peer = &open.peer_node;
+        let decides = match open.role {
+            Role::Source => {
+                let answer = self.ask_other(&open).ok();
+                answer.map(|committed| answer_in_words(peer, committed))
+            }
+            Role::Destination => {
+                let answer = recall::ask_source(self, &(&open).into(), ASK_TIME).ok();
+                // A source that knows of nothing to serve ends no waiting.
+                let decides = answer.filter(|stands| {
+                    !matches!(stands, SourceStands::PagesLost | SourceStands::Given)
+                });
+                decides.map(|stands| stands_in_words(peer, stands))
+            }
+        };
+        if let Some(words) = decides {
+            let text = format!("VM {vm} is not an operator's to decide: {words}");
             return Err(ApiError::new(ErrorCode::TooLate, text)
                 .with_hint(format!("`dwcp recover {vm}` waits for the end of it")));
         }
@@ -162,9 +183,13 @@ impl Node {
             | (Role::Source, Stage::Serving, Some(PhaseName::PostcopyPaused), There) => {
                 return Ok(());
             }
-            (Role::Destination, Stage::Committed | Stage::Resumed, Some(_), There)
-                if open.fetching.is_some() =>
-            {
+            // Not one that has all of its pages, and only waits for the source's last word.
+            (
+                Role::Destination,
+                Stage::Committed | Stage::Resumed,
+                Some(PhaseName::PostcopyPaused | PhaseName::Handover),
+                There,
+            ) if open.fetching.is_some() => {
                 return Ok(());
             }
             (Role::Source, Stage::Serving, _, Here) => format!(
@@ -217,6 +242,18 @@ fn answer_in_words(peer: &str, committed: bool) -> String {
         format!(
             "{peer} answers that it has not taken the VM over, and never will by this migration"
         )
+    }
+}
+
+fn stands_in_words(peer: &str, stands: SourceStands) -> String {
+    match stands {
+        SourceStands::Here => format!("{peer} answers that the VM is its own, by an operator"),
+        SourceStands::InDoubt => format!("{peer} answers that it asks this node whose it is"),
+        SourceStands::Serving => format!("{peer} answers that it has the missing pages"),
+        SourceStands::PagesLost => format!(
+            "{peer} answers that the missing pages are lost: its VMM is gone, and nobody has them"
+        ),
+        _ => format!("{peer} answers that it has given the VM away, and has no pages of it"),
     }
 }
 

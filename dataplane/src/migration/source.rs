@@ -165,28 +165,8 @@ impl SourceDriver {
             if self.outcome.is_some() {
                 break;
             }
-            match self.mailbox.wait(TICK) {
-                Some(SourceInput::Event(SourceEvent::Peer(Control::RdmaListens { address }))) => {
-                    self.rdma_listens(address);
-                }
-                Some(SourceInput::Event(SourceEvent::Peer(Control::RdmaKeysGone))) => {
-                    self.keys_are_gone();
-                }
-                Some(SourceInput::Event(
-                    event @ SourceEvent::Peer(Control::RoundReport { .. }),
-                )) => self.report_came(event),
-                Some(SourceInput::Event(event)) => self.feed(event),
-                Some(SourceInput::Greeted(outcome)) => self.greeted(outcome),
-                Some(SourceInput::Worker(event)) => self.worker_event(event),
-                Some(SourceInput::Dialled(dialled)) => self.dialled(dialled),
-                Some(SourceInput::DeviceLost(reason)) => self.device_lost(reason),
-                Some(SourceInput::Reread(read)) => self.sample_was_read(read),
-                Some(SourceInput::Question(question)) => self.question(question),
-                Some(SourceInput::AllAsked(asked)) => self.all_asked(asked),
-                Some(SourceInput::ServeEnded(ended)) => self.serve_ended(&ended),
-                Some(SourceInput::BackAgain(back)) => self.back_again(back),
-                Some(SourceInput::Admitted) => self.begin(),
-                None => {}
+            if let Some(input) = self.mailbox.wait(TICK) {
+                self.take(input);
             }
             // However much comes: the other side must hear that this one lives.
             if ticked.elapsed() >= TICK {
@@ -201,7 +181,10 @@ impl SourceDriver {
             while let Some(tune) = self.handle.take_tune() {
                 self.tune(tune);
             }
-            if let Some(settlement) = self.handle.take_settlement() {
+            if self.handle.has_settlement()
+                && self.has_heard_all()
+                && let Some(settlement) = self.handle.take_settlement()
+            {
                 self.settle(settlement);
             }
             self.watch_path();
@@ -209,7 +192,51 @@ impl SourceDriver {
             self.give_turn_up();
             self.publish();
         }
+        // Who waits for it hears that it came too late.
+        drop(self.handle.take_settlement());
         self.finish();
+    }
+
+    fn take(&mut self, input: SourceInput) {
+        match input {
+            SourceInput::Event(SourceEvent::Peer(Control::RdmaListens { address })) => {
+                self.rdma_listens(address);
+            }
+            SourceInput::Event(SourceEvent::Peer(Control::RdmaKeysGone)) => {
+                self.keys_are_gone();
+            }
+            SourceInput::Event(event @ SourceEvent::Peer(Control::RoundReport { .. })) => {
+                self.report_came(event);
+            }
+            SourceInput::Event(event) => self.feed(event),
+            SourceInput::Greeted(outcome) => self.greeted(outcome),
+            SourceInput::Worker(event) => self.worker_event(event),
+            SourceInput::Dialled(dialled) => self.dialled(dialled),
+            SourceInput::DeviceLost(reason) => self.device_lost(reason),
+            SourceInput::Reread(read) => self.sample_was_read(read),
+            SourceInput::Question(question) => self.question(question),
+            SourceInput::AllAsked(asked) => self.all_asked(asked),
+            SourceInput::ServeEnded(ended) => self.serve_ended(&ended),
+            SourceInput::BackAgain(back) => self.back_again(back),
+            SourceInput::Admitted => self.begin(),
+        }
+    }
+
+    /// Takes all that came before an operator decides: an answer of the destination is in the mailbox before its
+    /// question ends. `false` while one is under way, or when there is nothing left to decide.
+    fn has_heard_all(&mut self) -> bool {
+        loop {
+            if self.outcome.is_some() || self.query_under_way.load(Ordering::Acquire) {
+                return false;
+            }
+            if let Some(event) = self.pending.pop_front() {
+                self.feed(event);
+            } else if let Some(input) = self.mailbox.wait(Duration::ZERO) {
+                self.take(input);
+            } else {
+                return true;
+            }
+        }
     }
 
     /// Waits for its turn in the loop, where a cancel is heard. A dry run moves nothing.

@@ -11,6 +11,7 @@ use dwcp_api::{Codec, NotConverged};
 use dwcp_proto::{JournalEntry, Outcome, SourceEvent};
 use dwcp_wire::{AbortCode, Capabilities, Control};
 
+use super::doubt::{ASK_TIME, committed};
 use super::meter::Meter;
 use super::node::lock;
 use super::peer::{self, ControlWriter, PeerError};
@@ -337,13 +338,15 @@ impl SourceDriver {
             epoch,
         };
         let handle = Arc::clone(&self.handle);
+        // An operator's decision waits for the end of it.
         let time = Duration::from_millis(self.request.settings.connect_timeout_ms.into());
+        let time = time.min(ASK_TIME);
         let meter = Arc::clone(&self.recorder.meter);
         let (node, way) = (Arc::clone(&self.node), self.way.clone());
         let ask = move || {
             let _helper = meter.helper();
             let connect = || way.connect(&node, &address, time);
-            match peer::ask_owner(connect, &question, time, &meter) {
+            match peer::ask(connect, &question, (time, &meter), committed) {
                 Ok(committed) => {
                     let event = SourceEvent::OwnerAnswer { committed };
                     let _ = mailbox.push(SourceInput::Event(event));

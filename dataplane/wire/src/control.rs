@@ -90,6 +90,22 @@ pub struct RoundSummary {
     pub marks_again: u32,
 }
 
+/// How a migration stands by the journal of its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum SourceStands {
+    /// The VM is the source's: taken back by an operator, or never given away.
+    Here,
+    /// The source does not know: it asks the destination.
+    InDoubt,
+    /// The VM is the destination's, and the source has pages that it may need.
+    Serving,
+    /// The same, and those pages are gone.
+    PagesLost,
+    /// The VM is the destination's, and the source has nothing of it any more.
+    Given,
+}
+
 /// Why the destination does not take a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -292,6 +308,21 @@ pub enum Control {
         /// Epoch of the source's ownership now: one more than was handed over.
         epoch: u64,
     },
+    /// D, on a new connection to where its source listens: how does this migration stand there? A node that is not its
+    /// source by its own journal closes the connection: what it does not know is no answer.
+    RecallQuery {
+        /// Which migration.
+        migration: u128,
+        /// VM name.
+        vm: String,
+        /// Epoch that was handed over.
+        epoch: u64,
+    },
+    /// S: the durable answer.
+    RecallAnswer {
+        /// How it stands.
+        stands: SourceStands,
+    },
 }
 
 impl Control {
@@ -361,7 +392,9 @@ fn check(message: &Control) -> Result<(), ControlError> {
             limit("reason", reason.len() as u64, REASON_BYTES_MAX as u64)
         }
         Control::RoundReport { suspects, .. } => check_suspects(suspects),
-        Control::OwnerQuery { vm, .. } | Control::TakenBack { vm, .. } => name("vm", vm),
+        Control::OwnerQuery { vm, .. }
+        | Control::TakenBack { vm, .. }
+        | Control::RecallQuery { vm, .. } => name("vm", vm),
         Control::Wanted(wanted) => check_wanted(wanted),
         Control::Found(found) => check_found(found),
         Control::PostcopyRefused { reason } => {
@@ -380,6 +413,7 @@ fn check(message: &Control) -> Result<(), ControlError> {
         | Control::Committed { .. }
         | Control::Resumed
         | Control::OwnerAnswer { .. }
+        | Control::RecallAnswer { .. }
         | Control::Alive
         | Control::PostcopyStart
         | Control::PostcopyReady

@@ -21,7 +21,7 @@ mod wanted;
 
 pub use control::{
     AbortCode, Control, ControlError, Offer, PageRange, RamBlockInfo, RefuseCode, RoundSummary,
-    decode_control, encode_control,
+    SourceStands, decode_control, encode_control,
 };
 pub use header::{FrameHeader, FrameKind, HEADER_BYTES, HeaderError, MAGIC};
 pub use hello::{

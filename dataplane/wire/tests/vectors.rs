@@ -268,8 +268,10 @@ fn every_control_message_has_a_vector() {
         Control::RdmaKeysGone => 29,
         Control::SourceListens { .. } => 30,
         Control::TakenBack { .. } => 31,
+        Control::RecallQuery { .. } => 32,
+        Control::RecallAnswer { .. } => 33,
     };
-    let mut seen = [false; 32];
+    let mut seen = [false; 34];
     for (name, message) in messages() {
         let index = count(&message);
         seen[index] = true;
@@ -280,5 +282,5 @@ fn every_control_message_has_a_vector() {
             "the first byte names the message"
         );
     }
-    assert_eq!(seen, [true; 32]);
+    assert_eq!(seen, [true; 34]);
 }

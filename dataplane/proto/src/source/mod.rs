@@ -376,6 +376,8 @@ pub(crate) const fn message_name(message: &Control) -> &'static str {
         Control::RdmaKeysGone => "RdmaKeysGone",
         Control::SourceListens { .. } => "SourceListens",
         Control::TakenBack { .. } => "TakenBack",
+        Control::RecallQuery { .. } => "RecallQuery",
+        Control::RecallAnswer { .. } => "RecallAnswer",
     }
 }
 

@@ -104,6 +104,7 @@ pub(super) fn driver(
         round_began: Instant::now(),
         questions: vec![],
         peer_lost: false,
+        source_heard: None,
         generations: vec![],
         lost: vec![],
         outcome: None,

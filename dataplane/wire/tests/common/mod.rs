@@ -4,7 +4,7 @@
 
 use dwcp_wire::{
     AbortCode, Control, FetchSummary, FoundPages, MissingPages, Offer, PageRange, RamBlockInfo,
-    RefuseCode, RoundSummary, WantedPages,
+    RefuseCode, RoundSummary, SourceStands, WantedPages,
 };
 
 /// The lines of a vector file: name and bytes.
@@ -162,6 +162,7 @@ fn agreement() -> Vec<(&'static str, Control)> {
 }
 
 fn recall() -> Vec<(&'static str, Control)> {
+    let answer = |stands| Control::RecallAnswer { stands };
     vec![
         (
             "source-listens",
@@ -177,6 +178,19 @@ fn recall() -> Vec<(&'static str, Control)> {
                 epoch: 9,
             },
         ),
+        (
+            "recall-query",
+            Control::RecallQuery {
+                migration: 1 << 96,
+                vm: "guest-1".into(),
+                epoch: 8,
+            },
+        ),
+        ("recall-answer-here", answer(SourceStands::Here)),
+        ("recall-answer-in-doubt", answer(SourceStands::InDoubt)),
+        ("recall-answer-serving", answer(SourceStands::Serving)),
+        ("recall-answer-pages-lost", answer(SourceStands::PagesLost)),
+        ("recall-answer-given", answer(SourceStands::Given)),
     ]
 }
 
