@@ -19,7 +19,7 @@ use crate::failure::Failure;
 const HELP: &str = "A small synthetic guest under load is moved to the other node and back, again and again; its empty \
 place is started anew each time. It looks at all of its memory at the end of every hundred moves. What the four \
 daemons hold must not grow: the last quarter of the samples is held against the second. What a data plane must \
-remember does: how each migration to it ended, 65,536 of them, a KiB each.
+remember does: how each migration to it ended, 65,536 of them, two KiB each at most.
 
 Examples:
   dwcp bench soak
@@ -30,7 +30,10 @@ Examples:
 const SLACK_BYTES: f64 = 6.0 * 1048576.0;
 
 /// What a migration that has ended may take for as long as its outcome is remembered.
-const OUTCOME_BYTES: f64 = 1024.0;
+const OUTCOME_BYTES: f64 = 2048.0;
+
+/// A journal is compacted when it is larger than a MiB, or than twice what the last time left.
+const JOURNAL_BYTES: f64 = 2.0 * 1048576.0;
 
 /// `dwcp bench soak`.
 #[derive(clap::Args, Debug)]
@@ -187,8 +190,14 @@ fn grown(samples: &[Sample]) -> Vec<String> {
             }
         }
     }
+    let most = JOURNAL_BYTES
+        + samples
+            .last()
+            .map_or(0.0, |last| f64::from(last.migrations))
+            * OUTCOME_BYTES
+            / 2.0;
     let (early, late) = quarters(samples, |sample| sample.journal_bytes);
-    if late > early * 1.5 + 65536.0 {
+    if late > most {
         grown.push(format!("the journal from {early} to {late} bytes"));
     }
     grown
