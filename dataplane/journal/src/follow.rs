@@ -48,14 +48,15 @@ impl Follower {
     pub fn state(&mut self) -> Result<(Arc<State>, usize), JournalError> {
         match self.read() {
             Err(JournalError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
-                *self = Self {
-                    path: std::mem::take(&mut self.path),
-                    ..Self::new(Path::new(""))
-                };
+                self.forget();
             }
             read => read?,
         }
         Ok((Arc::clone(&self.state), self.records))
+    }
+
+    fn forget(&mut self) {
+        (self.at, self.state, self.records) = (None, Arc::default(), 0);
     }
 
     fn read(&mut self) -> Result<(), JournalError> {
@@ -90,7 +91,7 @@ impl Follower {
         let body = check_first_line(&self.path, &bytes)?;
         let base = FIRST_LINE.len() as u64;
         let (records, _) = line::decode(body, base).map_err(corrupt(&self.path))?;
-        (self.state, self.records) = (Arc::default(), 0);
+        self.forget();
         if let Some(last) = records.last().cloned() {
             let offset = base + line::last_at(body);
             self.take(

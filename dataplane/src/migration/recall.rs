@@ -89,7 +89,9 @@ pub(super) fn run_taken_back(
 ) {
     let resumed = match (state, vm) {
         (VmState::Running, _) => Ok(()),
-        (VmState::Paused, Some(mut vm)) => vm.resume().map(drop).map_err(|error| error.to_string()),
+        (VmState::Paused, Some(mut vm)) => {
+            recovery::resume(&mut *vm).map_err(|error| error.to_string())
+        }
         _ => Err("its VMM is gone".to_owned()),
     };
     if let Err(error) = resumed {
@@ -245,19 +247,6 @@ fn end_guest(committed: &Unfinished) -> Result<(), VmmError> {
     if let Some(memory) = &committed.fetching {
         return vmm::end_process(memory.pid, memory.started_ticks);
     }
-    let Some(attachment) = &committed.attachment else {
-        return Ok(());
-    };
-    let end = || {
-        let mut vm = vmm::open(attachment)?;
-        match vm.facts()?.state {
-            // An empty place for another migration.
-            RunState::Incoming => Ok(()),
-            _ => vm.discard().map(drop),
-        }
-    };
-    match end() {
-        Err(VmmError::Gone(_)) => Ok(()),
-        other => other,
-    }
+    // An empty place is for another migration.
+    recovery::discard_unless(committed, |state| *state == RunState::Incoming)
 }

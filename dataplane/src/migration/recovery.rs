@@ -17,7 +17,7 @@ use super::node::{JournalScope, Node};
 use super::recall;
 use super::vms::Doubt;
 use crate::vmm::{self, RunState, Vm, VmmError};
-use resume::resume;
+pub(super) use resume::resume;
 
 /// Finishes what the journal says is unfinished. Questions to other nodes that are not answered at
 /// once are asked again on a thread; until then the guest stays paused.
@@ -372,17 +372,27 @@ pub(super) fn refuse(node: &Node, unfinished: &Unfinished) -> Result<(), String>
     JournalScope::from(unfinished).write(node, RecordKind::Aborted { reason })
 }
 
+/// A guest that runs is not what was left half-loaded.
 fn discard_copy(unfinished: &Unfinished) -> Result<(), VmmError> {
+    let stays = |state: &RunState| matches!(state, RunState::Running | RunState::Incoming);
+    discard_unless(unfinished, stays)
+}
+
+/// Makes sure that what the VMM of a migration holds never runs here, unless it may stay. A VMM that is gone holds
+/// nothing.
+pub(super) fn discard_unless(
+    unfinished: &Unfinished,
+    stays: impl FnOnce(&RunState) -> bool,
+) -> Result<(), VmmError> {
     let Some(attachment) = &unfinished.attachment else {
         return Ok(());
     };
     let discard = || {
         let mut vm = vmm::open(attachment)?;
-        match vm.facts()?.state {
-            // It runs: then it is not what was left half-loaded.
-            RunState::Running | RunState::Incoming => Ok(()),
-            _ => vm.discard().map(drop),
+        if stays(&vm.facts()?.state) {
+            return Ok(());
         }
+        vm.discard().map(drop)
     };
     match discard() {
         Err(VmmError::Gone(_)) => Ok(()),

@@ -20,9 +20,6 @@ use crate::vmm::{RunState, Vm, VmmError};
 /// Longer than one question to another node, and a VMM that is told to run.
 const SETTLE_TIME: Duration = Duration::from_secs(30);
 
-/// A VMM is asked so often to run its guest.
-const RESUME_TRIES: u32 = 5;
-
 /// An operator's decision, on its way to whoever waits for the other node.
 #[derive(Debug)]
 pub(super) struct Settlement {
@@ -334,15 +331,10 @@ fn take_back(node: &Arc<Node>, scope: &JournalScope, vm: Result<&mut dyn Vm, Vmm
     let written = scope.write(node, kind);
     written.map_err(|error| ApiError::new(ErrorCode::System, error))?;
     recall::tell(node, scope.clone());
-    let mut tries = 0;
-    while let Err(error) = vm.resume() {
-        tries += 1;
-        if tries == RESUME_TRIES {
-            let why = format!("{reason}, but it could not be resumed: {error}");
-            let end = recovery::fail(node, scope, why);
-            return Ok((end.1.clone(), end));
-        }
-        std::thread::sleep(Duration::from_millis(200));
+    if let Err(error) = recovery::resume(vm) {
+        let why = format!("{reason}, but it could not be resumed: {error}");
+        let end = recovery::fail(node, scope, why);
+        return Ok((end.1.clone(), end));
     }
     tracing::warn!(vm = scope.vm, reason, "the guest runs here");
     let said = format!(

@@ -281,18 +281,22 @@ impl SourceDriver {
 
     pub(super) fn limit_bandwidth(&mut self, mbit: u32) {
         self.limit_bytes_per_s = bytes_per_s(mbit);
-        self.session.pace.set(self.limit_bytes_per_s);
+        self.pace();
         self.recorder.remark(match mbit {
             0 => "bandwidth is not limited any more".to_owned(),
             mbit => format!("bandwidth limited to {mbit} Mbit/s, as asked meanwhile"),
         });
     }
 
-    /// Its share of what leaves the node changes with what the others send.
-    fn pace(&mut self) {
-        let Some(share) = &self.share else { return };
-        let sent = self.recorder.wire_bytes(Some(&self.session));
-        let bytes_per_s = share.bytes_per_s(sent, self.limit_bytes_per_s);
+    /// Its own limit, or its share of what leaves the node, which changes with what the others send.
+    fn pace(&self) {
+        let bytes_per_s = match &self.share {
+            Some(share) => {
+                let sent = self.recorder.wire_bytes(Some(&self.session));
+                share.bytes_per_s(sent, self.limit_bytes_per_s)
+            }
+            None => self.limit_bytes_per_s,
+        };
         if self.session.pace.bytes_per_s() != bytes_per_s {
             self.session.pace.set(bytes_per_s);
         }

@@ -8,7 +8,7 @@ use crate::migration::doubt::ASK_AGAIN;
 use crate::vmm::{Vm, VmmError};
 
 /// A VMM that does not run the guest is asked again, as often as in a migration, before it is said to stand.
-pub(super) fn resume(vm: &mut dyn Vm) -> Result<(), VmmError> {
+pub(in crate::migration) fn resume(vm: &mut dyn Vm) -> Result<(), VmmError> {
     ask_again(|| vm.resume(), ASK_AGAIN)
 }
 
