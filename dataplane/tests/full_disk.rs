@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::disk::{fill_the_disk, free_the_disk};
 use common::proxy::{Harm, Plan, Proxy, Way};
-use common::{TestGuest, node, settings, small, until, wait};
+use common::{TwoNodes, settings, small, until, wait};
 use dwcp_api::{MigrationId, Role, RunResult};
 use dwcp_journal::Stage;
 use dwcp_wire::Control;
@@ -16,13 +16,8 @@ use dwcp_wire::Control;
 /// again the refusal follows by itself, the loaded copy is ended, and the source runs on.
 #[test]
 fn a_refused_copy_does_not_stay_loaded() {
-    let folder = tempfile::tempdir().unwrap();
-    let a = node(folder.path(), "a", &settings());
-    let b = node(folder.path(), "b", &settings());
-    let old = TestGuest::start(folder.path(), "old", &small(1, false));
-    let new = TestGuest::start(folder.path(), "new", &small(1, true));
-    a.node.attach("vm", old.attachment.clone()).unwrap();
-    b.node.attach("vm", new.attachment.clone()).unwrap();
+    let TwoNodes { a, b, old, new, .. } =
+        &TwoNodes::start(&settings(), |incoming| small(1, incoming));
     let plan = Plan {
         connections: 0..1,
         way: Way::ToDestination,

@@ -8,7 +8,7 @@ use dwcp_simd::PAGE_BYTES;
 use dwcp_tools::lab::{GuestSpec, Lab, RunSpec};
 use serde::Serialize;
 
-use super::run::{Guest, Record, by_case};
+use super::run::{Guest, Record, by_case, leaving_bytes_per_s};
 use super::wan::Road;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -107,9 +107,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
 }
 
 fn one(args: &Args, settings: &TransferSettings, multiple: f64, part: f64) -> Result<Run, Failure> {
-    let of_link = args.link.as_ref().and_then(Road::bytes_per_s);
-    let limit = f64::from(args.rate_mbit) * 1e6 / 8.0;
-    let bytes_per_s = of_link.map_or(limit, |rate| rate as f64);
+    let bytes_per_s = leaving_bytes_per_s(args.link.as_ref(), args.rate_mbit);
     let in_pause = bytes_per_s * f64::from(settings.downtime_limit_ms) / 1e3;
     let hot_mib = ((in_pause * part / f64::from(1 << 20)).round() as u64).max(1);
     let rate = (bytes_per_s * multiple / PAGE_BYTES as f64) as u64;

@@ -28,6 +28,13 @@ impl Guest {
     }
 }
 
+/// Bytes that leave in a second: the link's, or the limit's where there is none.
+pub(crate) fn leaving_bytes_per_s(link: Option<&Road>, limit_mbit: u32) -> f64 {
+    let limit = f64::from(limit_mbit) * 1e6 / 8.0;
+    let of_link = link.and_then(Road::bytes_per_s);
+    of_link.map_or(limit, |rate| rate as f64)
+}
+
 /// Runs of one bench, with the machine that they were measured on.
 #[derive(Debug, Serialize)]
 pub(crate) struct Record<R> {

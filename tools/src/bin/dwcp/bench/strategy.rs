@@ -10,7 +10,7 @@ use dwcp_simd::PAGE_BYTES;
 use dwcp_tools::lab::GuestSpec;
 use serde::Serialize;
 
-use super::run::{Guest, Record, move_once};
+use super::run::{Guest, Record, leaving_bytes_per_s, move_once};
 use super::wan::Road;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -242,9 +242,7 @@ fn one(
 }
 
 fn guest(args: &Args, settings: &TransferSettings) -> GuestSpec {
-    let of_link = args.link.as_ref().and_then(Road::bytes_per_s);
-    let limit = f64::from(args.rate_mbit) * 1e6 / 8.0;
-    let bytes_per_s = of_link.map_or(limit, |rate| rate as f64);
+    let bytes_per_s = leaving_bytes_per_s(args.link.as_ref(), args.rate_mbit);
     let in_pause = bytes_per_s * f64::from(settings.downtime_limit_ms) / 1e3;
     let hot_mib = (in_pause * HOT_PAUSES / f64::from(1 << 20)).ceil() as u64;
     GuestSpec {
