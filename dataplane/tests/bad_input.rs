@@ -289,8 +289,8 @@ fn offers_that_do_not_fit_are_refused_by_code() {
     scene.a_good_migration_succeeds();
 }
 
-/// The answer is no, and nothing is remembered: neither an epoch that would outdo the real one, nor
-/// a record.
+/// There is no answer, which would be a promise, and nothing is remembered: neither an epoch that would outdo the
+/// real one, nor a record.
 #[test]
 fn questions_about_inventions_change_nothing() {
     let scene = Scene::new();
@@ -304,7 +304,13 @@ fn questions_about_inventions_change_nothing() {
             epoch,
         }));
         let answer = stranger.hear_control();
-        assert_eq!(answer, Some(Control::OwnerAnswer { committed: false }));
+        let Some(Control::Refuse { reason, .. }) = answer else {
+            panic!("{answer:?}");
+        };
+        assert!(
+            reason.contains("knows nothing of this migration"),
+            "{reason}"
+        );
     }
     assert_eq!(journal.state().epoch_of("vm"), 0);
     assert_eq!(journal.state().ownership(), []);

@@ -110,6 +110,15 @@ impl Doubt {
         self.b.take().unwrap().kill();
     }
 
+    /// In the place of the destination's data plane, which was killed, one that knows nothing.
+    fn start_b_without_its_journal(&mut self) {
+        self.b = Some(Daemon::start(
+            self.folder.path(),
+            "other-b",
+            (&self.addresses[1], "auto"),
+        ));
+    }
+
     fn start_b(&mut self) {
         self.b = Some(start(self.folder.path(), &self.addresses, 1));
     }
@@ -254,6 +263,54 @@ fn a_destination_that_answers_decides_and_no_operator() {
     let nothing = try_now(doubt.a()).unwrap_err();
     assert_eq!(nothing.code, ErrorCode::NotFound);
     assert_eq!(list(doubt.a()), []);
+}
+
+/// Its guest runs in a VMM that is still there: "it never began here" would let a second one run.
+#[test]
+fn a_destination_that_has_lost_its_journal_decides_nothing() {
+    let mut doubt = Doubt::after(committed());
+    until("not taken over", || doubt.new.is_running());
+    doubt.kill_b();
+    doubt.start_b_without_its_journal();
+    doubt.proxy.restore();
+    let says_why = |doubt: &mut Doubt| {
+        let open = list(doubt.a());
+        open.len() == 1 && open[0].why.contains("knows nothing of this migration")
+    };
+    until("why is not said", || says_why(&mut doubt));
+    // The next start asks the same.
+    doubt.restart_a();
+    until("why is not said again", || says_why(&mut doubt));
+    assert!(is(doubt.a(), HalfDoneState::InDoubt));
+    assert!(!doubt.old.is_running() && doubt.new.is_running());
+
+    doubt.kill_b();
+    doubt.start_b();
+    assert_eq!(doubt.a().report(ID).result, RunResult::Completed);
+    assert_eq!(doubt.owner(0), ("away".to_owned(), 1));
+    assert!(!doubt.old.is_running() && doubt.new.is_running());
+}
+
+/// Nobody at the destination's address will ever know of it: a person ends the telling.
+#[test]
+fn a_destination_that_was_installed_anew_is_told_until_a_person_has_looked() {
+    let mut doubt = Doubt::after(handover());
+    doubt.kill_b();
+    doubt.new.client().quit().unwrap();
+    doubt.start_b_without_its_journal();
+    doubt.proxy.restore();
+    settle(doubt.a(), SettledOwner::Here, false).unwrap();
+    assert!(doubt.old.is_running());
+    until("why is not said", || {
+        list(doubt.a())[0].why.contains("knows nothing")
+    });
+    let vm = "vm".to_owned();
+    let told = recover(doubt.a(), RecoverRequest::Close { vm }).unwrap();
+    assert_eq!(told.half_done, []);
+    assert_eq!(doubt.owner(0), ("here".to_owned(), 2));
+    doubt.restart_a();
+    assert_eq!(list(doubt.a()), []);
+    assert!(doubt.old.is_running());
 }
 
 /// Its answer to the driver is on its way while the operator's own question is lost.

@@ -392,8 +392,12 @@ fn a_question_after_a_restart() {
         let record = record(Role::Source, "b", &nodes.b.address, kind);
         nodes.a.node.journal().append(&record).unwrap();
     }
+    let attachment = nodes.new.attachment.clone();
+    let begin = RecordKind::Begin { attachment };
+    let begun = record(Role::Destination, "a", "192.0.2.1", begin);
+    nodes.b.node.journal().append(&begun).unwrap();
     recover(&nodes.a.node, &settings());
-    // The destination knows nothing of it: the guest is the source's.
+    // The destination had begun only: the guest is the source's.
     let report = wait(&nodes.a.node, ID);
     assert_eq!(report.result, RunResult::Aborted, "{}", report.reason);
     until("the guest runs on", || nodes.old.is_running());

@@ -142,8 +142,8 @@ impl Unfinished {
             }
             (HalfDoneState::InDoubt, _) => format!(
                 "start the data plane of {peer} with its state folder, or mend the network: its \
-                 answer ends the doubt. Only if {peer} is gone for good, and can never run the \
-                 guest: `dwcp recover {vm} --owner here --the-other-node-is-gone`"
+                 answer ends the doubt. Only if {peer}, or its state folder, is gone for good, and \
+                 can never run the guest: `dwcp recover {vm} --owner here --the-other-node-is-gone`"
             ),
             (HalfDoneState::CutOff, Role::Destination) => format!(
                 "mend the network, or start the data plane of {peer}; `dwcp recover {vm}` asks it. If \
@@ -161,7 +161,11 @@ impl Unfinished {
                 "end the other client of its monitor, or the VMM if it hangs".to_owned()
             }
             (HalfDoneState::Untold, _) => {
-                format!("nothing, if {peer} never comes back; its disks must stay out of its reach")
+                format!(
+                    "nothing: it ends when {peer} hears it. If {peer} never comes back, or has lost its state \
+                     folder, make sure that no copy of the guest runs there, then \
+                     `dwcp recover {vm} --looked-after`; until then its disks must stay out of its reach"
+                )
             }
             (HalfDoneState::Stuck, _) => format!("`dwcp recover {vm}` tries it now"),
             (HalfDoneState::Failed, Role::Source) if self.stage == Stage::Serving => format!(

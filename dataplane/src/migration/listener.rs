@@ -163,6 +163,19 @@ fn answer(
     }
     let id = MigrationId(*migration);
     check_asker(node, &stream, id)?;
+    let is_about_ownership = matches!(
+        question,
+        Control::OwnerQuery { .. } | Control::TakenBack { .. }
+    );
+    if is_about_ownership && !knows(node, id) {
+        let name = &node.options().name;
+        let why = format!(
+            "the journal of {name} knows nothing of this migration: it runs with another state folder, \
+             or is another node"
+        );
+        refuse(stream, meter, &why).map_err(|error| error.to_string())?;
+        return Err(why);
+    }
     let committed = |committed| Control::OwnerAnswer { committed };
     let words = match question {
         Control::OwnerQuery { .. } => committed(owner(node, id)?),
@@ -214,7 +227,7 @@ fn join(node: &Node, stream: Connection, payload: &[u8]) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
-/// Says why a migration does not come in. That does not pass: it is not `Busy`.
+/// Says why a migration does not come in, or why a question has no answer here. That does not pass: it is not `Busy`.
 fn refuse(stream: Connection, meter: &Arc<Meter>, why: &str) -> Result<(), PeerError> {
     let mut writer = ControlWriter::new(stream, HELLO_TIME, meter)?;
     writer.send(&Control::Refuse {
@@ -314,8 +327,6 @@ fn owner(node: &Node, id: MigrationId) -> Result<bool, String> {
     if state.committed(id) {
         return Ok(true);
     }
-    // What never began here can never be committed here: nothing needs to be promised, and a peer
-    // that asks about inventions does not fill the journal.
     let is_it = |unfinished: &Unfinished| {
         unfinished.migration == id && unfinished.role == Role::Destination
     };
@@ -323,4 +334,11 @@ fn owner(node: &Node, id: MigrationId) -> Result<bool, String> {
         recovery::refuse(node, &unfinished)?;
     }
     Ok(false)
+}
+
+/// A source in doubt was accepted, so its migration began at the destination, durably. A journal that does not
+/// know it is not the one that decides, whatever runs here: its "no" would let a second guest run.
+fn knows(node: &Node, id: MigrationId) -> bool {
+    let stage = |role| node.journal().state().stage(id, role);
+    node.incoming(id).is_some() || stage(Role::Destination).is_some()
 }

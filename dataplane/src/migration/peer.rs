@@ -62,6 +62,9 @@ pub(super) enum PeerError {
         /// What came.
         found: FrameKind,
     },
+    /// It does not answer, and says why.
+    #[error("{0}")]
+    Refused(String),
     /// Damaged on the way.
     #[error("payload checksum of a {0:?} frame does not match")]
     Checksum(FrameKind),
@@ -348,8 +351,12 @@ pub(super) fn ask<A>(
     let mut writer = ControlWriter::new(stream.try_clone()?, time, meter)?;
     writer.send(words)?;
     loop {
-        if let Some(answer) = is_answer(&read_control(&mut stream, meter)?) {
+        let said = read_control(&mut stream, meter)?;
+        if let Some(answer) = is_answer(&said) {
             return Ok(answer);
+        }
+        if let Control::Refuse { reason, .. } = said {
+            return Err(PeerError::Refused(reason));
         }
     }
 }

@@ -210,7 +210,8 @@ impl Node {
     fn close(&self, vm: &str) -> Result<String, ApiError> {
         let open = self.half_done_of(vm)?;
         let refused = |text: String| Err(ApiError::new(ErrorCode::TooLate, text));
-        if !open.failed || self.live(&open).phase.is_some() {
+        let is_untold = (open.role, open.stage) == (Role::Source, Stage::TakenBack);
+        if !(open.failed || is_untold) || self.live(&open).phase.is_some() {
             return refused(format!("the migration of VM {vm} has not failed"));
         }
         let kind = match (open.role, open.stage) {
@@ -224,6 +225,8 @@ impl Node {
                     return refused(format!("{} does not answer: {error}", open.peer_node));
                 }
             },
+            // The other node has lost its journal, or never comes back: telling it has no end else.
+            (Role::Source, Stage::TakenBack) => RecordKind::Told,
             _ => RecordKind::LookedAfter,
         };
         let written = JournalScope::from(&open).write(self, kind);
