@@ -73,8 +73,8 @@ struct Options {
     #[arg(long, requires = "tls_certificate")]
     allow_plain_text: bool,
     /// Mbit/s that all migrations that leave this node send at most, together: each has its share by
-    /// transfer.priority, and what one does not use the others have. While a guest is paused, and in post-copy,
-    /// nothing is limited. 0 is no limit
+    /// transfer.priority, and what one does not use the others have. What a paused guest waits for, or
+    /// one in post-copy, is not limited. 0 is no limit
     #[arg(long, default_value_t = 0, value_name = "MBIT")]
     outgoing_mbit: u32,
     /// Migrations that come in at once; one that would be one more waits, its guest running. 0 is no limit

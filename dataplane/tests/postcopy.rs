@@ -103,6 +103,33 @@ fn when_the_operator_says_so() {
     });
 }
 
+/// What nobody waits for keeps the limit; what somebody waits for passes, and is counted.
+#[test]
+fn what_follows_the_guest_keeps_the_limit() {
+    log::keep();
+    let calm = |incoming| SyntheticOptions {
+        rate: 50,
+        verify_rate: 50,
+        ..outruns(incoming)
+    };
+    let limit = TransferSettings {
+        tracker: TrackerChoice::Fingerprint,
+        ..slow()
+    };
+    let nodes = TwoNodes::start(&limit, calm);
+    let (node, there) = (&nodes.a.node, &nodes.b.address);
+    node.start_migration(ID, "vm", there, limit.clone(), false)
+        .unwrap();
+    node.tune(ID, Tune::PostCopy).unwrap();
+    let postcopy = check(&nodes, &wait(node, ID));
+    let least_ms = postcopy.pages * 4096 * 8 / (u64::from(limit.bandwidth_limit_mbit) * 1000);
+    assert!(least_ms > 1500, "{postcopy:?}");
+    // What was waited for last may not have been paid for.
+    let kept = postcopy.fetch_ms > least_ms * 9 / 10;
+    assert!(kept, "{postcopy:?}, at least {least_ms} ms");
+    assert!(postcopy.fault_p50_us < 20_000, "{postcopy:?}");
+}
+
 /// Pages that were zero have memory there, and no digest: they are missing all the same once they are not.
 #[test]
 fn to_memory_that_was_there_before() {

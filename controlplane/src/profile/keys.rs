@@ -129,8 +129,8 @@ pub(super) const KEYS: &[Key] = &[
         "transfer.bandwidth_limit_mbit",
         integer(0, 1_000_000),
         "Bits that a migration sends in a second at most, in millions, over all of its streams; 0 is no \
-         limit. `dwcp tune` changes it while the guest is moved. While the guest is paused, and in post-copy, nothing \
-         is limited.",
+         limit. `dwcp tune` changes it while the guest is moved. What a paused guest waits for, or one in \
+         post-copy, is not limited.",
     ),
     key(
         "transfer.follow_path",

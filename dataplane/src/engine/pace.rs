@@ -32,12 +32,31 @@ impl Pace {
         }
     }
 
-    /// Sets another limit, from now on.
+    /// Sets another limit, from now on. What was sent ahead under the old one is still owed, and takes no longer
+    /// under a new one that is lower.
     pub fn set(&self, bytes_per_s: u64) {
-        self.bytes_per_s.store(bytes_per_s, Ordering::Relaxed);
-        // What was sent under the old one owes nothing to the new.
+        let old = self.bytes_per_s.swap(bytes_per_s, Ordering::Relaxed);
         let now = self.now_ns();
-        self.busy_until_ns.fetch_min(now, Ordering::Relaxed);
+        let part = match bytes_per_s {
+            0 => 0.0,
+            new => (old as f64 / new as f64).min(1.0),
+        };
+        let sooner = |busy: u64| {
+            let early = busy.checked_sub(now)? as f64 * part;
+            Some(now.saturating_add(early as u64))
+        };
+        let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.busy_until_ns.fetch_update(set, get, sooner);
+    }
+
+    /// What was sent ahead of its time.
+    #[must_use]
+    pub fn ahead_bytes(&self) -> u64 {
+        let Some(limit) = self.limit() else { return 0 };
+        let busy = self.busy_until_ns.load(Ordering::Relaxed);
+        let early = u128::from(busy.saturating_sub(self.now_ns()));
+        let bytes = early * u128::from(limit) / 1_000_000_000;
+        u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 
     /// The limit, 0 for none.
@@ -49,6 +68,14 @@ impl Pace {
     /// The guest is paused: from now on every limit would make the pause longer.
     pub fn lift(&self) {
         self.lifted.store(true, Ordering::Relaxed);
+    }
+
+    /// Nothing that the pause waits for is left to send: what follows keeps the limit, and owes nothing.
+    pub fn hold(&self) {
+        if self.lifted.swap(false, Ordering::Relaxed) {
+            let now = self.now_ns();
+            self.busy_until_ns.fetch_min(now, Ordering::Relaxed);
+        }
     }
 
     /// How long to wait before the next frame; `None` when it may leave at once.
@@ -85,6 +112,22 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Frames of half a MiB each 100 ms or so, and a limit that changes a little as often.
+    #[test]
+    fn a_limit_that_changes_forgives_nothing() {
+        let pace = Pace::new(1_000_000);
+        pace.sent(500_000);
+        let is_near = |bytes: u64| (400_000..=500_000).contains(&bytes);
+        assert!(is_near(pace.ahead_bytes()), "{}", pace.ahead_bytes());
+        pace.set(1_250_000);
+        assert!(is_near(pace.ahead_bytes()), "{}", pace.ahead_bytes());
+        assert!(pace.wait().is_some());
+        pace.set(1_000);
+        assert!(pace.ahead_bytes() < 500, "no longer than before");
+        pace.set(0);
+        assert_eq!((pace.wait(), pace.ahead_bytes()), (None, 0));
+    }
 
     #[test]
     fn what_is_sent_takes_its_time() {
@@ -124,5 +167,9 @@ mod tests {
         pace.set(1);
         pace.sent(u64::MAX);
         assert_eq!(pace.wait(), None);
+        pace.hold();
+        assert_eq!(pace.wait(), None);
+        pace.sent(u64::MAX);
+        assert!(pace.wait().is_some());
     }
 }

@@ -253,8 +253,7 @@ impl SourceDriver {
 
     fn begin(&mut self) {
         self.recorder.begin();
-        self.share = self.node.shares.join(self.request.settings.priority);
-        self.pace();
+        self.join_shares();
         // Shown now: the connection may take its time.
         let status = self.recorder.status(Phase::Negotiate, false, None);
         self.handle.publish(status);
@@ -288,11 +287,18 @@ impl SourceDriver {
         });
     }
 
+    fn join_shares(&mut self) {
+        self.share = self.node.shares.join(self.request.settings.priority);
+        self.pace();
+    }
+
     /// Its own limit, or its share of what leaves the node, which changes with what the others send.
     fn pace(&self) {
         let bytes_per_s = match &self.share {
             Some(share) => {
                 let sent = self.recorder.wire_bytes(Some(&self.session));
+                // A frame may be more than what is due between two divisions.
+                let sent = sent.saturating_sub(self.session.pace.ahead_bytes());
                 share.bytes_per_s(sent, self.limit_bytes_per_s)
             }
             None => self.limit_bytes_per_s,

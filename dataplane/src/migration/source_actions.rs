@@ -179,6 +179,9 @@ impl SourceDriver {
     pub(super) fn send(&mut self, message: &Control) {
         // Silence is told so, too.
         self.recorder.peer_lost |= message.tells_lost_connection();
+        if let Control::Handover { .. } = message {
+            self.session.pace.hold();
+        }
         let Some(control) = &mut self.control else {
             return;
         };

@@ -103,9 +103,10 @@ impl SourceDriver {
             self.request.settings.codec,
             Arc::clone(&self.recorder.meter),
         );
+        let stop = Arc::clone(&self.serving.stop);
         let run = move || {
             let _helper = meter.helper();
-            let Err(error) = serve(connection, &session, codec, &meter);
+            let Err(error) = serve((connection, index), &session, codec, (&meter, &stop));
             let ended = ServeEnded {
                 index,
                 generation,

@@ -1,8 +1,11 @@
 //! The source's side of post-copy: pages are given to whoever asks, from RAM that stands still.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use dwcp_api::Codec;
 use dwcp_wire::{FrameKind, PageRange, PageRequest, RequestError};
 
+use super::DEMAND;
 use crate::engine::Session;
 use crate::migration::meter::Meter;
 use crate::migration::peer::{PeerError, read_frame};
@@ -27,15 +30,16 @@ pub(in crate::migration) enum ServeError {
     Outside(PageRange),
 }
 
-/// Answers the requests on a connection until it ends.
+/// Answers the requests on a connection until it ends. What somebody waits for leaves at once; the rest keeps the
+/// limit of the migration for both.
 ///
 /// # Errors
 /// Always: why it ended.
 pub(in crate::migration) fn serve(
-    mut connection: Connection,
+    (mut connection, index): (Connection, u16),
     session: &Session,
     codec: Codec,
-    meter: &Meter,
+    (meter, stop): (&Meter, &AtomicBool),
 ) -> Result<std::convert::Infallible, ServeError> {
     let codec = match codec {
         Codec::Raw => Codec::Raw,
@@ -55,12 +59,24 @@ pub(in crate::migration) fn serve(
             if !asked.has(range) {
                 return Err(ServeError::Outside(*range));
             }
+            if index != DEMAND {
+                wait_for_pace(session, stop);
+            }
             sequence += 1;
             let frame = asked.frame(range, &mut buffer, &mut encoder, header.stream, sequence);
             let bytes = &buffer[frame.head];
             std::io::Write::write_all(&mut connection, bytes)?;
             meter.count_bytes(bytes.len());
+            session.pace.sent(bytes.len() as u64);
             session.count(0, range.count.into());
         }
+    }
+}
+
+fn wait_for_pace(session: &Session, stop: &AtomicBool) {
+    while let Some(time) = session.pace.wait()
+        && !stop.load(Ordering::Acquire)
+    {
+        std::thread::sleep(time);
     }
 }

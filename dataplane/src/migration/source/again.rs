@@ -72,6 +72,7 @@ pub(in crate::migration) fn serve_again(
         tracker: Box::new(Fingerprints),
         vm,
     });
+    driver.join_shares();
     driver.perform(SourceAction::ServeAgain);
     driver.drive();
     Ok(())

@@ -6,8 +6,8 @@ use crate::context::Context;
 use crate::failure::Failure;
 
 const HELP: &str = "At the source of the migration. It holds from the next frame on, and for this \
-migration alone; `transfer.bandwidth_limit_mbit` in a profile is where one begins. While the guest is \
-paused nothing is limited.
+migration alone; `transfer.bandwidth_limit_mbit` in a profile is where one begins. What a \
+paused guest waits for, or one in post-copy, is not limited.
 
 With --post-copy the guest runs at the destination when the round under way has ended, before all of its \
 pages are there: for one that writes faster than the link takes. It cannot be taken back then, and until \
