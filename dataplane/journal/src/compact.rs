@@ -7,8 +7,8 @@ use dwcp_api::Role;
 use crate::{Record, RecordKind, State};
 
 /// Outcomes of this node as destination that are kept beyond the newest state of every VM: a source
-/// that was down may still ask for them, and "not committed" would be a wrong answer.
-pub(crate) const OUTCOMES_MAX: usize = 65_536;
+/// that was down may still ask for them. One that has none of it any more does not answer, and a person decides.
+pub(crate) const OUTCOMES_MAX: usize = 1024;
 
 /// The records, in order, that hold
 /// - everything of unfinished migrations,

@@ -19,7 +19,7 @@ pub const LOCK_NAME: &str = "handover.lock";
 
 /// A journal larger than this is compacted when it is opened, and when a migration begins, while it is twice what
 /// the last time left.
-pub const COMPACT_ABOVE_BYTES: u64 = 1 << 20;
+pub const COMPACT_ABOVE_BYTES: u64 = 1 << 19;
 
 /// What a journal holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
