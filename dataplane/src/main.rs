@@ -199,6 +199,7 @@ fn incoming_settings(options: &Options) -> TransferSettings {
         congestion_control: None,
         bandwidth_limit_mbit: 0,
         follow_path: false,
+        paths: vec![],
         pin_workers: options.pin,
         busy_poll_us: options.busy_poll_us,
     }

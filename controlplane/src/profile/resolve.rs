@@ -107,6 +107,7 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
         follow_path: from.boolean("transfer.follow_path")?,
         busy_poll_us: u16::try_from(from.integer("transfer.busy_poll_us")?).ok()?,
         pin_workers: from.boolean("transfer.pin")?,
+        paths: vec![],
     })
 }
 

@@ -19,6 +19,7 @@ mod recover;
 mod report;
 mod socket;
 mod store;
+mod stream_path;
 mod text;
 mod transfer;
 
@@ -32,6 +33,7 @@ pub use report::{
 };
 pub use socket::{Listener, SocketError, connect, receive, send};
 pub use store::{StoreEntry, StoreKind, StoreRequest, StoreState};
+pub use stream_path::{PATHS_MAX, StreamPath};
 pub use text::{in_words, stderr_takes_colours};
 pub use transfer::{
     Codec, IoPath, NotConverged, Prefer, RdmaChoice, STREAMS_MAX, SendChoice, TlsChoice,

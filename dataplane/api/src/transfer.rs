@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::StreamPath;
+
 /// Most data streams of a migration.
 pub const STREAMS_MAX: u16 = 32;
 
@@ -70,6 +72,10 @@ pub struct TransferSettings {
     pub pin_workers: bool,
     /// How long a worker looks for completions before it sleeps for them, at most; 0 sleeps at once.
     pub busy_poll_us: u16,
+    /// Ways that the data streams take in turn, and each another one when it breaks; none is the way of the
+    /// control connection.
+    #[serde(default)]
+    pub paths: Vec<StreamPath>,
 }
 
 /// What becomes of a guest that dirties its pages faster than they leave.

@@ -1,7 +1,7 @@
 //! Connections from this node to another one.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -40,7 +40,7 @@ pub(super) fn connect(address: &str, time: Duration) -> Result<TcpStream, PeerEr
         if left.is_zero() {
             return Err(failed(io::ErrorKind::TimedOut.into()));
         }
-        match open(candidate, left, None) {
+        match open(None, candidate, left, None) {
             Ok((stream, _)) => return Ok(stream),
             Err(error) => last = error,
         }
@@ -48,14 +48,20 @@ pub(super) fn connect(address: &str, time: Duration) -> Result<TcpStream, PeerEr
     Err(failed(last))
 }
 
-/// Connects a data stream to where the control connection has led, and says what could not be set.
+/// The way of a further connection: its local address, where that is not the kernel's to choose, and where it leads.
+pub(super) type Route = (Option<IpAddr>, SocketAddr);
+
+/// Connects a data stream, and says what could not be set.
 pub(super) fn connect_stream(
-    peer: SocketAddr,
+    (from, to): Route,
     time: Duration,
     congestion_control: Option<&str>,
 ) -> Result<(TcpStream, Option<String>), PeerError> {
-    open(peer, time, congestion_control).map_err(|source| PeerError::Connect {
-        address: peer.to_string(),
+    open(from, to, time, congestion_control).map_err(|source| PeerError::Connect {
+        address: match from {
+            Some(from) => format!("{to} from {from}"),
+            None => to.to_string(),
+        },
         source,
     })
 }
@@ -63,6 +69,7 @@ pub(super) fn connect_stream(
 /// Congestion control is set before the socket connects: BBR switches pacing on as a connection opens,
 /// and a socket that leaves BBR later stays paced. On a short link that costs 40% of its speed.
 fn open(
+    from: Option<IpAddr>,
     peer: SocketAddr,
     time: Duration,
     congestion_control: Option<&str>,
@@ -73,6 +80,9 @@ fn open(
         let words = |error| format!("congestion control {name} cannot be set: {error}");
         outcome.err().map(words)
     });
+    if let Some(from) = from {
+        socket.bind(&SocketAddr::new(from, 0).into())?;
+    }
     socket.connect_timeout(&peer.into(), time)?;
     socket.set_tcp_nodelay(true)?;
     Ok((socket.into(), note))
@@ -90,7 +100,7 @@ mod tests {
     fn a_stream_has_the_congestion_control_asked_for() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let peer = listener.local_addr().unwrap();
-        let (stream, note) = connect_stream(peer, TIME, Some("reno")).unwrap();
+        let (stream, note) = connect_stream((None, peer), TIME, Some("reno")).unwrap();
         assert_eq!(note, None);
         let stream = Socket::from(stream);
         let name = stream.tcp_congestion().unwrap();
@@ -102,16 +112,28 @@ mod tests {
     fn one_that_the_host_lacks_is_noted_and_the_stream_goes_on() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let peer = listener.local_addr().unwrap();
-        let (stream, note) = connect_stream(peer, TIME, Some("nonesuch")).unwrap();
+        let (stream, note) = connect_stream((None, peer), TIME, Some("nonesuch")).unwrap();
         let note = note.unwrap();
         assert!(note.starts_with("congestion control nonesuch cannot be set"));
         assert_eq!(stream.peer_addr().unwrap(), peer);
     }
 
     #[test]
+    fn a_stream_has_the_local_address_asked_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = listener.local_addr().unwrap();
+        let from = "127.0.0.2".parse().unwrap();
+        let (stream, _) = connect_stream((Some(from), peer), TIME, None).unwrap();
+        assert_eq!(stream.local_addr().unwrap().ip(), from);
+        let elsewhere = "192.0.2.1".parse().unwrap();
+        let error = connect_stream((Some(elsewhere), peer), TIME, None).unwrap_err();
+        assert!(error.to_string().contains("from 192.0.2.1"), "{error}");
+    }
+
+    #[test]
     fn who_does_not_listen_is_named() {
         let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr();
-        let error = connect_stream(gone.unwrap(), TIME, None).unwrap_err();
+        let error = connect_stream((None, gone.unwrap()), TIME, None).unwrap_err();
         assert!(
             error
                 .to_string()

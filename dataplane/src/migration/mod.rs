@@ -56,6 +56,7 @@ mod source_actions;
 mod source_asks;
 mod source_forecast;
 mod source_path;
+mod source_paths;
 mod source_postcopy;
 mod source_rdma;
 mod source_rounds;

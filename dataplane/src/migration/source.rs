@@ -305,6 +305,9 @@ impl SourceDriver {
         };
         if self.session.pace.bytes_per_s() != bytes_per_s {
             self.session.pace.set(bytes_per_s);
+            if self.recorder.pause.paused.is_none() {
+                self.pace_streams();
+            }
         }
     }
 

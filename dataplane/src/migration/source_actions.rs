@@ -233,6 +233,7 @@ impl SourceDriver {
                 let paused = now.checked_sub(Duration::from_micros(since.min(10_000_000)));
                 self.recorder.pause.paused = Some(paused.unwrap_or(now));
                 self.session.pace.lift();
+                self.tell_paths();
                 self.hasten_streams();
                 self.pending.push_back(SourceEvent::Paused);
             }

@@ -52,7 +52,9 @@ impl SourceDriver {
     /// The destination takes queue pairs. What it says is used only where this node's operator allows it.
     pub(super) fn rdma_listens(&mut self, address: SocketAddr) {
         let settings = &self.request.settings;
-        let is_wanted = settings.rdma != RdmaChoice::Off && settings.mode != INTERNET;
+        let is_wanted = settings.rdma != RdmaChoice::Off
+            && settings.mode != INTERNET
+            && settings.paths.is_empty();
         if is_wanted && !self.way.is_tls() && self.streams.rdma.found.is_none() {
             let memory = RdmaMemory::of_source(&self.session.layout);
             self.streams.rdma.found = Some((address, memory));

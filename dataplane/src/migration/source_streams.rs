@@ -11,7 +11,7 @@ use dwcp_proto::{Phase, SourceEvent};
 use dwcp_wire::{AbortCode, StreamHello, StreamRole};
 use socket2::SockRef;
 
-use super::dial;
+use super::dial::{self, Route};
 use super::early::{self, EARLY_MAX, EarlySocket, EarlySockets};
 use super::peer::{self, ControlWriter, LAST_WORDS, PeerError};
 use super::placement::{WorkersOf, place};
@@ -83,10 +83,16 @@ impl Streams {
         self.by_index().map(|(_, socket)| socket)
     }
 
+    /// The same, with the streams' indexes and how often they were replaced.
+    pub(super) fn by_generation(&self) -> impl Iterator<Item = (u16, u16, &TcpStream)> {
+        let all = (0..).zip(&self.data);
+        all.filter_map(|(index, stream)| Some((index, stream.generation, stream.socket.as_ref()?)))
+    }
+
     /// The same, with the streams' indexes.
     pub(super) fn by_index(&self) -> impl Iterator<Item = (u16, &TcpStream)> {
-        let all = (0..).zip(&self.data);
-        all.filter_map(|(index, stream)| Some((index, stream.socket.as_ref()?)))
+        let all = self.by_generation();
+        all.map(|(index, _, socket)| (index, socket))
     }
 }
 
@@ -114,23 +120,26 @@ impl SourceDriver {
     /// Connects the first sockets of the streams while the offer is considered: a round trip less. What TLS needs
     /// to begin shortly comes with the answer.
     pub(super) fn connect_early(&mut self) {
-        let Some(to) = self.peer.filter(|_| !self.request.dry_run) else {
+        let settings = &self.request.settings;
+        // Those of several paths are each for one stream.
+        if self.request.dry_run || !settings.paths.is_empty() {
             return;
-        };
+        }
+        let Some(to) = self.peer else { return };
         for _ in 0..(self.request.settings.streams + 1).min(EARLY_MAX) {
-            let connect = self.connecting(to);
+            let connect = self.connecting((None, to));
             self.streams.early.connect(connect, &self.recorder.meter);
         }
     }
 
     fn connecting(
         &self,
-        to: SocketAddr,
+        route: Route,
     ) -> impl FnOnce() -> Result<early::Dialled, PeerError> + Send + 'static {
         let settings = &self.request.settings;
         let time = Duration::from_millis(settings.connect_timeout_ms.into());
         let congestion_control = settings.congestion_control.clone();
-        move || dial::connect_stream(to, time, congestion_control.as_deref())
+        move || dial::connect_stream(route, time, congestion_control.as_deref())
     }
 
     pub(super) fn open_streams(&mut self, token: u128, streams: u16) {
@@ -202,7 +211,7 @@ impl SourceDriver {
             Some(address) => self.joining_by_queue(to, hello, address),
             None => {
                 let early = self.streams.early.take();
-                Box::new(self.joining(to, hello, early)) as Join
+                Box::new(self.joining(self.route(hello, to), hello, early)) as Join
             }
         };
         let (stop, mailbox) = (Arc::clone(&self.vm_stop), self.mailbox.clone());
@@ -223,14 +232,14 @@ impl SourceDriver {
     /// Opens a further connection of the migration, which says what it is.
     fn joining(
         &self,
-        to: SocketAddr,
+        route: Route,
         hello: StreamHello,
         early: Option<EarlySocket>,
     ) -> impl FnOnce() -> Result<Joined, PeerError> + Send + 'static {
         let settings = &self.request.settings;
         let time = Duration::from_millis(settings.connect_timeout_ms.into());
         let silence = Duration::from_millis(settings.peer_silence_ms.into());
-        let connect = self.connecting(to);
+        let connect = self.connecting(route);
         let is_encoded = settings.codec != Codec::Raw;
         let (node, way) = (Arc::clone(&self.node), self.way.clone());
         let meter = Arc::clone(&self.recorder.meter);
@@ -258,7 +267,7 @@ impl SourceDriver {
     fn joining_by_queue(&self, to: SocketAddr, hello: StreamHello, address: SocketAddr) -> Join {
         let time = Duration::from_millis(self.request.settings.connect_timeout_ms.into());
         let is_required = is_required(&self.request.settings);
-        let by_tcp = self.joining(to, hello, None);
+        let by_tcp = self.joining((None, to), hello, None);
         Box::new(move || match find_route(address, time) {
             Ok(id) => Ok(Joined {
                 link: Joining::Queue(QueueLink::Ask { id, hello }),
@@ -319,6 +328,7 @@ impl SourceDriver {
         if let Some(name) = &self.request.settings.congestion_control {
             let _ = SockRef::from(&stream.socket).set_tcp_congestion(name.as_bytes());
         }
+        self.pace_stream(&stream.socket);
         self.give_to_worker(index, stream.into());
         Ok(())
     }
@@ -453,6 +463,9 @@ impl SourceDriver {
         let patience = self.patience();
         for socket in self.streams.sockets() {
             dial::bound_silence(socket, patience);
+        }
+        if self.session.pace.bytes_per_s() > 0 {
+            self.free_streams();
         }
     }
 

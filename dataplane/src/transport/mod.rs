@@ -40,7 +40,7 @@ use dwcp_wire::PageRange;
 pub use poll::PollTransport;
 pub use rdma::{QueueLink, RdmaListener, RdmaMemory, RdmaRequest, RdmaTransport, find_route};
 pub use sealed::SealedTransport;
-pub use tcp_info::{SHORT_RTT, TcpInfo};
+pub use tcp_info::{SHORT_RTT, TcpInfo, set_pacing_rate};
 pub use uring::UringTransport;
 
 use crate::ram::RamLayout;

@@ -1,4 +1,5 @@
-//! What the kernel knows of a TCP connection: `TCP_INFO`, see tcp(7) and linux/tcp.h.
+//! What the kernel knows of a TCP connection: `TCP_INFO`, see tcp(7) and linux/tcp.h; and how fast it may send,
+//! `SO_MAX_PACING_RATE`, see socket(7).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -31,6 +32,28 @@ pub struct TcpInfo {
     pub bytes_retransmitted: u64,
     /// Bytes in the kernel that have not been sent yet.
     pub unsent_bytes: u64,
+}
+
+/// Has the kernel send no more than so many bytes a second on a connection, evenly; `None` is no limit.
+///
+/// # Errors
+/// From setsockopt(2).
+pub fn set_pacing_rate(socket: &impl AsFd, bytes_per_s: Option<u64>) -> io::Result<()> {
+    let rate = bytes_per_s.unwrap_or(u64::MAX);
+    // SAFETY: the kernel reads the eight bytes of `rate`, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MAX_PACING_RATE,
+            (&raw const rate).cast(),
+            size_of_val(&rate) as libc::socklen_t,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 impl TcpInfo {

@@ -92,6 +92,7 @@ pub(crate) fn settings() -> TransferSettings {
         busy_poll_us: 0,
         bandwidth_limit_mbit: 0,
         follow_path: false,
+        paths: vec![],
     }
 }
 

@@ -17,6 +17,7 @@ use crate::migration::recorder::{Recorder, Subject};
 use crate::migration::secure::Way;
 use crate::migration::source_forecast::Writing;
 use crate::migration::source_path::PathWatch;
+use crate::migration::source_paths::check_paths;
 use crate::migration::source_postcopy::Serving;
 use crate::migration::source_rdma::check_choice;
 use crate::migration::source_streams::Streams;
@@ -42,6 +43,7 @@ fn start_on(
 ) -> Result<(), ApiError> {
     let way = Way::choose(node, &request.settings, &request.destination)?;
     check_choice(&request.settings, way.is_tls())?;
+    check_paths(&request.settings)?;
     let attachment = node.take_vm(&request.vm, request.id)?;
     let (give, taken) = sync_channel::<SourceDriver>(1);
     let run = move || {

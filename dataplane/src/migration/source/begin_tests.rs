@@ -43,6 +43,7 @@ fn request(vm: &str) -> Request {
             peer_silence_ms: 1000,
             congestion_control: None,
             bandwidth_limit_mbit: 0,
+            paths: vec![],
             follow_path: false,
             pin_workers: false,
             busy_poll_us: 0,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use dwcp_api::node::{Reply, Request};
-use dwcp_api::{ErrorCode, MigrationId, MigrationReport, RunResult, TransferSettings};
+use dwcp_api::{ErrorCode, MigrationId, MigrationReport, RunResult, StreamPath, TransferSettings};
 use dwcp_controlplane::profile;
 use serde_json::json;
 
@@ -20,6 +20,7 @@ Examples:
   dwcp migrate web --to b --profile auto
   dwcp migrate web --to 192.0.2.2:7440 --profile internet --set switchover.downtime_limit=2s
   dwcp migrate web --to b --profile internet --retry-s 3600
+  dwcp migrate web --to b --path 10.0.1.1=10.0.1.2:7440 --path 10.0.2.1=10.0.2.2:7440
   dwcp migrate web --to b --dry-run
   dwcp migrate web --to b --json | jq .downtime_ms";
 
@@ -42,6 +43,11 @@ pub(crate) struct Args {
     /// Change a key of the profile: KEY=VALUE (dwcp config explain); may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     changes: Vec<String>,
+    /// A path of the data streams, in turn: from a local address, to an address of the other node's data plane, or
+    /// one of both (FROM=); may be given again. What breaks goes on by another path; the control connection leads
+    /// to --to.
+    #[arg(long = "path", value_name = "[FROM=]TO")]
+    paths: Vec<StreamPath>,
     /// Show rounds, rate, time left and what limits it.
     #[arg(long, conflicts_with_all = ["no_wait", "dry_run"])]
     watch: bool,
@@ -61,7 +67,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
-    let settings = settings(args.profile.as_deref(), &args.changes, &args.to, context)?;
+    let settings = TransferSettings {
+        paths: args.paths.clone(),
+        ..settings(args.profile.as_deref(), &args.changes, &args.to, context)?
+    };
     if args.no_wait && !args.dry_run {
         let id = start(args, &settings, context)?;
         let started = json!({"id": id.to_string(), "vm": args.vm});

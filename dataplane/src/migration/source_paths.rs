@@ -1,0 +1,124 @@
+//! Where the data streams of a migration go, by several paths if it has them, and how smoothly.
+
+use std::net::{SocketAddr, TcpStream};
+
+use dwcp_api::{ApiError, ErrorCode, PATHS_MAX, RdmaChoice, StreamPath, TransferSettings};
+use dwcp_wire::{StreamHello, StreamRole};
+
+use super::dial::Route;
+use super::source::SourceDriver;
+use crate::transport::{TcpInfo, set_pacing_rate};
+
+/// Of the limit of a migration, the kernel lets one stream send so much, in percent: what is limited is counted by
+/// the workers, and what they send at once is spread.
+const PACED_PERCENT: u64 = 110;
+
+/// Whether the streams can take the paths.
+///
+/// # Errors
+/// [`ErrorCode::BadRequest`], before anything is begun.
+pub(super) fn check_paths(settings: &TransferSettings) -> Result<(), ApiError> {
+    let (paths, streams) = (settings.paths.len(), settings.streams);
+    let (message, hint) = if paths > PATHS_MAX {
+        (
+            format!("{paths} paths; {PATHS_MAX} at most"),
+            "give those that carry most",
+        )
+    } else if paths > usize::from(streams) {
+        (
+            format!("{paths} paths for {streams} data streams: some would carry nothing"),
+            "set transfer.streams to as many, or to \"auto\"",
+        )
+    } else if paths > 0 && settings.rdma == RdmaChoice::Required {
+        (
+            "transfer.rdma = \"required\", and paths are for TCP".to_owned(),
+            "an adapter's own network decides its path",
+        )
+    } else {
+        return Ok(());
+    };
+    Err(ApiError::new(ErrorCode::BadRequest, message).with_hint(hint))
+}
+
+/// The path that a stream takes: in turn, and the next one each time it is replaced, since what broke the connection
+/// may have broken the path.
+fn path(paths: &[StreamPath], index: u16, generation: u16) -> Option<usize> {
+    let turn = usize::from(index) + usize::from(generation);
+    turn.checked_rem(paths.len())
+}
+
+impl SourceDriver {
+    /// The way of a further connection; `to` is where the control connection has led.
+    pub(super) fn route(&self, hello: StreamHello, to: SocketAddr) -> Route {
+        let paths = &self.request.settings.paths;
+        let taken = match hello.role {
+            StreamRole::Data => path(paths, hello.index, hello.generation),
+            _ => None,
+        };
+        taken.map_or((None, to), |at| {
+            (paths[at].from, paths[at].to.unwrap_or(to))
+        })
+    }
+
+    /// Says what each path has carried, of the connections that are there.
+    pub(super) fn tell_paths(&mut self) {
+        let paths = &self.request.settings.paths;
+        let mut carried = vec![(0_u16, 0_u64); paths.len()];
+        for (index, generation, socket) in self.streams.by_generation() {
+            if let Some(at) = path(paths, index, generation) {
+                carried[at].0 += 1;
+                carried[at].1 += TcpInfo::of(socket).map_or(0, |info| info.bytes_acked);
+            }
+        }
+        let words = paths.iter().zip(carried).map(|(path, (streams, bytes))| {
+            let mib = bytes as f64 / f64::from(1 << 20);
+            format!("{path} {mib:.0} MiB by {streams} streams")
+        });
+        let words: Vec<_> = words.collect();
+        if !words.is_empty() {
+            self.recorder.remark(format!("paths: {}", words.join(", ")));
+        }
+    }
+
+    /// A limit is the kernel's to keep smooth. Streams that never had one are not paced: that costs speed.
+    pub(super) fn pace_stream(&self, socket: &TcpStream) {
+        let limit = self.session.pace.bytes_per_s();
+        if limit > 0 {
+            // One that breaks just now is nobody's loss.
+            let _ = set_pacing_rate(socket, Some(limit.saturating_mul(PACED_PERCENT) / 100));
+        }
+    }
+
+    /// The limit is another one.
+    pub(super) fn pace_streams(&self) {
+        match self.session.pace.bytes_per_s() {
+            0 => self.free_streams(),
+            _ => self
+                .streams
+                .sockets()
+                .for_each(|socket| self.pace_stream(socket)),
+        }
+    }
+
+    /// There is no limit any more.
+    pub(super) fn free_streams(&self) {
+        for socket in self.streams.sockets() {
+            let _ = set_pacing_rate(socket, None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_take_paths_in_turn_and_another_one_when_they_break() {
+        let one = |to: &str| to.parse::<StreamPath>().unwrap();
+        let paths = [one("192.0.2.1:1"), one("192.0.2.2:1"), one("192.0.2.3:1")];
+        let taken: Vec<_> = (0..4).map(|index| path(&paths, index, 0)).collect();
+        assert_eq!(taken, [Some(0), Some(1), Some(2), Some(0)]);
+        assert_eq!(path(&paths, 2, 1), Some(0));
+        assert_eq!(path(&[], 2, 1), None);
+    }
+}
