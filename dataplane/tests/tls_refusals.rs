@@ -350,7 +350,7 @@ fn record(role: Role, peer_node: &str, peer_address: &str, kind: RecordKind) -> 
     }
 }
 
-/// To be told "not here" gives a guest back: only its source may ask.
+/// To be told "not here" gives a guest back, and to be told "taken back" ends one: only its source may say so.
 #[test]
 fn a_question_of_another_node_than_the_source() {
     let (node, folder) = one_node();
@@ -365,20 +365,35 @@ fn a_question_of_another_node_than_the_source() {
     );
     node.node.journal().append(&begun).unwrap();
     let other = with_certificate(folder.path(), node_options(folder.path(), "c"));
-    let socket = TcpStream::connect(&node.address).unwrap();
-    let port = socket.local_addr().unwrap().to_string();
-    let name = ServerName::try_from("b").unwrap();
     let identity = identity(&other.tls.unwrap());
-    let mut connection = connect(&identity, socket, &name, TIME).unwrap();
-    connection.write_all(&hello()).unwrap();
-    let question = Control::OwnerQuery {
-        migration: ID.0,
-        vm: "vm".into(),
-        epoch: 1,
-    };
-    connection.write_all(&unchecked(&question)).unwrap();
-    log_says(&port, "c asks for a migration whose source is a");
-    assert_eq!(node.node.journal().state().unfinished().len(), 1);
+    let (migration, vm) = (ID.0, "vm".to_owned());
+    for question in [
+        Control::OwnerQuery {
+            migration,
+            vm: vm.clone(),
+            epoch: 1,
+        },
+        Control::TakenBack {
+            migration,
+            vm: vm.clone(),
+            epoch: 2,
+        },
+        Control::RecallQuery {
+            migration,
+            vm,
+            epoch: 1,
+        },
+        Control::PostcopyResume { migration },
+    ] {
+        let socket = TcpStream::connect(&node.address).unwrap();
+        let port = socket.local_addr().unwrap().to_string();
+        let name = ServerName::try_from("b").unwrap();
+        let mut connection = connect(&identity, socket, &name, TIME).unwrap();
+        connection.write_all(&hello()).unwrap();
+        connection.write_all(&unchecked(&question)).unwrap();
+        log_says(&port, "c asks for a migration whose source is a");
+        assert_eq!(node.node.journal().state().unfinished().len(), 1);
+    }
 }
 
 /// A source that was restarted in doubt asks as it had begun: by TLS, and only the node of that name.
