@@ -143,6 +143,34 @@ mod tests {
         assert!(info.delivery_rate > 0);
     }
 
+    /// 4 MiB a second.
+    const SLOW: Option<u64> = Some(4 << 20);
+
+    /// How long 2 MiB take.
+    fn takes(bytes_per_s: Option<u64>) -> Duration {
+        const BYTES: usize = 2 << 20;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut receiver, _) = listener.accept().unwrap();
+        set_pacing_rate(&sender, SLOW).unwrap();
+        set_pacing_rate(&sender, bytes_per_s).unwrap();
+        let began = std::time::Instant::now();
+        let writer = std::thread::spawn(move || sender.write_all(&vec![7; BYTES]).map(|()| sender));
+        receiver.read_exact(&mut vec![0; BYTES]).unwrap();
+        let time = began.elapsed();
+        writer.join().unwrap().unwrap();
+        time
+    }
+
+    #[test]
+    fn a_paced_connection_takes_its_time_and_one_without_a_limit_does_not() {
+        // Half of a second, but for the first ten segments, of 64 KiB here.
+        let paced = takes(SLOW);
+        assert!(paced > Duration::from_millis(200), "{paced:?}");
+        let free = takes(None);
+        assert!(free < paced, "{free:?} against {paced:?}");
+    }
+
     #[test]
     fn what_is_no_tcp_socket_has_no_state() {
         let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
