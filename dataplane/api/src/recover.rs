@@ -106,8 +106,13 @@ impl HalfDoneState {
     #[must_use]
     pub const fn needs_someone(self) -> bool {
         match self {
-            Self::InDoubt | Self::CutOff | Self::Silent | Self::Stuck | Self::Failed => true,
-            Self::UnderWay | Self::Untold | Self::Superseded => false,
+            Self::InDoubt
+            | Self::CutOff
+            | Self::Silent
+            | Self::Stuck
+            | Self::Untold
+            | Self::Failed => true,
+            Self::UnderWay | Self::Superseded => false,
         }
     }
 }

@@ -29,7 +29,8 @@ pub(crate) fn compact(records: &[Record]) -> Vec<Record> {
         whole.insert(migration);
         whole.extend(state.decided_by(vm));
     }
-    let (mut outcomes_left, mut ended) = (OUTCOMES_MAX, BTreeSet::new());
+    // All that says how one ended, or nothing: a failure alone would hide a commit.
+    let (mut remembered, mut ended) = (BTreeSet::new(), BTreeSet::new());
     let mut kept: Vec<_> = records
         .iter()
         .rev()
@@ -37,11 +38,15 @@ pub(crate) fn compact(records: &[Record]) -> Vec<Record> {
             if whole.contains(&record.migration) {
                 return true;
             }
+            if !is_failure(record) && !is_end(record) {
+                return false;
+            }
+            if remembered.len() < OUTCOMES_MAX {
+                remembered.insert(record.migration);
+            }
             // What a later record says of its end says all that an earlier one does.
-            let is_outcome = is_failure(record) || is_end(record) && ended.insert(record.migration);
-            let keep = is_outcome && outcomes_left > 0;
-            outcomes_left -= usize::from(keep);
-            keep
+            remembered.contains(&record.migration)
+                && (is_failure(record) || ended.insert(record.migration))
         })
         .cloned()
         .collect();
@@ -67,4 +72,84 @@ fn is_failure(record: &Record) -> bool {
             record.kind,
             RecordKind::Failed { .. } | RecordKind::LookedAfter
         )
+}
+
+#[cfg(test)]
+mod tests {
+    use dwcp_api::{Attachment, MigrationId};
+
+    use super::*;
+    use crate::Stage;
+
+    fn record(migration: u128, vm: &str, role: Role, kind: RecordKind) -> Record {
+        Record {
+            sequence: 0,
+            migration: MigrationId(migration),
+            vm: vm.into(),
+            role,
+            peer_node: "a".into(),
+            peer_address: "192.0.2.1".into(),
+            tls: false,
+            epoch: kind.epochs_ahead(),
+            wall_ms: 0,
+            kind,
+        }
+    }
+
+    fn begin() -> RecordKind {
+        RecordKind::Begin {
+            attachment: Attachment::Process {
+                socket: "/s".into(),
+            },
+        }
+    }
+
+    /// A VM that came, failed and was moved on, then so many others of a second one; what the first ended with comes
+    /// again at the very end.
+    fn history(others: usize, again: &[RecordKind]) -> Vec<Record> {
+        use Role::{Destination, Source};
+        let reason = || "test".to_owned();
+        let came = [
+            begin(),
+            RecordKind::Committed,
+            RecordKind::Resumed,
+            RecordKind::Failed { reason: reason() },
+        ];
+        let left = [begin(), RecordKind::Prepared, RecordKind::Committed];
+        let mut all: Vec<_> = came
+            .map(|kind| record(1, "web", Destination, kind))
+            .into_iter()
+            .chain(left.map(|kind| record(2, "web", Source, kind)))
+            .collect();
+        for other in 0..others as u128 {
+            let kinds = [begin(), RecordKind::Committed, RecordKind::Resumed];
+            all.extend(kinds.map(|kind| record(10 + other, "other", Destination, kind)));
+        }
+        all.extend(
+            again
+                .iter()
+                .map(|kind| record(1, "web", Destination, kind.clone())),
+        );
+        all
+    }
+
+    /// "It failed" without "it was committed" would be answered as "never committed": a second guest would run.
+    #[test]
+    fn an_outcome_is_kept_whole_or_not_at_all() {
+        let reason = "test".to_owned();
+        for again in [
+            &[][..],
+            &[RecordKind::LookedAfter],
+            &[RecordKind::Failed { reason }],
+        ] {
+            for others in OUTCOMES_MAX - 3..OUTCOMES_MAX + 4 {
+                let kept = compact(&history(others, again));
+                let after = State::from_records(&kept);
+                let stage = after.stage(MigrationId(1), Role::Destination);
+                let is_there = others < OUTCOMES_MAX + 1 || !again.is_empty();
+                let expected = is_there.then_some(Stage::Resumed);
+                assert_eq!(stage, expected, "{others} others, {again:?}");
+            }
+        }
+    }
 }

@@ -51,8 +51,8 @@ impl Unfinished {
     fn half_done_state(&self, live: &Live) -> HalfDoneState {
         use HalfDoneState::{CutOff, Failed, InDoubt, Silent, Stuck, Superseded, UnderWay, Untold};
         match (self.stage, live.phase) {
-            _ if self.superseded => Superseded,
             (Stage::TakenBack, _) if !self.failed => Untold,
+            _ if self.superseded => Superseded,
             (_, Some(PhaseName::InDoubt)) => InDoubt,
             (_, Some(PhaseName::PostcopyPaused)) => CutOff,
             (_, Some(_)) => UnderWay,
@@ -121,6 +121,9 @@ impl Unfinished {
             (HalfDoneState::Untold, _) => {
                 format!("{peer} is told each second that it is not the owner")
             }
+            (HalfDoneState::Failed, _) if self.stage == Stage::TakenBack => {
+                format!("{peer} is told each second that it is not the owner")
+            }
             (HalfDoneState::Stuck, Role::Destination) => format!(
                 "what was loaded is ended when {peer} asks, or when the data plane is started anew"
             ),
@@ -135,6 +138,11 @@ impl Unfinished {
     fn advice(&self, state: HalfDoneState) -> String {
         let (vm, peer) = (&self.vm, &self.peer_node);
         match (state, self.role) {
+            (HalfDoneState::UnderWay, _)
+                if self.stage == Stage::Serving || self.fetching.is_some() =>
+            {
+                format!("wait; `dwcp status {vm}` shows how many pages are missing")
+            }
             (HalfDoneState::UnderWay, _) => {
                 format!(
                     "wait; `dwcp status {vm}` shows it, `dwcp cancel {vm}` ends it while it can"
@@ -162,9 +170,9 @@ impl Unfinished {
             }
             (HalfDoneState::Untold, _) => {
                 format!(
-                    "nothing: it ends when {peer} hears it. If {peer} never comes back, or has lost its state \
-                     folder, make sure that no copy of the guest runs there, then \
-                     `dwcp recover {vm} --looked-after`; until then its disks must stay out of its reach"
+                    "start the data plane of {peer}, or keep the VM's disks out of its reach: it ends when {peer} \
+                     hears it. If it never does, `dwcp recover {vm} --looked-after`: it is told all the same, \
+                     each minute, and not shown any more"
                 )
             }
             (HalfDoneState::Stuck, _) => format!("`dwcp recover {vm}` tries it now"),
@@ -292,6 +300,26 @@ mod tests {
         }
     }
 
+    /// It is this node's guest since it was taken back: that it does not run is not undone by an answer.
+    #[test]
+    fn a_failure_after_it_was_taken_back_stands_when_the_other_node_knows() {
+        let reason = || "its VMM is gone".to_owned();
+        let mut kinds = vec![
+            RecordKind::Prepared,
+            RecordKind::TakenBack { reason: reason() },
+            RecordKind::Failed { reason: reason() },
+        ];
+        let told_of = |kinds: &[RecordKind]| told(Role::Source, kinds, &live(None));
+        let before = told_of(&kinds).unwrap();
+        assert_eq!(before.state, HalfDoneState::Failed);
+        assert!(before.doing.contains("is told"), "{}", before.doing);
+        kinds.push(RecordKind::Told);
+        let after = told_of(&kinds).unwrap();
+        assert_eq!(after.state, HalfDoneState::Failed);
+        kinds.push(RecordKind::LookedAfter);
+        assert_eq!(told_of(&kinds), None);
+    }
+
     #[test]
     fn what_has_ended_is_not_told() {
         let reason = || "test".to_owned();
@@ -306,6 +334,15 @@ mod tests {
                     RecordKind::Prepared,
                     RecordKind::TakenBack { reason: reason() },
                     RecordKind::Told,
+                ],
+            ),
+            // The other node still is.
+            (
+                Role::Source,
+                &[
+                    RecordKind::Prepared,
+                    RecordKind::TakenBack { reason: reason() },
+                    RecordKind::LookedAfter,
                 ],
             ),
             (

@@ -59,6 +59,8 @@ pub struct Unfinished {
     pub superseded: bool,
     /// It has said that a person must look, and none has yet.
     pub failed: bool,
+    /// A person has looked, and wants to hear no more of it.
+    pub is_closed: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -67,6 +69,8 @@ struct Migration {
     failed: bool,
     /// A person has seen that it failed.
     looked_after: bool,
+    /// Source: an operator took the guest back; it is this node's to run, whatever the destination says later.
+    taken_back: bool,
     postcopy: bool,
     /// Between `Fetching` and `Whole`.
     fetching: Option<GuestMemory>,
@@ -137,6 +141,7 @@ impl State {
                 stage: Stage::Begun,
                 failed: false,
                 looked_after: false,
+                taken_back: false,
                 postcopy: false,
                 fetching: None,
                 attachment: None,
@@ -147,6 +152,7 @@ impl State {
         match &record.kind {
             RecordKind::Failed { .. } => migration.failed = true,
             RecordKind::LookedAfter => migration.looked_after = true,
+            RecordKind::TakenBack { .. } => migration.taken_back = true,
             RecordKind::PreparedPostcopy => migration.postcopy = true,
             RecordKind::Fetching { memory } => migration.fetching = Some(memory.clone()),
             RecordKind::Whole => migration.fetching = None,
@@ -315,6 +321,8 @@ impl State {
     #[must_use]
     pub fn half_done(&self) -> Vec<Unfinished> {
         let mut list = self.unfinished();
+        // The other node is still told of it, and nobody waits for that.
+        list.retain(|open| !(open.stage == Stage::TakenBack && open.is_closed));
         let known = |failed: &Unfinished| {
             list.iter()
                 .any(|open| open.migration == failed.migration && open.role == failed.role)
@@ -373,7 +381,7 @@ impl Migration {
 
     /// Whether it has an end that a later `Failed` does not take away.
     const fn is_over(&self) -> bool {
-        matches!(self.stage, Stage::Aborted | Stage::Yielded)
+        !self.taken_back && matches!(self.stage, Stage::Aborted | Stage::Yielded)
             || matches!(
                 (self.last.role, self.stage),
                 (Role::Source, Stage::Committed)
@@ -395,6 +403,7 @@ impl Migration {
             last: self.last.clone(),
             superseded,
             failed: self.failed && !self.looked_after,
+            is_closed: self.looked_after,
         }
     }
 }

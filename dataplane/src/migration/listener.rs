@@ -163,15 +163,12 @@ fn answer(
     }
     let id = MigrationId(*migration);
     check_asker(node, &stream, id)?;
-    let is_about_ownership = matches!(
-        question,
-        Control::OwnerQuery { .. } | Control::TakenBack { .. }
-    );
-    if is_about_ownership && !knows(node, id) {
+    let is_for_its_source = !matches!(question, Control::RecallQuery { .. });
+    if is_for_its_source && !knows(node, id) {
         let name = &node.options().name;
         let why = format!(
             "the journal of {name} knows nothing of this migration: it runs with another state folder, \
-             or is another node"
+             is another node, or has forgotten an end of long ago"
         );
         refuse(stream, meter, &why).map_err(|error| error.to_string())?;
         return Err(why);

@@ -377,8 +377,10 @@ pub(super) fn resume_postcopy(
     writer.send(&Control::PostcopyResume { migration })?;
     loop {
         let answer = read_control(&mut stream, meter)?;
-        if matches!(answer, Control::PostcopyGoOn { .. } | Control::Whole { .. }) {
-            return Ok((stream, answer));
+        match answer {
+            Control::PostcopyGoOn { .. } | Control::Whole { .. } => return Ok((stream, answer)),
+            Control::Refuse { reason, .. } => return Err(PeerError::Refused(reason)),
+            _ => {}
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | who | when | does |
 //! |---|---|---|
-//! | source | `TakenBack` is durable | says `TakenBack` each second until the destination has answered |
+//! | source | `TakenBack` is durable | says `TakenBack` each second until the destination has answered; each minute once a person has looked after it |
 //! | destination | it hears that, and had committed | ends the guest, writes `Yielded`, answers |
 //! | destination | starts anew, had committed, the guest stands | asks the source once before it runs it; only a source that knows of it can say so |
 
@@ -25,6 +25,9 @@ use crate::vmm::{self, RunState, Vm, VmmError};
 /// A guest that stands waits so long for the word of its source, which may be gone.
 const HEAR_TIME: Duration = Duration::from_secs(2);
 
+/// Between words to a destination that nobody expects to hear of any more.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
+
 /// A driver ends within this time.
 const END_TIME: Duration = Duration::from_secs(5);
 
@@ -32,11 +35,16 @@ const END_TIME: Duration = Duration::from_secs(5);
 pub(super) fn tell(node: &Arc<Node>, scope: JournalScope) {
     let node = Arc::clone(node);
     let run = move || {
-        let is_untold = || {
-            let stage = node.journal().state().stage(scope.migration, Role::Source);
-            stage == Some(Stage::TakenBack)
+        let untold = || {
+            let open = node.journal().state().find(scope.migration, Role::Source)?;
+            let period = if open.is_closed {
+                TELL_AGAIN
+            } else {
+                ASK_AGAIN
+            };
+            (open.stage == Stage::TakenBack).then_some(period)
         };
-        while is_untold() {
+        while let Some(period) = untold() {
             match tell_once(&node, &scope) {
                 Ok(()) => tracing::info!(
                     vm = scope.vm,
@@ -44,7 +52,7 @@ pub(super) fn tell(node: &Arc<Node>, scope: JournalScope) {
                 ),
                 Err(error) => {
                     tracing::debug!(vm = scope.vm, error, "the destination does not know it yet");
-                    std::thread::sleep(ASK_AGAIN);
+                    std::thread::sleep(period);
                 }
             }
         }

@@ -71,7 +71,7 @@ impl Node {
         let all = self.journal().state().half_done();
         let mut of_it = all.into_iter().rev();
         of_it
-            .find(|open| open.vm == vm && !open.superseded)
+            .find(|open| open.vm == vm && (!open.superseded || open.stage == Stage::TakenBack))
             .ok_or_else(|| {
                 let text = format!("no migration of VM {vm:.80} is half done at this node");
                 ApiError::new(ErrorCode::NotFound, text).with_hint(
@@ -225,13 +225,22 @@ impl Node {
                     return refused(format!("{} does not answer: {error}", open.peer_node));
                 }
             },
-            // The other node has lost its journal, or never comes back: telling it has no end else.
-            (Role::Source, Stage::TakenBack) => RecordKind::Told,
             _ => RecordKind::LookedAfter,
         };
-        let written = JournalScope::from(&open).write(self, kind);
+        let scope = JournalScope::from(&open);
+        if is_untold && recall::tell_once(self, &scope).is_ok() && !open.failed {
+            return Ok(format!(
+                "{} knows now that it is not the owner",
+                open.peer_node
+            ));
+        }
+        let written = scope.write(self, kind);
         written.map_err(|error| ApiError::new(ErrorCode::System, error))?;
-        Ok(format!("noted: a person has looked after VM {vm}"))
+        let on = match is_untold {
+            true => format!("; {} is told once a minute from now on", open.peer_node),
+            false => String::new(),
+        };
+        Ok(format!("noted: a person has looked after VM {vm}{on}"))
     }
 }
 
