@@ -130,6 +130,34 @@ fn what_follows_the_guest_keeps_the_limit() {
     assert!(postcopy.fault_p50_us < 20_000, "{postcopy:?}");
 }
 
+#[test]
+fn a_limit_is_lifted_while_pages_follow() {
+    log::keep();
+    let limit = TransferSettings {
+        tracker: TrackerChoice::Fingerprint,
+        ..slow()
+    };
+    let calm = |incoming| SyntheticOptions {
+        rate: 50,
+        verify_rate: 50,
+        ..outruns(incoming)
+    };
+    let nodes = TwoNodes::start(&limit, calm);
+    let (node, there) = (&nodes.a.node, &nodes.b.address);
+    node.start_migration(ID, "vm", there, limit, false).unwrap();
+    node.tune(ID, Tune::PostCopy).unwrap();
+    until("it is not post-copied", || {
+        node.status(ID).unwrap().phase == PhaseName::Postcopy
+    });
+    // Four minutes.
+    node.tune(ID, Tune::BandwidthLimitMbit(2)).unwrap();
+    let again = node.tune(ID, Tune::PostCopy).unwrap_err();
+    assert!(again.message.contains("in post-copy already"), "{again}");
+    node.tune(ID, Tune::BandwidthLimitMbit(0)).unwrap();
+    let postcopy = check(&nodes, &wait(node, ID));
+    assert!(postcopy.fetch_ms < 60_000, "{postcopy:?}");
+}
+
 /// Pages that were zero have memory there, and no digest: they are missing all the same once they are not.
 #[test]
 fn to_memory_that_was_there_before() {

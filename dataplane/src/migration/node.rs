@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use dwcp_api::counters::{Counters, CountersPage};
 use dwcp_api::{
-    ApiError, ErrorCode, MigrationId, MigrationReport, MigrationStatus, Role, TransferSettings,
-    Tune,
+    ApiError, ErrorCode, MigrationId, MigrationReport, MigrationStatus, PhaseName, Role,
+    TransferSettings, Tune,
 };
 use dwcp_journal::Journal;
 use dwcp_pki::CertificateFacts;
@@ -356,7 +356,17 @@ impl Node {
             return Err(ApiError::new(ErrorCode::BadRequest, text)
                 .with_hint("how it is moved is said at its source"));
         }
-        if let Some(refusal) = vms::too_late(&status) {
+        let is_postcopy = matches!(
+            status.phase,
+            PhaseName::Postcopy | PhaseName::PostcopyPaused
+        );
+        if is_postcopy && tune == Tune::PostCopy {
+            let text = format!("VM {} is in post-copy already", status.vm);
+            return Err(ApiError::new(ErrorCode::TooLate, text));
+        }
+        // Pages that follow the guest keep a limit, too.
+        let is_in_time = is_postcopy && matches!(tune, Tune::BandwidthLimitMbit(_));
+        if let Some(refusal) = vms::too_late(&status).filter(|_| !is_in_time) {
             return Err(refusal);
         }
         if let Some(handle) = self.migration(id) {

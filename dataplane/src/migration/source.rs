@@ -287,7 +287,7 @@ impl SourceDriver {
         });
     }
 
-    fn join_shares(&mut self) {
+    pub(super) fn join_shares(&mut self) {
         self.share = self.node.shares.join(self.request.settings.priority);
         self.pace();
     }

@@ -275,6 +275,8 @@ impl SourceDriver {
             self.control = Some(ControlWriter::new(writer, silence, &meter)?);
             self.listen(connection, |_, _| true)
         });
+        // Given up while nobody could be sent anything.
+        self.join_shares();
         self.feed(SourceEvent::Connected);
         if let Err(error) = listened {
             return self.feed(SourceEvent::PeerLost(error.to_string()));
