@@ -72,6 +72,8 @@ pub struct ForecastInput<'a> {
     pub round: u32,
     /// Its pages.
     pub pages: u64,
+    /// All of the guest's: no more are ever dirty, whatever a curve says behind its last sample.
+    pub ram_pages: u64,
     /// What the guest dirties.
     pub curve: &'a DirtyCurve,
     /// Time since the last look at what is dirty: what it dirtied since is the next round.
@@ -107,7 +109,8 @@ pub fn forecast(input: &ForecastInput<'_>) -> Option<Forecast> {
     let time = |pages: u64| pages.saturating_mul(input.page_ns);
     let changed = u128::from(1000_u32.saturating_sub(input.unchanged_permille));
     let round_time = |pages: u64| (u128::from(time(pages)) * changed / 1000) as u64;
-    let (pages_before, mut pages) = (input.pages, input.curve.pages_after(input.interval_ns));
+    let dirty_after = |ns: u64| input.curve.pages_after(ns).min(input.ram_pages);
+    let (pages_before, mut pages) = (input.pages, dirty_after(input.interval_ns));
     let mut ahead = Forecast {
         converges: false,
         rounds: 0,
@@ -122,7 +125,7 @@ pub fn forecast(input: &ForecastInput<'_>) -> Option<Forecast> {
     }
     for round in input.round + 1..=input.limits.rounds_max.max(input.round + 1) {
         let round_ns = round_time(pages);
-        let dirty = input.curve.pages_after(round_ns);
+        let dirty = dirty_after(round_ns);
         ahead.rounds += 1;
         ahead.ns = ahead.ns.saturating_add(round_ns);
         ahead.downtime_ns = ahead.downtime_ns.min(time(dirty));
@@ -174,6 +177,7 @@ mod tests {
         forecast(&ForecastInput {
             round: 0,
             pages: 60_000,
+            ram_pages: 65_536,
             curve,
             interval_ns: 4000 * MS,
             page_ns,
@@ -246,11 +250,24 @@ mod tests {
         );
     }
 
+    /// Two samples close together say little of what is far behind them.
+    #[test]
+    fn no_more_is_dirty_than_there_is() {
+        let mut curve = DirtyCurve::default();
+        curve.add(100 * MS, 10);
+        curve.add(101 * MS, 9000);
+        let found = ahead(&curve, 40_000);
+        assert!(!found.converges);
+        assert!(found.downtime_ns <= 65_536 * 40_000, "{found:?}");
+        assert!(found.ns <= 30 * 65_536 * 40_000, "{found:?}");
+    }
+
     #[test]
     fn without_a_sample_there_is_no_forecast() {
         let input = ForecastInput {
             round: 0,
             pages: 60_000,
+            ram_pages: 65_536,
             curve: &DirtyCurve::default(),
             interval_ns: MS,
             page_ns: 1,
@@ -268,6 +285,7 @@ mod tests {
             forecast(&ForecastInput {
                 round: 0,
                 pages: 24_000,
+                ram_pages: 65_536,
                 curve: &curve,
                 interval_ns: 2000 * MS,
                 page_ns: 80_000,

@@ -108,6 +108,7 @@ impl SourceDriver {
             forecast(&ForecastInput {
                 round: round.round,
                 pages: round.pages,
+                ram_pages: self.session.layout.pages(),
                 curve: &self.writing.curve,
                 interval_ns,
                 page_ns,
