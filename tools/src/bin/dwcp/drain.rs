@@ -15,7 +15,8 @@ same name waiting for each VM that it is to take. VMs are shared out in turn; on
 offered to the next. They are all asked for at once, and leave a few at a time (transfer.at_once). Ending this \
 command ends no migration.
 
-The end is 0 when nothing that runs is left here, and 7 when something is.
+The end is 0 when nothing that runs is left here, and 7 when something is, or may be: a VM that is being moved \
+already, or whose VMM does not answer.
 
 Examples:
   dwcp drain --to b
@@ -77,7 +78,8 @@ struct Leaving {
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     let profile = args.profile.as_deref();
     let settings = migrate::settings(profile, &args.changes, &args.to[0], context)?;
-    let mut all: Vec<_> = running(context)?
+    let (running, others) = here(context)?;
+    let mut all: Vec<_> = running
         .into_iter()
         .enumerate()
         .map(|(turn, vm)| Leaving {
@@ -103,6 +105,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         vms: all
             .into_iter()
             .filter_map(|leaving| leaving.ended)
+            .chain(others)
             .collect(),
     };
     context.print(&drained, || table(&drained))?;
@@ -115,14 +118,28 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     })
 }
 
-/// Names of the VMs that run here, and that nobody moves.
-fn running(context: &mut Context) -> Result<Vec<String>, Failure> {
+/// Names of the VMs that run here and that nobody moves; and those of which that is not known, or not so: they stay.
+fn here(context: &mut Context) -> Result<(Vec<String>, Vec<Moved>), Failure> {
     let vms = match context.node.ask(&Request::ListVms)? {
         Reply::Vms(vms) => vms,
         other => return Err(Failure::unexpected(&other)),
     };
-    let running = vms.into_iter().filter(|vm| vm.state == "running");
-    Ok(running.map(|vm| vm.name).collect())
+    let (mut running, mut others) = (vec![], vec![]);
+    for vm in vms {
+        match vm.state.as_str() {
+            "running" => running.push(vm.name),
+            // Nothing of these runs here.
+            "incoming" | "paused" | "postmigrate" | "shutdown" | "gone" => {}
+            state => others.push(Moved {
+                vm: vm.name,
+                to: String::new(),
+                result: RunResult::Aborted,
+                reason: format!("not asked for: it is `{state}` here (dwcp status, dwcp recover)"),
+                report: None,
+            }),
+        }
+    }
+    Ok((running, others))
 }
 
 impl Leaving {
