@@ -108,6 +108,26 @@ fn the_streams_of_a_path_that_fails_go_on_by_another() {
     assert_eq!(streams, [4, 0]);
 }
 
+/// Nobody listens there from the start.
+#[test]
+fn a_path_that_leads_nowhere_is_left() {
+    let (nodes, gone) = (TwoNodes::start(&four(), busy), "127.0.0.1:1");
+    let paths = [gone, &nodes.b.address].map(|to| to.parse().unwrap());
+    let settings = TransferSettings {
+        paths: paths.to_vec(),
+        ..four()
+    };
+    start(&nodes.a, &nodes.b, &settings).unwrap();
+    let report = wait(&nodes.a.node, ID);
+    let place = format!("{} {:?}", report.reason, report.notes);
+    assert_eq!(report.result, RunResult::Completed, "{place}");
+    let streams: Vec<_> = told(&report)
+        .iter()
+        .map(|(_, _, streams)| *streams)
+        .collect();
+    assert_eq!(streams, [0, 4]);
+}
+
 #[test]
 fn paths_that_cannot_be_taken_are_refused_before_anything_begins() {
     let nodes = TwoNodes::start(&settings(), busy);

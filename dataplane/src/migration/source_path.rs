@@ -151,7 +151,9 @@ impl SourceDriver {
             return self.use_streams(opened);
         }
         let rtt = carried(&self.stream_infos(), 0).rtt;
-        let count = StreamCount::new(self.workers.len() as u16, opened, rtt < SHORT_RTT);
+        // Every path is to carry something.
+        let least = self.workers.len().max(self.request.settings.paths.len());
+        let count = StreamCount::new(least as u16, opened, rtt < SHORT_RTT);
         self.use_streams(count.now());
         self.path.count = Some(count);
     }

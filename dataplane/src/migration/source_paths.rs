@@ -13,6 +13,10 @@ use crate::transport::{TcpInfo, set_pacing_rate};
 /// the workers, and what they send at once is spread.
 const PACED_PERCENT: u64 = 110;
 
+/// Below, what the kernel has taken in one piece leaves later than the workers' own pace would have it, also after
+/// the limit was lifted for the pause: 64 KiB in 10 ms.
+const PACED_MIN_BYTES_PER_S: u64 = 50_000_000 / 8;
+
 /// Whether the streams can take the paths.
 ///
 /// # Errors
@@ -60,6 +64,11 @@ impl SourceDriver {
         })
     }
 
+    /// A stream that cannot be opened may be on the next one.
+    pub(super) const fn has_another_path(&self) -> bool {
+        self.request.settings.paths.len() > 1
+    }
+
     /// Says what each path has carried, of the connections that are there.
     pub(super) fn tell_paths(&mut self) {
         let paths = &self.request.settings.paths;
@@ -83,7 +92,7 @@ impl SourceDriver {
     /// A limit is the kernel's to keep smooth. Streams that never had one are not paced: that costs speed.
     pub(super) fn pace_stream(&self, socket: &TcpStream) {
         let limit = self.session.pace.bytes_per_s();
-        if limit > 0 {
+        if limit >= PACED_MIN_BYTES_PER_S && self.recorder.pause.paused.is_none() {
             // One that breaks just now is nobody's loss.
             let _ = set_pacing_rate(socket, Some(limit.saturating_mul(PACED_PERCENT) / 100));
         }
@@ -92,7 +101,7 @@ impl SourceDriver {
     /// The limit is another one.
     pub(super) fn pace_streams(&self) {
         match self.session.pace.bytes_per_s() {
-            0 => self.free_streams(),
+            ..PACED_MIN_BYTES_PER_S => self.free_streams(),
             _ => self
                 .streams
                 .sockets()

@@ -295,7 +295,7 @@ impl SourceDriver {
                 self.replace(hello.index);
             }
             // It had not got so far as to be lost, or the destination has too many at once.
-            (Err(error), StreamRole::Data) if error.is_loss() => {
+            (Err(error), StreamRole::Data) if error.is_loss() || self.has_another_path() => {
                 self.data_stream_lost(hello.index, error.to_string());
             }
             (Err(error), StreamRole::Missing) => self.not_serving(hello, &error),
