@@ -64,6 +64,7 @@ mod source_streams;
 mod source_throttle;
 mod stream_count;
 mod vms;
+mod vms_look;
 
 pub use listener::Listener;
 pub use node::{MigrationHandle, Node, NodeError, NodeOptions, PeerNode};

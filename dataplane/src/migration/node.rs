@@ -21,6 +21,7 @@ use super::placement;
 use super::settle::Settlement;
 use super::shares::Shares;
 use super::vms::{self, VmTable};
+use super::vms_look::Looking;
 use crate::engine::Mailbox;
 use crate::store::{Indexing, Store, StoreError};
 use crate::tls::{TlsError, TlsFiles, TlsNode};
@@ -188,6 +189,7 @@ pub struct Node {
     /// What it grants to migrations that come in.
     pub(super) incoming_settings: OnceLock<TransferSettings>,
     pub(super) vms: Mutex<VmTable>,
+    pub(super) looking: Looking,
     migrations: Mutex<Vec<Arc<MigrationHandle>>>,
     joins: Mutex<HashMap<u128, Mailbox<DestinationInput>>>,
     incoming: Mutex<HashMap<MigrationId, Mailbox<DestinationInput>>>,
@@ -237,6 +239,7 @@ impl Node {
             rdma: Mutex::default(),
             incoming_settings: OnceLock::new(),
             vms: Mutex::default(),
+            looking: Looking::default(),
             migrations: Mutex::default(),
             joins: Mutex::default(),
             incoming: Mutex::default(),

@@ -173,16 +173,21 @@ impl Node {
             });
             (entries, doubts.collect::<Vec<_>>())
         };
+        let free = entries.iter().filter(|entry| entry.held == Held::Free);
+        let mut seen = self
+            .looking
+            .at(free.map(|entry| entry.info.clone()).collect(), look);
         let known = |entry: &VmEntry| entry.held != Held::Forgotten;
         infos.extend(entries.into_iter().filter(known).map(|entry| {
             let state = match entry.held {
+                Held::Moving(id) if self.is_asked_for(id) => "in doubt",
                 Held::Moving(_) => "moving",
                 Held::Attaching | Held::Forgotten => "attaching",
-                Held::Free => match look(&entry.info) {
-                    Ok(info) => return info,
-                    Err(VmmError::Gone(_)) => "gone",
+                Held::Free => match seen.remove(&entry.info.name) {
+                    Some(Ok(info)) => return info,
+                    Some(Err(VmmError::Gone(_))) => "gone",
                     // Somebody else may have its monitor: it is there all the same.
-                    Err(_) => "no answer",
+                    Some(Err(_)) | None => "no answer",
                 },
             };
             VmInfo {
@@ -192,6 +197,12 @@ impl Node {
         }));
         infos.sort_by(|a, b| a.name.cmp(&b.name));
         infos
+    }
+
+    /// Whether its driver does not know who owns the VM.
+    fn is_asked_for(&self, id: MigrationId) -> bool {
+        let status = self.migration(id).map(|handle| handle.status());
+        status.is_some_and(|status| status.phase == PhaseName::InDoubt)
     }
 
     /// Takes a VM for a migration: nobody else moves it meanwhile.
