@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use dwcp_api::node::{Reply, Request};
-use dwcp_api::{ErrorCode, MigrationId, MigrationReport, MigrationStatus};
+use dwcp_api::{ErrorCode, MigrationId, MigrationReport, MigrationStatus, PhaseName};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::context::Context;
@@ -25,10 +25,16 @@ pub(crate) fn until_end(
 ) -> Result<MigrationReport, Failure> {
     let mut display = show_progress.then(Display::new);
     let mut down_since: Option<Instant> = None;
+    let mut phase = None;
     loop {
         match status(id, context) {
             Ok(status) => {
                 down_since = None;
+                if phase.replace(status.phase) != Some(status.phase)
+                    && let Some(words) = waits(&status)
+                {
+                    eprintln!("{words}");
+                }
                 if let Some(display) = &mut display {
                     display.show(&status);
                 }
@@ -50,6 +56,23 @@ pub(crate) fn until_end(
         }
         std::thread::sleep(PERIOD);
     }
+}
+
+/// What a person should know who waits for one that may wait for ever.
+fn waits(status: &MigrationStatus) -> Option<String> {
+    let (vm, peer) = (&status.vm, &status.peer);
+    let why = match status.phase {
+        PhaseName::InDoubt => {
+            format!("the handover to {peer} was sent, and its answer is not known")
+        }
+        PhaseName::PostcopyPaused => {
+            format!("the way to {peer} is lost, and pages are missing there")
+        }
+        _ => return None,
+    };
+    Some(format!(
+        "{vm}: {why}; `dwcp recover {vm}` says what can be done"
+    ))
 }
 
 fn status(id: MigrationId, context: &mut Context) -> Result<MigrationStatus, Failure> {
