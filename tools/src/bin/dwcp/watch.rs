@@ -89,7 +89,7 @@ fn status(id: MigrationId, context: &mut Context) -> Result<MigrationStatus, Fai
 /// A bar on a terminal, a line per round elsewhere; both on standard error.
 pub(crate) struct Display {
     bar: Option<ProgressBar>,
-    last_line: Option<(u32, dwcp_api::PhaseName)>,
+    last_line: Option<(u32, PhaseName)>,
 }
 
 impl Display {
