@@ -367,7 +367,9 @@ fn a_guest_that_is_given_up_is_ended_here() {
     assert!(said.contains("its VMM was ended"), "{said}");
     until("its VMM stays", || !doubt.old.is_running());
     assert_eq!(doubt.owner(0), ("away".to_owned(), 1));
-    assert_eq!(doubt.a().report(ID).result, RunResult::Failed);
+    let report = doubt.a().report(ID);
+    assert_eq!(report.result, RunResult::Failed);
+    assert_eq!((report.owner.as_str(), report.epoch), ("destination", 1));
     assert_eq!(list(doubt.a()), []);
 }
 

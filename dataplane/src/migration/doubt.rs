@@ -165,6 +165,9 @@ impl Question {
                 let epoch = self.node.journal().state().epoch_of(&self.scope.vm);
                 (Phase::Aborted, "source", epoch)
             }
+            Ending::Failed if self.node.journal().state().committed(self.scope.migration) => {
+                (Phase::Failed, "destination", self.scope.epoch + 1)
+            }
             Ending::Failed => (Phase::Failed, "unknown", self.scope.epoch),
         };
         // A destination commits only what it has proven.

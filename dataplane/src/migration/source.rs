@@ -446,6 +446,10 @@ impl SourceDriver {
                 "source",
                 self.node.journal().state().epoch_of(&self.request.vm),
             ),
+            // Its operator has given the guest up, which is the destination's.
+            Ending::Failed if self.node.journal().state().committed(self.request.id) => {
+                ("destination", self.journal.epoch + 1)
+            }
             Ending::Failed => ("unknown", self.journal.epoch),
         };
         if self.lanes.is_some() {

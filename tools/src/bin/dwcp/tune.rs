@@ -20,7 +20,9 @@ Examples:
 
 /// `dwcp tune`.
 #[derive(clap::Args, Debug)]
-#[command(after_help = HELP)]
+#[command(after_help = HELP, group(
+    clap::ArgGroup::new("change").args(["bandwidth_limit", "post_copy"]).required(true).multiple(true)
+))]
 pub(crate) struct Args {
     /// VM name, or migration id (32 hex digits).
     #[arg(value_name = "VM|ID")]
@@ -29,7 +31,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "RATE", value_parser = rate)]
     bandwidth_limit: Option<u32>,
     /// Run the guest at the destination after this round.
-    #[arg(long, required_unless_present = "bandwidth_limit")]
+    #[arg(long)]
     post_copy: bool,
 }
 
