@@ -92,8 +92,8 @@ impl Tree {
         }
     }
 
-    /// What [`Self::compiled`] was grown on.
-    pub const TRAINED_ON: &'static str = table::TRAINED_ON;
+    /// The records in `benches/records` that [`Self::compiled`] was grown on.
+    pub const TRAINED_ON: &'static [&'static str] = &table::TRAINED_ON;
 
     /// A tree of these nodes.
     ///
