@@ -24,6 +24,8 @@ pub(super) struct Limits {
     pub(super) leaf: usize,
     /// What a split saves.
     pub(super) gain: f64,
+    /// Features that no split is by, a bit each.
+    pub(super) without: u32,
 }
 
 struct Split {
@@ -84,7 +86,8 @@ fn grow_node(nodes: &mut Vec<Node>, samples: &mut [&Sample], depth: u32, limits:
 fn best_split(samples: &mut [&Sample], limits: &Limits) -> Option<Split> {
     let all = sum(samples);
     let mut best: Option<Split> = None;
-    for feature in 0..FEATURES.len() {
+    let features = (0..FEATURES.len()).filter(|feature| limits.without >> feature & 1 == 0);
+    for feature in features {
         samples.sort_by(|a, b| a.features[feature].total_cmp(&b.features[feature]));
         let mut low = [0.0; EFFORTS];
         for at in 1..samples.len() {

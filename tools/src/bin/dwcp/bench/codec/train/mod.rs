@@ -6,7 +6,7 @@ mod file;
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use dwcp_dataplane::path::Tree;
+use dwcp_dataplane::path::{FEATURES, Tree};
 use serde::Serialize;
 
 use self::cart::{Limits, Sample};
@@ -45,6 +45,9 @@ pub(crate) struct Args {
     /// Learn nothing from this link; may be given again.
     #[arg(long, value_name = "RATE")]
     without_link: Vec<String>,
+    /// Ask nothing of this feature; may be given again.
+    #[arg(long, value_name = "NAME", value_parser = feature)]
+    without_feature: Vec<usize>,
     /// Splits above a leaf, at most.
     #[arg(long, default_value_t = LIMITS.depth, value_parser = clap::value_parser!(u32).range(1..=7))]
     depth: u32,
@@ -56,11 +59,17 @@ pub(crate) struct Args {
     gain: f64,
 }
 
+fn feature(name: &str) -> Result<usize, String> {
+    let at = FEATURES.iter().position(|one| *one == name);
+    at.ok_or_else(|| format!("the features are {}", FEATURES.join(", ")))
+}
+
 /// What the compiled tree was grown with.
 const LIMITS: Limits = Limits {
     depth: 5,
     leaf: 20,
     gain: 0.0005,
+    without: 0,
 };
 
 /// No interval counts for more than that against an effort.
@@ -144,11 +153,12 @@ impl Args {
         !self.without_ram.contains(&row.ram) && !self.without_link.contains(&row.link)
     }
 
-    const fn limits(&self) -> Limits {
+    fn limits(&self) -> Limits {
         Limits {
             depth: self.depth,
             leaf: self.leaf,
             gain: self.gain,
+            without: self.without_feature.iter().fold(0, |all, at| all | 1 << at),
         }
     }
 }

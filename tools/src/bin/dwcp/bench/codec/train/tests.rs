@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use dwcp_dataplane::path::{FEATURES, Features, Tree};
+use dwcp_dataplane::path::{FEATURES, Features, Node, Tree};
 
 use super::super::intervals::tests::row;
 use super::*;
@@ -46,6 +46,18 @@ fn a_planted_rule_is_found() {
         of_all[0].learned_lost < 0.01 && of_all[0].rule_lost > 0.3,
         "{of_all:?}"
     );
+}
+
+#[test]
+fn no_split_is_by_a_feature_that_is_left_out() {
+    let limits = Limits {
+        without: 1 << 10,
+        ..LIMITS
+    };
+    let tree = learn(&planted(1, 2000), &limits).unwrap();
+    let is_by = |node: &Node| matches!(node, Node::Split { feature: 10, .. });
+    assert!(!tree.nodes().iter().any(is_by), "{:?}", tree.nodes());
+    assert!(tree.nodes().len() > 1);
 }
 
 #[test]
