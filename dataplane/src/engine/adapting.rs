@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use dwcp_api::Codec;
 use dwcp_simd::PAGE_BYTES;
 
-use crate::path::{BuiltFrame, Effort, EffortChooser, Encoder, Outgoing};
+use crate::path::{BuiltFrame, Effort, EffortChooser, Encoder, Outgoing, Tree};
 use crate::transport::{SHORT_RTT, TcpInfo, UNSENT_BYTES_MAX};
 
 /// Shorter is none that was measured.
@@ -98,7 +98,6 @@ impl Adapting {
     /// `line` has built a frame of so many bytes. What encoders are to do from now on, if that changes.
     pub(super) fn built(&mut self, wire_bytes: u64, line: &mut Outgoing<'_>) -> Option<Effort> {
         let chooser = self.chooser.as_mut()?;
-        let effort_before = chooser.effort();
         let frame = BuiltFrame {
             page_bytes: line.pages_with_data() * PAGE_BYTES as u64,
             wire_bytes,
@@ -106,7 +105,9 @@ impl Adapting {
         };
         let effort = chooser.built(Instant::now(), &frame);
         if let Some(seen) = chooser.take_seen() {
-            tracing::debug!(?seen, %effort_before, "codec");
+            // Beside the rule: it decides nothing.
+            let learned = seen.by(&Tree::compiled());
+            tracing::debug!(interval = ?seen.interval, effort = %seen.effort, rule = %seen.rule, %learned, "codec");
         }
         let effort = effort?;
         self.refer(effort, line);

@@ -10,14 +10,17 @@
 //! The kernel must not take more than the link does (`TCP_NOTSENT_LOWAT`): otherwise everything seems
 //! fast at first.
 
+mod interval;
+mod learned;
 mod model;
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use dwcp_api::Prefer;
+pub use interval::{BuiltFrame, Interval, Seen};
+pub use learned::{FEATURES, Features, NODES_MAX, Node, Tree, TreeError};
 use model::Model;
-use serde::Serialize;
 
 /// What an encoder is to do with pages that are worth it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,9 +73,6 @@ const INTERVAL_FRAMES: u32 = 8;
 /// A shorter wait says nothing of the link.
 const WAIT_MIN: Duration = Duration::from_millis(1);
 
-/// Part of its time that a worker waits where the link is the limit.
-const WAITS: f64 = 0.15;
-
 /// The link is still getting faster if more than this times the bytes of the interval before have left.
 const GROWS: f64 = 1.25;
 
@@ -96,46 +96,6 @@ pub const LONG_PATH_BYTES_PER_S: f64 = 125e6;
 
 /// How long ago the link must have been seen for a guess that it is twice as fast now.
 const LINK_DOUBLES: Duration = Duration::from_secs(5);
-
-/// What a worker did between two decisions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Interval {
-    /// All of it, s.
-    pub seconds: f64,
-    /// Waiting for room in the sockets, s.
-    pub waited_s: f64,
-    /// Encoding, s.
-    pub encoded_s: f64,
-    /// Pages with data, bytes.
-    pub page_bytes: f64,
-    /// Frames, bytes.
-    pub wire_bytes: f64,
-}
-
-impl Interval {
-    fn speed(&self) -> f64 {
-        self.page_bytes / self.seconds
-    }
-
-    fn rate(&self) -> f64 {
-        self.wire_bytes / self.seconds
-    }
-
-    fn waits(&self) -> bool {
-        self.waited_s > self.seconds * WAITS
-    }
-}
-
-/// A frame that was built.
-#[derive(Clone, Copy, Debug)]
-pub struct BuiltFrame {
-    /// Pages with data in it, bytes.
-    pub page_bytes: u64,
-    /// All of it, bytes.
-    pub wire_bytes: u64,
-    /// Time that encoding took.
-    pub encoding: Duration,
-}
 
 /// A harder effort that has yet to show what it brings.
 #[derive(Clone, Copy, Debug)]
@@ -171,7 +131,11 @@ pub struct EffortChooser {
     is_fresh: bool,
     is_first: bool,
     /// What was judged last.
-    seen: Option<Interval>,
+    seen: Option<Seen>,
+    /// Decides in the rule's place.
+    learned: Option<Tree>,
+    /// Somebody else's decision, for the next time.
+    told: Option<usize>,
     trial: Option<Trial>,
     /// Whether it tries less hard than before, and has not had to wait since.
     is_eased: bool,
@@ -241,11 +205,26 @@ impl EffortChooser {
             is_fresh: false,
             is_first: true,
             seen: None,
+            learned: None,
+            told: None,
             trial: None,
             is_eased: false,
             harder: Rest::NONE,
             easier: Rest::NONE,
         }
+    }
+
+    /// Lets a learned chooser decide in the rule's place.
+    #[must_use]
+    pub fn led_by(mut self, tree: Option<Tree>) -> Self {
+        self.learned = tree;
+        self
+    }
+
+    /// The next decision is this, whatever the rule makes of what is seen until then: so that recordings hold more
+    /// than what the rule would do.
+    pub fn tell(&mut self, effort: Effort) {
+        self.told = EFFORTS.iter().position(|one| *one == effort);
     }
 
     /// What to begin with.
@@ -255,7 +234,7 @@ impl EffortChooser {
     }
 
     /// What the last decision was made by, once: for those who record it.
-    pub const fn take_seen(&mut self) -> Option<Interval> {
+    pub const fn take_seen(&mut self) -> Option<Seen> {
         self.seen.take()
     }
 
@@ -297,8 +276,19 @@ impl EffortChooser {
         self.restart(now);
         let (before, is_fresh) = (self.at, std::mem::take(&mut self.is_fresh));
         if !is_fresh {
-            self.seen = Some(interval);
-            self.judge(now, &interval);
+            let is_limited = self.measure(now, &interval);
+            let mut features = self.features(now, &interval, is_limited);
+            self.judge(now, &interval, is_limited);
+            learned::set_rule(&mut features, self.at);
+            let seen = Seen {
+                interval,
+                features,
+                effort: EFFORTS[before],
+                rule: self.effort(),
+                least: self.least,
+            };
+            self.overrule(&seen);
+            self.seen = Some(seen);
             self.is_fresh = self.at != before;
             self.is_first = self.is_fresh;
         }
@@ -310,7 +300,8 @@ impl EffortChooser {
         (self.began, self.now, self.frames) = (Some(now), Interval::default(), 0);
     }
 
-    fn judge(&mut self, now: Instant, interval: &Interval) {
+    /// Notes what came of the effort. Returns whether the link was the limit, at a steady rate.
+    fn measure(&mut self, now: Instant, interval: &Interval) -> bool {
         let sent = interval.wire_bytes / interval.page_bytes;
         let cost_s = interval.encoded_s / interval.page_bytes;
         self.model.measured(self.at, cost_s, sent, self.is_first);
@@ -321,6 +312,44 @@ impl EffortChooser {
         if is_limited {
             self.link = Some((rate, now));
         }
+        is_limited
+    }
+
+    /// What a learned chooser is to see, but the rule's choice.
+    fn features(&self, now: Instant, interval: &Interval, is_limited: bool) -> Features {
+        let (costs, data) = self.model.surprises();
+        let left = self.unhindered.map_or(0.0, |(since, bytes)| {
+            let beyond_room = bytes.saturating_sub(self.room_bytes) as f64;
+            beyond_room / now.duration_since(since).as_secs_f64().max(1e-6)
+        });
+        let known = learned::Known {
+            at: self.at,
+            costs,
+            data,
+            busy_s: self.model.busy_s(FIRST, interval.other_s()),
+            sent: self.model.sent(FIRST),
+            is_short_path: self.guess.is_infinite(),
+            is_link_seen: self.link.is_some(),
+            link: self.link_rate(now),
+            left,
+            is_limited,
+        };
+        learned::features(interval, &known)
+    }
+
+    /// What somebody else decides is done; the rule goes on from there.
+    fn overrule(&mut self, seen: &Seen) {
+        let learned = self.learned.as_ref().map(|tree| seen.at_by(tree));
+        let Some(at) = self.told.take().or(learned).filter(|at| *at != self.at) else {
+            return;
+        };
+        self.at = at;
+        (self.trial, self.is_eased) = (None, false);
+    }
+
+    /// The rule.
+    fn judge(&mut self, now: Instant, interval: &Interval, is_limited: bool) {
+        let rate = interval.rate();
         if is_limited && std::mem::take(&mut self.is_eased) {
             self.easier.begin();
         }
@@ -375,8 +404,7 @@ impl EffortChooser {
 
     /// The link is the limit: takes what moves most over it.
     fn follow_link(&mut self, interval: &Interval, link_s: f64) {
-        let other_s = (interval.seconds - interval.waited_s - interval.encoded_s).max(0.0)
-            / interval.page_bytes;
+        let other_s = interval.other_s();
         let seconds = |at: usize| self.model.seconds(at, other_s, link_s);
         let mut best = self.at;
         for at in self.least..EFFORTS.len() {

@@ -58,7 +58,10 @@ pub use apply::{Applied, Incoming};
 pub use asked::Asked;
 pub use classify::{PageKind, classify};
 pub use decode::{DecodeError, Decoder, PageSink, PageTable};
-pub use effort::{BuiltFrame, Effort, EffortChooser, Interval, LONG_PATH_BYTES_PER_S};
+pub use effort::{
+    BuiltFrame, Effort, EffortChooser, FEATURES, Features, Interval, LONG_PATH_BYTES_PER_S,
+    NODES_MAX, Node, Seen, Tree, TreeError,
+};
 pub use encode::Encoder;
 pub use frame::{DATA_OFFSET, FRAME_BUFFER_BYTES, FrameBuilder, ReadyFrame};
 pub use in_flight::{InFlight, Lost, LostEarlier};

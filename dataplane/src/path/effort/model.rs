@@ -69,11 +69,24 @@ impl Model {
         self.shrinks = shrinks / prospect.shrinks;
     }
 
+    /// What encoding takes over what was foretold, and how much pages shrink over it.
+    pub(super) const fn surprises(&self) -> (f64, f64) {
+        (self.costs, self.shrinks)
+    }
+
+    /// A worker's time for a byte of pages, where everything else takes `other_s`.
+    pub(super) fn busy_s(&self, at: usize, other_s: f64) -> f64 {
+        other_s + self.prospects[at].cost_s * self.costs
+    }
+
+    /// What becomes of a byte of pages.
+    pub(super) fn sent(&self, at: usize) -> f64 {
+        (-self.prospects[at].shrinks * self.shrinks).exp()
+    }
+
     /// Seconds for a byte of pages, where everything else takes `other_s` and the link `link_s`.
     pub(super) fn seconds(&self, at: usize, other_s: f64, link_s: f64) -> f64 {
-        let prospect = &self.prospects[at];
-        let busy = other_s + prospect.cost_s * self.costs;
-        busy.max((-prospect.shrinks * self.shrinks).exp() * link_s)
+        self.busy_s(at, other_s).max(self.sent(at) * link_s)
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use dwcp_api::{Codec, Prefer};
 use dwcp_dataplane::path::{
     BuiltFrame, Effort, EffortChooser, Encoder, FRAME_BUFFER_BYTES, Interval, Outgoing, RoundWork,
+    Seen, Tree,
 };
 use dwcp_dataplane::ram::{Digests, RamLayout};
 use dwcp_dataplane::transport::UNSENT_BYTES_MAX;
@@ -15,16 +16,75 @@ use dwcp_simd::{FingerprintKey, PAGE_BYTES};
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
+use super::shadow::Case;
+use crate::bench::draws::Draws;
+
 /// What the sockets take before a worker must wait: of one stream, unsent and on its way.
 const ROOM_BYTES: u64 = 2 * UNSENT_BYTES_MAX as u64;
 
-/// What was chosen after an interval, by what was seen in it: what a learned chooser would be trained on.
+/// How some RAM is sent.
+#[derive(Clone, Debug)]
+pub(super) struct Drive {
+    /// Over a path within a site.
+    pub(super) is_short: bool,
+    pub(super) link_bytes_per_s: f64,
+    pub(super) window_bytes: u64,
+    /// Runs beside the rule; nothing is sent by it.
+    pub(super) shadow: Tree,
+    pub(super) by: By,
+}
+
+/// Who decides.
+#[derive(Clone, Debug)]
+pub(super) enum By {
+    Rule,
+    Learned(Tree),
+    /// The rule, but for every other decision, which is drawn.
+    Drawn(u64),
+}
+
+impl By {
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Rule => "rule",
+            Self::Learned(_) => "learned",
+            Self::Drawn(_) => "drawn",
+        }
+    }
+}
+
+/// What was chosen after an interval, by what was seen in it.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Decision {
     #[serde(flatten)]
-    seen: Interval,
+    interval: Interval,
     effort: String,
+    /// What was taken, what the rule takes, and what the learned chooser does.
     next: String,
+    rule: String,
+    learned: String,
+    /// For a record of intervals: all that was seen, what was taken, and the pages sent until then.
+    #[serde(skip)]
+    pub(super) seen: Seen,
+    #[serde(skip)]
+    pub(super) taken: Effort,
+    #[serde(skip)]
+    pub(super) page_bytes: u64,
+}
+
+impl Decision {
+    fn new(seen: Seen, taken: Effort, shadow: &Tree, page_bytes: u64) -> Self {
+        Self {
+            interval: seen.interval,
+            effort: seen.effort.to_string(),
+            next: taken.to_string(),
+            rule: seen.rule.to_string(),
+            learned: seen.by(shadow).to_string(),
+            seen,
+            taken,
+            page_bytes,
+        }
+    }
 }
 
 /// What came of it.
@@ -38,6 +98,8 @@ pub(super) struct Sent {
     pub(super) page_bytes: u64,
     pub(super) wire_bytes: u64,
     pub(super) decisions: Vec<Decision>,
+    /// The learned chooser beside who decided.
+    pub(super) shadow: Option<Case>,
 }
 
 /// A frame, as it was built once.
@@ -45,6 +107,18 @@ pub(super) struct Sent {
 pub(super) struct Recorded {
     busy_s: f64,
     built: BuiltFrame,
+}
+
+impl Recorded {
+    /// Pages with data, time of the worker, and bytes sent.
+    pub(super) const fn spent(&self) -> [f64; 3] {
+        let built = &self.built;
+        [
+            built.page_bytes as f64,
+            self.busy_s,
+            built.wire_bytes as f64,
+        ]
+    }
 }
 
 impl Sent {
@@ -156,34 +230,35 @@ pub(super) fn replay(frames: &[Recorded], link_bytes_per_s: f64) -> Sent {
     sent
 }
 
-/// Sends all of `ram` as a chooser decides, over a short path or a long one.
-pub(super) fn adapt(
-    ram: &RamLayout,
-    is_short: bool,
-    link_bytes_per_s: f64,
-    window_bytes: u64,
-) -> Sent {
+/// Sends all of `ram` as a chooser decides.
+pub(super) fn adapt(ram: &RamLayout, drive: &Drive) -> Sent {
     let (digests, key, work) = (Digests::new(ram), FingerprintKey::new(1), everything(ram));
     let mut line = Line::new(
         Outgoing::new(ram, &digests, &key, false),
         &work,
-        window_bytes,
+        drive.window_bytes,
     );
-    let mut chooser = EffortChooser::new(ROOM_BYTES, is_short, 1.0, Prefer::Time);
+    let (learned, mut draws) = match &drive.by {
+        By::Rule => (None, None),
+        By::Learned(tree) => (Some(tree.clone()), None),
+        By::Drawn(seed) => (None, Some(Draws::of(*seed))),
+    };
+    let mut chooser =
+        EffortChooser::new(ROOM_BYTES, drive.is_short, 1.0, Prefer::Time).led_by(learned);
     line.set(chooser.effort());
-    let (mut road, mut sent) = (Road::new(link_bytes_per_s), Sent::default());
+    let (mut road, mut sent) = (Road::new(drive.link_bytes_per_s), Sent::default());
     let start = Instant::now();
     while let Some(frame) = line.next() {
         road.now += frame.busy_s;
         sent.add(&frame);
-        let (effort, now) = (chooser.effort(), start + Duration::from_secs_f64(road.now));
+        let now = start + Duration::from_secs_f64(road.now);
         let next = chooser.built(now, &frame.built);
-        sent.decisions
-            .extend(chooser.take_seen().map(|seen| Decision {
-                seen,
-                effort: effort.to_string(),
-                next: next.unwrap_or(effort).to_string(),
-            }));
+        if let Some(seen) = chooser.take_seen() {
+            let (taken, pages) = (chooser.effort(), sent.page_bytes);
+            sent.decisions
+                .push(Decision::new(seen, taken, &drive.shadow, pages));
+            draw(draws.as_mut(), &mut chooser);
+        }
         if let Some(next) = next {
             line.set(next);
         }
@@ -194,6 +269,16 @@ pub(super) fn adapt(
     }
     sent.seconds = road.now.max(road.sent);
     sent
+}
+
+/// Every other decision is one of all efforts.
+fn draw(draws: Option<&mut Draws>, chooser: &mut EffortChooser) {
+    let Some(draws) = draws else {
+        return;
+    };
+    if draws.below(2) == 0 {
+        chooser.tell(Effort::ALL[draws.below(Effort::ALL.len() as u64) as usize]);
+    }
 }
 
 fn everything(ram: &RamLayout) -> RoundWork {

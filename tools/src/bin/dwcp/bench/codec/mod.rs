@@ -1,18 +1,24 @@
 //! `dwcp bench codec`: what each effort costs and saves on a guest's RAM, and what the chooser makes of it.
 
 mod emulated;
+mod intervals;
 mod ram;
+mod shadow;
+mod train;
 
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 
-use dwcp_dataplane::path::{Effort, LONG_PATH_BYTES_PER_S};
+use dwcp_dataplane::path::{Effort, LONG_PATH_BYTES_PER_S, Tree};
 use dwcp_dataplane::ram::RamLayout;
 use dwcp_testbed::guests::workload_disk;
 use dwcp_wan::units;
 use serde::Serialize;
 
-use self::emulated::{Decision, Recorded, Sent};
+use self::emulated::{By, Decision, Drive, Recorded, Sent};
+use self::intervals::{Courses, Row};
 use self::ram::Source;
+use self::shadow::Case;
 use super::run::{Record as RecordOf, by_case};
 use crate::context::Context;
 use crate::failure::Failure;
@@ -25,15 +31,24 @@ over this one's. A long path is taken to carry 1 Gbit/s until it is seen to carr
 that rate, `auto-short` at all. Exit code 1 when one of them reaches less than --least of the best, or takes 1% \
 longer than raw.
 
+Beside the rule a learned chooser runs on the same intervals and decides nothing: how often both agree, and what time each \
+loses against the best effort for the pages that follow, is shown below the table. With --tree it is that of a file, and \
+drives as well, as `learned` and `learned-short`. --intervals writes what it is learned from.
+
 Examples:
   dwcp bench codec
   dwcp bench codec --ram database,random --link 100mbit --link 10gbit
-  dwcp bench codec --ram guest.ram --json > codec.json";
+  dwcp bench codec --ram guest.ram --json > codec.json
+  dwcp bench codec --intervals intervals.jsonl --drawn 2
+  dwcp bench codec train intervals.jsonl --out tree.json
+  dwcp bench codec --tree tree.json --turns 3";
 
 /// `dwcp bench codec`.
 #[derive(clap::Args, Debug)]
-#[command(after_help = HELP)]
+#[command(after_help = HELP, args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
     /// RAM: random (encrypted memory shrinks as little), database, store, idle, or a file with pages.
     /// Random, and the others where `tools/setup --workloads` has made their disk, when not given.
     #[arg(long, value_name = "RAM", value_delimiter = ',', value_parser = Source::parse)]
@@ -48,10 +63,39 @@ pub(crate) struct Args {
     /// Part of the best single effort's speed that is demanded.
     #[arg(long, default_value_t = 0.95)]
     least: f64,
+    /// Also write each interval between decisions, with what every effort takes for the pages that follow, to this
+    /// file.
+    #[arg(long, value_name = "FILE")]
+    intervals: Option<PathBuf>,
+    /// So many more runs over each link and path for that file, in which every other decision is drawn by their number.
+    #[arg(long, default_value_t = 0, value_name = "RUNS", requires = "intervals")]
+    drawn: u64,
+    /// Let this learned chooser drive, too: one of `dwcp bench codec train --out FILE.json`, or `compiled`.
+    #[arg(long, value_name = "TREE", value_parser = tree)]
+    tree: Option<Tree>,
+    /// Times that each chooser sends all of it.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    turns: u64,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum What {
+    /// Grow the learned chooser from records of intervals.
+    Train(train::Args),
+}
+
+fn tree(text: &str) -> Result<Tree, String> {
+    match text {
+        "compiled" => Ok(Tree::compiled()),
+        path => train::read_tree(Path::new(path)).map_err(|error| format!("{error:#}")),
+    }
 }
 
 const AUTO: &str = "auto";
 const AUTO_SHORT: &str = "auto-short";
+const LEARNED: &str = "learned";
+const LEARNED_SHORT: &str = "learned-short";
+const DRAWN: &str = "drawn";
 
 /// The chooser's speed over raw's that is demanded.
 const RAW_LEAST: f64 = 0.99;
@@ -72,7 +116,7 @@ fn rate(text: &str) -> Result<Link, String> {
 
 #[derive(Clone, Debug, Serialize)]
 struct Run {
-    /// An effort, `auto` or `auto-short`.
+    /// An effort, `auto` or `auto-short`, `learned` or `learned-short`.
     system: String,
     case: String,
     total_ms: f64,
@@ -85,6 +129,9 @@ struct Run {
     cpu_s: f64,
     #[serde(skip)]
     is_judged: bool,
+    /// The learned chooser beside the rule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shadow: Option<Case>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     decisions: Vec<Decision>,
 }
@@ -92,11 +139,17 @@ struct Run {
 type Record = RecordOf<Run>;
 
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
-    let mut runs = vec![];
+    if let Some(What::Train(args)) = &args.what {
+        return train::run(args, context);
+    }
+    let (mut runs, mut rows) = (vec![], vec![]);
     for source in args.sources() {
         eprintln!("{}: reading RAM", source.name());
         let ram = source.read().map_err(Failure::other)?;
-        runs.extend(args.measure(&source.name(), &ram));
+        args.measure(&source.name(), &ram, &mut runs, &mut rows);
+    }
+    if let Some(path) = &args.intervals {
+        intervals::write(path, &rows).map_err(Failure::other)?;
     }
     let record = Record::here("dwcp.bench.codec/1", runs);
     context.print(&record, || table(&record))?;
@@ -117,27 +170,64 @@ impl Args {
         }
     }
 
-    fn measure(&self, name: &str, ram: &RamLayout) -> Vec<Run> {
+    fn measure(&self, name: &str, ram: &RamLayout, runs: &mut Vec<Run>, rows: &mut Vec<Row>) {
         let window_bytes = self.window_mib << 20;
-        let record = |effort: &Effort| {
-            eprintln!("{name}: {effort}");
-            (
-                effort.to_string(),
-                emulated::record(ram, *effort, window_bytes),
-            )
-        };
         // Pages of the guest are mapped by the first pass, at a cost that is no codec's.
         emulated::record(ram, Effort::Raw, window_bytes);
-        let recorded: Vec<_> = Effort::ALL.iter().map(record).collect();
-        let runs = self.links.iter().map(|link| {
+        let recorded: Vec<_> = Effort::ALL
+            .iter()
+            .map(|effort| {
+                eprintln!("{name}: {effort}");
+                let frames = emulated::record(ram, *effort, window_bytes);
+                (effort.to_string(), frames)
+            })
+            .collect();
+        let courses = Courses::of(recorded.iter().map(|(_, frames)| frames.as_slice()));
+        for link in &self.links {
             eprintln!("{name}: over {}", link.name);
-            let adapted = [(AUTO, false), (AUTO_SHORT, true)].map(|(system, is_short)| {
-                let sent = emulated::adapt(ram, is_short, link.bytes_per_s, window_bytes);
-                (system.to_owned(), sent)
+            let adapted = self.drives(link).into_iter().map(|(system, drive)| {
+                let mut sent = emulated::adapt(ram, &drive);
+                let of_it = rows_of(name, link, &drive, &sent, &courses);
+                sent.shadow = shadow::cases(&of_it, &drive.shadow).pop();
+                rows.extend(of_it);
+                (system, sent)
             });
-            over(name, link, &recorded, adapted)
-        });
-        runs.flatten().collect()
+            let adapted: Vec<_> = adapted.collect();
+            runs.extend(over(name, link, &recorded, adapted));
+        }
+    }
+
+    /// All runs over a link in which the effort changes, by their names.
+    fn drives(&self, link: &Link) -> Vec<(&'static str, Drive)> {
+        let shadow = self.tree.clone().unwrap_or_else(Tree::compiled);
+        let mut drives = vec![];
+        let mut add = |by: By| {
+            for is_short in [false, true] {
+                let system = match (&by, is_short) {
+                    (By::Rule, false) => AUTO,
+                    (By::Rule, true) => AUTO_SHORT,
+                    (By::Learned(_), false) => LEARNED,
+                    (By::Learned(_), true) => LEARNED_SHORT,
+                    (By::Drawn(_), _) => DRAWN,
+                };
+                let drive = Drive {
+                    is_short,
+                    link_bytes_per_s: link.bytes_per_s,
+                    window_bytes: self.window_mib << 20,
+                    shadow: shadow.clone(),
+                    by: by.clone(),
+                };
+                drives.push((system, drive));
+            }
+        };
+        for _ in 0..self.turns {
+            add(By::Rule);
+            if let Some(tree) = &self.tree {
+                add(By::Learned(tree.clone()));
+            }
+        }
+        (0..self.drawn).map(By::Drawn).for_each(add);
+        drives
     }
 
     fn judge(&self, record: &Record) -> Result<(), Failure> {
@@ -157,12 +247,35 @@ impl Args {
     }
 }
 
+/// The intervals of a run, as they are recorded: those with enough pages behind them to tell what was best.
+fn rows_of(name: &str, link: &Link, drive: &Drive, sent: &Sent, courses: &Courses) -> Vec<Row> {
+    let at = |effort: Effort| Effort::ALL.iter().position(|one| *one == effort);
+    let row = |decision: &Decision| {
+        let seen = &decision.seen;
+        let ahead = courses.ahead(decision.page_bytes as f64, seen.interval.page_bytes)?;
+        Some(Row {
+            ram: name.into(),
+            link: link.name.clone(),
+            bytes_per_s: link.bytes_per_s,
+            is_short: drive.is_short,
+            by: drive.by.name().into(),
+            seen: intervals::seen(&seen.interval),
+            features: seen.features,
+            effort: at(seen.effort)?,
+            rule: at(seen.rule)?,
+            next: at(decision.taken)?,
+            ahead,
+        })
+    };
+    sent.decisions.iter().filter_map(row).collect()
+}
+
 /// All rows of one link.
 fn over(
     name: &str,
     link: &Link,
     recorded: &[(String, Vec<Recorded>)],
-    adapted: [(String, Sent); 2],
+    adapted: Vec<(&str, Sent)>,
 ) -> Vec<Run> {
     let fixed = recorded.iter().map(|(effort, frames)| {
         let sent = emulated::replay(frames, link.bytes_per_s);
@@ -188,12 +301,26 @@ fn over(
         page_bytes: sent.page_bytes,
         wire_bytes: sent.wire_bytes,
         cpu_s: sent.busy_s,
+        shadow: sent.shadow,
         decisions: sent.decisions,
     };
+    let adapted = adapted
+        .into_iter()
+        .filter(|(system, _)| *system != DRAWN)
+        .map(|(system, sent)| (system.to_owned(), sent));
     fixed.into_iter().chain(adapted).map(row).collect()
 }
 
 fn table(record: &Record) -> String {
+    let by_rule = record
+        .runs
+        .iter()
+        .filter(|run| [AUTO, AUTO_SHORT].contains(&run.system.as_str()));
+    let cases: Vec<_> = by_rule.filter_map(|run| run.shadow.clone()).collect();
+    let shadow = format!(
+        "\nthe learned chooser beside the rule\n{}",
+        shadow::table(&cases)
+    );
     by_case(
         record,
         |run| &run.case,
@@ -215,5 +342,5 @@ fn table(record: &Record) -> String {
             }
             out
         },
-    )
+    ) + &shadow
 }
