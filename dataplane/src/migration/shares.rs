@@ -40,8 +40,12 @@ struct Member {
     weight: f64,
     /// Its own limit, bytes a second.
     limit: f64,
-    sent: u64,
-    sent_before: u64,
+    /// What it had sent when it last said so.
+    sent: (Instant, u64),
+    /// The same when it was judged.
+    judged: (Instant, u64),
+    /// Bytes a second that it would send: it is seen to be held back, or it is not.
+    want: f64,
     share: f64,
 }
 
@@ -72,8 +76,9 @@ impl Shares {
             ticket,
             weight: f64::from(priority.max(1)),
             limit: f64::INFINITY,
-            sent: 0,
-            sent_before: 0,
+            sent: (Instant::now(), 0),
+            judged: (Instant::now(), 0),
+            want: f64::INFINITY,
             share: 0.0,
         });
         parts.divided = None;
@@ -91,7 +96,7 @@ impl Share {
         let all = self.shares.bytes_per_s as f64;
         let limit = if limit == 0 { all } else { limit as f64 };
         if let Some(member) = parts.member(self.ticket) {
-            (member.sent, member.limit) = (sent, limit);
+            (member.sent, member.limit) = ((Instant::now(), sent), limit);
         }
         parts.divide(all);
         let share = parts.member(self.ticket).map_or(all, |member| member.share);
@@ -115,33 +120,45 @@ impl Parts {
     }
 
     fn divide(&mut self, all: f64) {
-        let elapsed = self.divided.map(|at| at.elapsed());
-        if elapsed.is_some_and(|elapsed| elapsed < DIVIDED_FOR) {
+        if self.divided.is_some_and(|at| at.elapsed() < DIVIDED_FOR) {
             return;
         }
         let weights: f64 = self.members.iter().map(|member| member.weight).sum();
-        let wants = self.members.iter().map(|member| {
+        let is_first = self.divided.is_none();
+        let wants = self.members.iter_mut().map(|member| {
             let fair = all * member.weight / weights;
-            let want = elapsed.map_or(f64::INFINITY, |elapsed| member.want(elapsed));
-            (member.weight, want.max(fair * KEPT_PART).min(member.limit))
+            member.judge(is_first);
+            (
+                member.weight,
+                member.want.max(fair * KEPT_PART).min(member.limit),
+            )
         });
         let shares = divide(all, &wants.collect::<Vec<_>>());
         for (member, share) in self.members.iter_mut().zip(shares) {
-            (member.share, member.sent_before) = (share, member.sent);
+            member.share = share;
         }
         self.divided = Some(Instant::now());
     }
 }
 
 impl Member {
-    /// Bytes a second that it would send: it is seen to be held back, or it is not.
-    fn want(&self, elapsed: Duration) -> f64 {
-        let sent = self.sent.saturating_sub(self.sent_before) as f64;
-        let used = sent / elapsed.as_secs_f64();
-        if used >= self.share * USED_PART {
-            return f64::INFINITY;
+    /// Judged by its own reports: another one's may come when its own is of some time ago. One that has said nothing for
+    /// long enough is taken for what it was. Where the members have changed all begin anew.
+    fn judge(&mut self, is_first: bool) {
+        let ((at, sent), (since, before)) = (self.sent, self.judged);
+        let elapsed = at.saturating_duration_since(since);
+        if is_first {
+            self.want = f64::INFINITY;
+        } else if elapsed < DIVIDED_FOR / 2 {
+            return;
+        } else {
+            let used = sent.saturating_sub(before) as f64 / elapsed.as_secs_f64();
+            self.want = match used >= self.share * USED_PART {
+                true => f64::INFINITY,
+                false => used * MORE,
+            };
         }
-        used * MORE
+        self.judged = self.sent;
     }
 }
 
@@ -218,6 +235,35 @@ mod tests {
                 }
             }
         }
+    }
+
+    fn member(share: f64, judged: (Instant, u64), sent: (Instant, u64)) -> Member {
+        Member {
+            ticket: 0,
+            weight: 1.0,
+            limit: f64::INFINITY,
+            sent,
+            judged,
+            want: f64::INFINITY,
+            share,
+        }
+    }
+
+    /// It sends all that it may, and said so 150 ms before somebody else has the bandwidth divided.
+    #[test]
+    fn a_member_is_judged_by_the_time_of_its_own_words() {
+        let (now, ms) = (Instant::now(), Duration::from_millis);
+        let mut held_back = member(1e6, (now, 0), (now + ms(130), 130_000));
+        held_back.judge(false);
+        assert!(held_back.want.is_infinite());
+        let mut silent = member(1e6, (now, 0), (now + ms(20), 0));
+        silent.judge(false);
+        assert!(silent.want.is_infinite(), "too short to say anything");
+        let mut idle = member(1e6, (now, 0), (now + ms(250), 100_000));
+        idle.judge(false);
+        near(&[idle.want], &[500_000.0]);
+        idle.judge(true);
+        assert!(idle.want.is_infinite());
     }
 
     #[test]
