@@ -6,7 +6,7 @@ mod fake;
 mod local;
 
 use dwcp_api::dataplane::{Reply, Request};
-use dwcp_api::{ApiError, ErrorCode, MigrationReport, RunResult};
+use dwcp_api::{ApiError, ErrorCode, Forecast, Limit, MigrationReport, Prospect, RunResult};
 use dwcp_controlplane::profile;
 use fake::Script;
 use local::{TestNode, dwcp, json, run};
@@ -299,6 +299,51 @@ fn a_dry_run_has_the_report_of_a_migration() {
     assert!(out.contains("dry run") && !out.contains("aborted"), "{out}");
     let (out, _) = run(&mut node.dwcp(&["status", "web", "--json"]), 0);
     assert_eq!(json(&out)["phase"], "dry-run");
+}
+
+/// What would come of it is told, and why it cannot be.
+#[test]
+fn a_dry_run_foretells() {
+    let ahead = |mbit: Option<f64>| Prospect {
+        looked_ms: 2000.0,
+        pages: 12_288,
+        dirty_pages: 1068,
+        mbit,
+        basis: "by the limit that is set".into(),
+        forecast: mbit.map(|_| Forecast {
+            after_round: 0,
+            converges: true,
+            rounds: 2,
+            ms: 2200.0,
+            ms_p90: 2900.0,
+            downtime_ms: 31.0,
+            downtime_ms_p90: 40.0,
+        }),
+        limited_by: Limit::Link,
+        least_mbit: mbit.map(|_| 24),
+    };
+    for (mbit, words) in [
+        (
+            Some(200.0),
+            "at 200 Mbit/s, by the limit that is set: 2 more rounds in 2.2 s to 2.9 s, then a pause of 31.0 ms",
+        ),
+        (
+            None,
+            "no forecast: by the limit that is set\nit converges at no rate",
+        ),
+    ] {
+        let node = TestNode::start(reports(move |id, vm| MigrationReport {
+            dry_run: true,
+            prospect: Some(ahead(mbit)),
+            ..fake::report(id, vm, RunResult::DryRun)
+        }));
+        let dry_run = ["migrate", "web", "--to", "b", "--dry-run"];
+        let (out, _) = run(&mut node.dwcp(&dry_run), 0);
+        let looked = "12288 pages have memory, and 1068 were written in 2.0 s";
+        assert!(out.contains(words) && out.contains(looked), "{out}");
+        let (out, _) = run(node.dwcp(&dry_run).arg("--json"), 0);
+        assert_eq!(json(&out)["prospect"]["pages"], 12_288);
+    }
 }
 
 /// Zeros of what was never measured are not printed; the JSON has every field all the same.

@@ -186,6 +186,7 @@ pub fn report(id: MigrationId, vm: &str, result: RunResult) -> MigrationReport {
         streams_in_use: 2,
         throttle_percent: 0,
         forecast: None,
+        prospect: None,
         postcopy: None,
         streams: 2,
         transport: "tcp-uring".into(),

@@ -29,7 +29,7 @@ pub use path::{PathMode, PathSample, Tune};
 pub use recover::{HalfDone, HalfDoneState, RecoverRequest, Recovery, SettledOwner};
 pub use report::{
     DowntimePartsMs, Forecast, Limit, MigrationReport, MigrationStatus, PageCounts, PhaseName,
-    PostcopyReport, Progress, Role, RoundReport, RunResult, TlsReport,
+    PostcopyReport, Progress, Prospect, Role, RoundReport, RunResult, TlsReport,
 };
 pub use socket::{Listener, SocketError, connect, receive, send};
 pub use store::{StoreEntry, StoreKind, StoreRequest, StoreState};

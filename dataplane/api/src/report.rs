@@ -161,6 +161,27 @@ pub struct Forecast {
     pub downtime_ms_p90: f64,
 }
 
+/// What would come of a migration, told by a dry run that looked at its guest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Prospect {
+    /// The guest was looked at for so long.
+    pub looked_ms: f64,
+    /// Its pages that have memory: as many are sent at first, those of them that are zero as such.
+    pub pages: u64,
+    /// Pages that it wrote while it was looked at.
+    pub dirty_pages: u64,
+    /// Guest pages that are expected to leave, in millions of bits a second; `None` when nothing is known of the way.
+    pub mbit: Option<f64>,
+    /// Whence that is known, or why it is not.
+    pub basis: String,
+    /// What would come of it then, from the beginning on: `after_round` is 0.
+    pub forecast: Option<Forecast>,
+    /// What keeps that from being better.
+    pub limited_by: Limit,
+    /// The least of such rates, to a hundredth, with which it converges; `None` when none does.
+    pub least_mbit: Option<u64>,
+}
+
 /// What keeps a migration from being faster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -316,6 +337,9 @@ pub struct MigrationReport {
     /// Whether it was to converge, as it was told first.
     #[serde(default)]
     pub forecast: Option<Forecast>,
+    /// Dry run at the source: what would come of it, where that can be told.
+    #[serde(default)]
+    pub prospect: Option<Prospect>,
     /// What post-copy took, where there was any.
     #[serde(default)]
     pub postcopy: Option<PostcopyReport>,

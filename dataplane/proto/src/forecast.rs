@@ -14,6 +14,9 @@ use crate::{RoundLimits, convergence::is_worth_pausing};
 /// Samples kept: beyond that every other one goes.
 const POINTS_MAX: usize = 64;
 
+/// How far a curve is drawn out behind its samples.
+const FAR_NS: u64 = 600 * 1_000_000_000;
+
 /// How many pages are dirty so long after none was.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DirtyCurve {
@@ -37,6 +40,30 @@ impl DirtyCurve {
             });
         }
         self.points.push((ns, pages));
+    }
+
+    /// The same with what is to be expected long after the last sample: a guest that rewrites a set of pages at random
+    /// comes to new ones less and less. Of its two last doublings of time the second brought so much less than the
+    /// first, and so will the next ones.
+    #[must_use]
+    pub fn looking_far(&self) -> Self {
+        let mut far = self.clone();
+        let Some(&(ns, pages)) = self.points.last() else {
+            return far;
+        };
+        let half = self.pages_after(ns / 2);
+        let rise = pages.saturating_sub(half);
+        // Pages in the second half of the time, as a part of those in the first.
+        let part = (rise as f64 / half.max(1) as f64).min(1.0);
+        let (mut at, mut now, mut step) = (ns, pages as f64, rise as f64 * part);
+        while far.points.len() < POINTS_MAX && at < FAR_NS {
+            at += ns / 2;
+            now += step;
+            step *= part;
+            far.points.push((at, now as u64));
+        }
+        // What comes behind that is of the last step.
+        far
     }
 
     /// Whether nothing is known.
@@ -84,6 +111,22 @@ pub struct ForecastInput<'a> {
     pub unchanged_permille: u32,
     /// Where the operator draws the lines.
     pub limits: &'a RoundLimits,
+}
+
+/// Looks ahead from before the beginning: `input.pages` are all that the first round will send, and the curve begins
+/// with it. `None` while nothing is known of what the guest writes.
+#[must_use]
+pub fn forecast_from_start(input: &ForecastInput<'_>) -> Option<Forecast> {
+    let first_ns = input.pages.saturating_mul(input.page_ns);
+    let ahead = forecast(&ForecastInput {
+        interval_ns: first_ns,
+        ..*input
+    })?;
+    Some(Forecast {
+        rounds: ahead.rounds + 1,
+        ns: ahead.ns.saturating_add(first_ns),
+        ..ahead
+    })
 }
 
 /// What lies ahead.
@@ -248,6 +291,54 @@ mod tests {
             (780 * MS..=800 * MS).contains(&found.downtime_ns),
             "{found:?}"
         );
+    }
+
+    #[test]
+    fn a_set_that_is_rewritten_is_seen_to_be_all() {
+        for (set, rate) in [
+            (11_000.0, 12_500.0),
+            (30_000.0, 8_000.0),
+            (2_000.0, 9_000.0),
+        ] {
+            let far = guest(set, rate, 2000).looking_far();
+            for seconds in [3.0_f64, 5.0, 10.0, 30.0] {
+                let right = set * (1.0 - (-rate * seconds / set).exp());
+                let found = far.pages_after((seconds * 1e9) as u64) as f64;
+                assert!(
+                    (found / right - 1.0).abs() < 0.25,
+                    "{set} {rate} {seconds}: {found} for {right}"
+                );
+            }
+        }
+        // One that never comes back to a page goes on.
+        let mut curve = DirtyCurve::default();
+        (1..=10).for_each(|at| curve.add(at * 200 * MS, at * 1000));
+        let far = curve.looking_far().pages_after(10_000 * MS);
+        assert!((45_000..=55_000).contains(&far), "{far}");
+        assert!(DirtyCurve::default().looking_far().is_empty());
+    }
+
+    #[test]
+    fn from_the_start_the_first_round_is_ahead() {
+        let curve = guest(2_000.0, 9_000.0, 2000).looking_far();
+        let input = ForecastInput {
+            round: 0,
+            pages: 60_000,
+            ram_pages: 65_536,
+            curve: &curve,
+            interval_ns: 0,
+            page_ns: 40_000,
+            unchanged_permille: 250,
+            limits: &LIMITS,
+        };
+        let found = forecast_from_start(&input).unwrap();
+        assert!(found.converges && found.rounds >= 1, "{found:?}");
+        assert!(found.ns >= 60_000 * 40_000, "{found:?}");
+        let slow = ForecastInput {
+            page_ns: 400_000,
+            ..input
+        };
+        assert!(!forecast_from_start(&slow).unwrap().converges);
     }
 
     /// Two samples close together say little of what is far behind them.

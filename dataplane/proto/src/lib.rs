@@ -26,7 +26,7 @@ pub use convergence::{
     expected_downtime_ns, throttle,
 };
 pub use destination::{Destination, DestinationAction, DestinationConfig, DestinationEvent};
-pub use forecast::{DirtyCurve, Forecast, ForecastInput, forecast};
+pub use forecast::{DirtyCurve, Forecast, ForecastInput, forecast, forecast_from_start};
 pub use phase::{Phase, is_transition_valid};
 pub use recovery::{
     DestinationRecovery, LastRecord, SourceRecovery, VmState, recover_destination, recover_source,

@@ -58,6 +58,7 @@ mod source_forecast;
 mod source_path;
 mod source_paths;
 mod source_postcopy;
+mod source_prospect;
 mod source_rdma;
 mod source_rounds;
 mod source_streams;

@@ -176,6 +176,9 @@ impl MigrationHandle {
     }
 }
 
+/// Nodes whose ways are remembered.
+const PEERS_MAX: usize = 1024;
+
 /// A node. Shared by its control socket, its listener and its drivers.
 #[derive(Debug)]
 pub struct Node {
@@ -190,6 +193,8 @@ pub struct Node {
     pub(super) incoming_settings: OnceLock<TransferSettings>,
     pub(super) vms: Mutex<VmTable>,
     pub(super) looking: Looking,
+    /// How long a page with data took on the way to a node, by its name; nanoseconds.
+    page_times: Mutex<HashMap<String, u64>>,
     migrations: Mutex<Vec<Arc<MigrationHandle>>>,
     joins: Mutex<HashMap<u128, Mailbox<DestinationInput>>>,
     incoming: Mutex<HashMap<MigrationId, Mailbox<DestinationInput>>>,
@@ -240,6 +245,7 @@ impl Node {
             incoming_settings: OnceLock::new(),
             vms: Mutex::default(),
             looking: Looking::default(),
+            page_times: Mutex::default(),
             migrations: Mutex::default(),
             joins: Mutex::default(),
             incoming: Mutex::default(),
@@ -270,6 +276,19 @@ impl Node {
     pub fn certificate(&self) -> Option<CertificateFacts> {
         let tls = self.tls.as_ref()?;
         Some(tls.identity().facts().clone())
+    }
+
+    /// How long a page with data took when a VM was moved to that node last, in nanoseconds.
+    pub(super) fn page_time(&self, peer: &str) -> Option<u64> {
+        lock(&self.page_times).get(peer).copied()
+    }
+
+    pub(super) fn note_page_time(&self, peer: &str, page_ns: u64) {
+        let mut times = lock(&self.page_times);
+        if times.len() >= PEERS_MAX {
+            times.clear();
+        }
+        times.insert(peer.to_owned(), page_ns);
     }
 
     /// Its counters page.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use dwcp_api::{
-    Codec, Forecast, MigrationId, MigrationReport, PageCounts, PostcopyReport, Role, RoundReport,
-    RunResult, TlsReport,
+    Codec, Forecast, MigrationId, MigrationReport, PageCounts, PostcopyReport, Prospect, Role,
+    RoundReport, RunResult, TlsReport,
 };
 use dwcp_proto::{Ending, Outcome};
 
@@ -63,6 +63,8 @@ pub(super) struct Recorder {
     pub(super) verified: bool,
     /// Nothing is to be moved.
     pub(super) dry_run: bool,
+    /// What a dry run foretells.
+    pub(super) prospect: Option<Prospect>,
     /// The destination accepted the offer.
     pub(super) accepted: bool,
     /// Source: this node ended it, by a fault of its own or because it was asked to.
@@ -197,6 +199,7 @@ impl Recorder {
             ram_bytes: 0,
             verified: false,
             dry_run: false,
+            prospect: None,
             accepted: false,
             ended_here: false,
             peer_lost: false,
@@ -334,6 +337,7 @@ impl Recorder {
             streams_in_use: self.streams_in_use,
             throttle_percent: self.throttle_percent,
             forecast: self.forecasts.map(|told| told.first),
+            prospect: self.prospect.clone(),
             postcopy: self.postcopy.map(|(report, _)| report),
             transport: self.transport.clone(),
             tls: self.tls.clone(),

@@ -123,6 +123,8 @@ pub(super) struct SourceDriver {
     pub(super) throttle: Option<Throttle>,
     pub(super) collected_at: Option<Instant>,
     pub(super) writing: Writing,
+    /// A dry run: the destination's answer, while the guest is looked at.
+    pub(super) agreed: Option<SourceEvent>,
     pub(super) query_under_way: Arc<AtomicBool>,
     pub(super) outcome: Option<Outcome>,
     /// Its place among the migrations of this node.
@@ -189,6 +191,7 @@ impl SourceDriver {
             }
             self.watch_path();
             self.watch_writing();
+            self.look_on();
             self.give_turn_up();
             self.publish();
         }
@@ -204,6 +207,11 @@ impl SourceDriver {
             }
             SourceInput::Event(SourceEvent::Peer(Control::RdmaKeysGone)) => {
                 self.keys_are_gone();
+            }
+            SourceInput::Event(event @ SourceEvent::Peer(Control::Accept { .. }))
+                if self.request.dry_run =>
+            {
+                self.look_first(event);
             }
             SourceInput::Event(event @ SourceEvent::Peer(Control::RoundReport { .. })) => {
                 self.report_came(event);
@@ -434,6 +442,7 @@ impl SourceDriver {
         self.relay = None;
         self.serving.end();
         self.tracker.disarm();
+        self.remember_page_time();
         (self.turn, self.share) = (None, None);
         self.stop_asking();
         if let Some(thread) = self.device_thread.take() {

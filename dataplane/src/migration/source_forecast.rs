@@ -20,7 +20,7 @@ const P90_TENTHS: u64 = 13;
 
 /// Of a thousand pages that are dirty after all of RAM was sent so many were sent as they are: the better part of those that
 /// were written once.
-const UNCHANGED_PERMILLE: u32 = 250;
+pub(super) const UNCHANGED_PERMILLE: u32 = 250;
 
 /// As many say by themselves how long one takes: 16 MiB.
 const PAGES_ENOUGH: u64 = 4096;
@@ -31,7 +31,7 @@ const PAGES_MIN: u64 = 256;
 /// What the guest has written since the last look that took it.
 #[derive(Debug, Default)]
 pub(super) struct Writing {
-    curve: DirtyCurve,
+    pub(super) curve: DirtyCurve,
     /// When the next look is due.
     due: Duration,
     /// Time that a page with data takes.
@@ -47,6 +47,11 @@ impl Writing {
 }
 
 impl Writing {
+    /// Time that a page with data took.
+    pub(super) const fn page_ns(&self) -> Option<u64> {
+        self.page_ns
+    }
+
     /// A round of so many pages with data took so long. Of few pages the round trip and whatever held it up are the
     /// greater part: they change what many have said by as much as they are.
     fn note_round(&mut self, data: u64, ms: f64) {
@@ -67,7 +72,8 @@ impl SourceDriver {
         let Some(since) = self.collected_at.map(|at| at.elapsed()) else {
             return;
         };
-        if self.machine.phase() != Phase::Precopy || since < self.writing.due {
+        let is_looked_at = self.machine.phase() == Phase::Precopy || self.agreed.is_some();
+        if !is_looked_at || since < self.writing.due {
             return;
         }
         let began = Instant::now();
@@ -116,17 +122,7 @@ impl SourceDriver {
                 limits: &limits,
             })
         };
-        let (p50, p90) = (ahead(page_ns)?, ahead(page_ns * P90_TENTHS / 10)?);
-        let ms = |ns: u64| ns as f64 / 1e6;
-        let told = Forecast {
-            after_round: round.round,
-            converges: p50.converges,
-            rounds: p50.rounds,
-            ms: ms(p50.ns),
-            ms_p90: ms(p90.ns.max(p50.ns)),
-            downtime_ms: ms(p50.downtime_ns),
-            downtime_ms_p90: ms(p90.downtime_ns.max(p50.downtime_ns)),
-        };
+        let told = told(round.round, page_ns, ahead)?;
         tracing::info!(vm = self.request.vm, ?told, "forecast");
         self.recorder.foresee(told);
         Some(Outlook {
@@ -135,6 +131,25 @@ impl SourceDriver {
             outruns: !told.converges,
         })
     }
+}
+
+/// What is told of what lies ahead when a page takes so long, and when each takes longer.
+pub(super) fn told(
+    after_round: u32,
+    page_ns: u64,
+    ahead: impl Fn(u64) -> Option<dwcp_proto::Forecast>,
+) -> Option<Forecast> {
+    let (p50, p90) = (ahead(page_ns)?, ahead(page_ns * P90_TENTHS / 10)?);
+    let ms = |ns: u64| ns as f64 / 1e6;
+    Some(Forecast {
+        after_round,
+        converges: p50.converges,
+        rounds: p50.rounds,
+        ms: ms(p50.ns),
+        ms_p90: ms(p90.ns.max(p50.ns)),
+        downtime_ms: ms(p50.downtime_ns),
+        downtime_ms_p90: ms(p90.downtime_ns.max(p50.downtime_ns)),
+    })
 }
 
 #[cfg(test)]

@@ -175,6 +175,7 @@ pub(super) fn driver(parts: Parts) -> SourceDriver {
         round: None,
         throttle: None,
         collected_at: None,
+        agreed: None,
         writing: Writing::default(),
         query_under_way: Arc::default(),
         outcome: None,

@@ -12,7 +12,8 @@ use crate::failure::Failure;
 use crate::{probe, show, watch};
 
 const HELP: &str = "Waits for the end unless --no-wait; ending this command does not end the \
-migration (dwcp cancel does). With --json the end is the report `dwcp.migration/1`, that of a dry \
+migration (dwcp cancel does). A dry run looks at the guest for two seconds and foretells rounds, time and pause, at the \
+rate of the last migration to the node or that of transfer.bandwidth_limit_mbit. With --json the end is the report `dwcp.migration/1`, that of a dry \
 run too: its result is `dry-run` when both nodes agree, or `aborted`.
 
 Examples:
@@ -165,7 +166,15 @@ fn may_come_back(failure: &Failure) -> Option<String> {
 /// What a dry run found.
 fn finding(report: &MigrationReport, to: &str) -> String {
     match report.result {
-        RunResult::DryRun => format!("{} can be moved to {to}", report.vm),
+        RunResult::DryRun => {
+            let can = format!("{} can be moved to {to}", report.vm);
+            let ahead = report.prospect.as_ref().map(show::prospect);
+            [Some(can), ahead]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+                .join("\n")
+        }
         _ => format!("{} cannot be moved to {to}: {}", report.vm, report.reason),
     }
 }

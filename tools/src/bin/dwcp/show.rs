@@ -3,7 +3,7 @@
 use comfy_table::{Cell, Table, presets};
 use dwcp_api::{
     Forecast, Limit, MigrationReport, MigrationStatus, PhaseName, PostcopyReport, Progress,
-    RunResult, TlsReport,
+    Prospect, RunResult, TlsReport,
 };
 
 /// Bytes with a binary unit, three digits.
@@ -235,18 +235,46 @@ fn measured(report: &MigrationReport) -> Vec<(&'static str, String)> {
 
 /// What was to be expected.
 pub(crate) fn forecast(ahead: &Forecast) -> String {
+    format!("after round {}: {}", ahead.after_round, lies_ahead(ahead))
+}
+
+fn lies_ahead(ahead: &Forecast) -> String {
     let range = |low: f64, high: f64| format!("{} to {}", duration(low), duration(high));
     let pause = range(ahead.downtime_ms, ahead.downtime_ms_p90);
-    let after = format!("after round {}", ahead.after_round);
     if !ahead.converges {
-        return format!("{after}: the guest outruns its link, the shortest pause would be {pause}");
+        return format!("the guest outruns its link, the shortest pause would be {pause}");
     }
     let rounds = match ahead.rounds {
         1 => "1 more round".to_owned(),
         rounds => format!("{rounds} more rounds"),
     };
     let time = range(ahead.ms, ahead.ms_p90);
-    format!("{after}: {rounds} in {time}, then a pause of {pause}")
+    format!("{rounds} in {time}, then a pause of {pause}")
+}
+
+/// What a dry run foretells.
+pub(crate) fn prospect(ahead: &Prospect) -> String {
+    let looked = format!(
+        "{} pages have memory, and {} were written in {}",
+        ahead.pages,
+        ahead.dirty_pages,
+        duration(ahead.looked_ms)
+    );
+    let would = match (&ahead.forecast, ahead.mbit) {
+        (Some(forecast), Some(mbit)) => {
+            format!(
+                "at {mbit:.0} Mbit/s, {}: {}",
+                ahead.basis,
+                lies_ahead(forecast)
+            )
+        }
+        _ => format!("no forecast: {}", ahead.basis),
+    };
+    let least = match ahead.least_mbit {
+        Some(mbit) => format!("it converges from {mbit} Mbit/s of pages on"),
+        None => "it converges at no rate".to_owned(),
+    };
+    [looked, would, least].join("\n")
 }
 
 /// What post-copy took.
