@@ -147,11 +147,11 @@ fn a_guest_comes_back_from_a_node_that_is_gone_for_good() {
     recover(&at.lab.a, &["guest", "--timeout-s", "0"], 8);
     assert_eq!(at.lab.guest.running(), (false, false));
 
-    let out = recover(&at.lab.a, &[&DECIDE[..], &[GONE]].concat(), 0);
+    let out = recover(&at.lab.a, &[&DECIDE[..], &[GONE]].concat(), 8);
     assert!(out.contains("runs here, at epoch 2"), "{out}");
     assert_eq!(at.lab.guest.running(), (true, false));
     assert_eq!(at.lab.guest.verify_at_source().unwrap(), Ok(()));
-    let out = recover(&at.lab.a, &[], 0);
+    let out = recover(&at.lab.a, &[], 8);
     assert!(out.contains("the other node does not know it"), "{out}");
     assert_eq!(owner(&mut at.lab.a), Some(("here".to_owned(), 2)));
 }
@@ -165,7 +165,7 @@ fn a_node_that_comes_back_with_its_commit_ends_what_it_has() {
     kill(&mut at.lab.b);
     at.proxy.cut();
     at.until("not in doubt", is_in_doubt);
-    recover(&at.lab.a, &[&DECIDE[..], &[GONE]].concat(), 0);
+    recover(&at.lab.a, &[&DECIDE[..], &[GONE]].concat(), 8);
     at.proxy.mend();
     at.lab.b.revive().unwrap();
     at.until("the destination still claims it", |lab| {
