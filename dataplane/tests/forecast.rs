@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{TwoNodes, busy, log, settings, wait};
+use common::{TwoNodes, busy, log, settings, until, wait};
 use dwcp_api::{MigrationId, MigrationReport, NotConverged, Prospect, RunResult, TransferSettings};
 use dwcp_testbed::Kind;
 use dwcp_testbed::synthetic::SyntheticOptions;
@@ -104,6 +104,10 @@ fn a_dry_run_knows_what_the_last_migration_had() {
     };
     let report = run(&nodes, (2, impossible, false));
     assert_eq!(report.result, RunResult::Aborted, "{}", report.reason);
+    // The destination clears what had come.
+    until("the place is not free again", || {
+        nodes.b.node.list()[0].state == "incoming"
+    });
     let ahead = foretold(&nodes, (3, settings()));
     assert!(ahead.basis.contains("as the last migration"), "{ahead:?}");
     assert!(
