@@ -119,6 +119,16 @@ impl Doubt {
         ));
     }
 
+    /// The destination has taken the guest over and runs it, and its data plane was started anew without its journal.
+    fn with_another_journal() -> Self {
+        let mut doubt = Self::after(committed());
+        until("not taken over", || doubt.new.is_running());
+        doubt.kill_b();
+        doubt.start_b_without_its_journal();
+        doubt.proxy.restore();
+        doubt
+    }
+
     fn start_b(&mut self) {
         self.b = Some(start(self.folder.path(), &self.addresses, 1));
     }
@@ -268,11 +278,7 @@ fn a_destination_that_answers_decides_and_no_operator() {
 /// Its guest runs in a VMM that is still there: "it never began here" would let a second one run.
 #[test]
 fn a_destination_that_has_lost_its_journal_decides_nothing() {
-    let mut doubt = Doubt::after(committed());
-    until("not taken over", || doubt.new.is_running());
-    doubt.kill_b();
-    doubt.start_b_without_its_journal();
-    doubt.proxy.restore();
+    let mut doubt = Doubt::with_another_journal();
     let says_why = |doubt: &mut Doubt| {
         let open = list(doubt.a());
         open.len() == 1 && open[0].why.contains("knows nothing of this migration")
@@ -295,11 +301,7 @@ fn a_destination_that_has_lost_its_journal_decides_nothing() {
 /// right journal may come back.
 #[test]
 fn a_destination_that_was_installed_anew_is_told_until_it_knows() {
-    let mut doubt = Doubt::after(committed());
-    until("not taken over", || doubt.new.is_running());
-    doubt.kill_b();
-    doubt.start_b_without_its_journal();
-    doubt.proxy.restore();
+    let mut doubt = Doubt::with_another_journal();
     settle(doubt.a(), SettledOwner::Here, false).unwrap();
     assert!(doubt.old.is_running());
     until("why is not said", || {

@@ -118,10 +118,9 @@ impl Unfinished {
                 format!("{peer} is connected to until that succeeds; then it goes on")
             }
             (HalfDoneState::Silent, _) => "its VMM is asked each second".to_owned(),
-            (HalfDoneState::Untold, _) => {
-                format!("{peer} is told each second that it is not the owner")
-            }
-            (HalfDoneState::Failed, _) if self.stage == Stage::TakenBack => {
+            (HalfDoneState::Untold | HalfDoneState::Failed, _)
+                if self.stage == Stage::TakenBack =>
+            {
                 format!("{peer} is told each second that it is not the owner")
             }
             (HalfDoneState::Stuck, Role::Destination) => format!(

@@ -53,9 +53,8 @@ pub fn read_everything(session: &Session) -> Reread {
 /// From the system, or when a thread of it died.
 pub fn read_root(session: &Session) -> Result<RamRoot, String> {
     let mut data = session.layout.empty_bitmap();
-    for (block, bitmap) in session.layout.blocks().iter().zip(&mut data.blocks) {
-        block.mark_data(bitmap).map_err(|error| error.to_string())?;
-    }
+    let marked = session.layout.mark_data(&mut data);
+    marked.map_err(|error| error.to_string())?;
     let parts = in_shares(session, |pages| root_of(session, &data, pages));
     parts
         .into_iter()

@@ -68,9 +68,7 @@ pub fn ask_for_pages(
     mut ask: impl FnMut(Question) -> bool,
 ) -> Result<(), RamError> {
     let mut in_use = session.layout.empty_bitmap();
-    for (block, bitmap) in session.layout.blocks().iter().zip(&mut in_use.blocks) {
-        block.mark_data(bitmap)?;
-    }
+    session.layout.mark_data(&mut in_use)?;
     let content_key = FingerprintKey::new(seed);
     for (block, first) in scattered(chunks(&in_use)) {
         if stop.load(Ordering::Relaxed) {

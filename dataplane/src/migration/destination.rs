@@ -404,14 +404,7 @@ impl DestinationDriver {
             control.shut();
         }
         let outcome = self.outcome.take().unwrap_or_else(no_outcome);
-        let (owner, epoch) = match outcome.result {
-            Ending::Completed => ("destination", self.offer.epoch + 1),
-            Ending::Failed if self.node.journal().state().committed(self.handle.id) => {
-                ("destination", self.offer.epoch + 1)
-            }
-            Ending::Failed => ("unknown", self.offer.epoch),
-            Ending::Aborted => ("source", self.offer.epoch),
-        };
+        let (owner, epoch) = self.journal.owner_after(&self.node, outcome.result);
         let session = self.session.as_deref();
         let report = self.recorder.report(&End {
             outcome: &outcome,

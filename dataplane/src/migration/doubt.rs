@@ -159,17 +159,12 @@ impl Question {
     }
 
     fn finish(&mut self, outcome: &Outcome) {
-        let (phase, owner, epoch) = match outcome.result {
-            Ending::Completed => (Phase::Complete, "destination", self.scope.epoch + 1),
-            Ending::Aborted => {
-                let epoch = self.node.journal().state().epoch_of(&self.scope.vm);
-                (Phase::Aborted, "source", epoch)
-            }
-            Ending::Failed if self.node.journal().state().committed(self.scope.migration) => {
-                (Phase::Failed, "destination", self.scope.epoch + 1)
-            }
-            Ending::Failed => (Phase::Failed, "unknown", self.scope.epoch),
+        let phase = match outcome.result {
+            Ending::Completed => Phase::Complete,
+            Ending::Aborted => Phase::Aborted,
+            Ending::Failed => Phase::Failed,
         };
+        let (owner, epoch) = self.scope.owner_after(&self.node, outcome.result);
         // A destination commits only what it has proven.
         self.recorder.verified = outcome.result == Ending::Completed;
         let report = self.recorder.report(&End {

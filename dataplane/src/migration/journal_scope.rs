@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dwcp_api::{MigrationId, Role};
 use dwcp_journal::{GuestMemory, Record, RecordKind, Unfinished, wall_ms};
-use dwcp_proto::JournalEntry;
+use dwcp_proto::{Ending, JournalEntry};
 
 use super::doubt::ASK_AGAIN;
 use super::node::Node;
@@ -68,6 +68,20 @@ impl JournalScope {
             }
             error.to_string()
         })
+    }
+
+    /// Who owns the VM at the end, and at which epoch, by what this node knows.
+    pub(super) fn owner_after(&self, node: &Node, end: Ending) -> (&'static str, u64) {
+        let state = node.journal().state();
+        match end {
+            Ending::Completed => ("destination", self.epoch + 1),
+            // It could not be run there, or its operator has given it up here: it is the destination's all the same.
+            Ending::Failed if state.committed(self.migration) => ("destination", self.epoch + 1),
+            Ending::Failed => ("unknown", self.epoch),
+            // One more than was handed over, where an operator has taken it back.
+            Ending::Aborted if self.role == Role::Source => ("source", state.epoch_of(&self.vm)),
+            Ending::Aborted => ("source", self.epoch),
+        }
     }
 
     /// Makes an entry durable that could not be written, as soon as it can, if it tells what has happened: that is so

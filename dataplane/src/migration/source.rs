@@ -448,19 +448,7 @@ impl SourceDriver {
         if let Some(thread) = self.device_thread.take() {
             let _ = thread.join();
         }
-        let (owner, epoch) = match outcome.result {
-            Ending::Completed => ("destination", self.journal.epoch + 1),
-            // One more than was handed over, where an operator has taken it back.
-            Ending::Aborted => (
-                "source",
-                self.node.journal().state().epoch_of(&self.request.vm),
-            ),
-            // Its operator has given the guest up, which is the destination's.
-            Ending::Failed if self.node.journal().state().committed(self.request.id) => {
-                ("destination", self.journal.epoch + 1)
-            }
-            Ending::Failed => ("unknown", self.journal.epoch),
-        };
+        let (owner, epoch) = self.journal.owner_after(&self.node, outcome.result);
         if self.lanes.is_some() {
             let (away, all) = (self.recorder.pages_away, self.recorder.pages_visited);
             self.recorder.remark(format!(

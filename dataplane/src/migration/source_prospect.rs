@@ -90,14 +90,12 @@ impl SourceDriver {
 
     /// What the first round will send, but for those of them that are zero.
     fn pages_with_memory(&self) -> u64 {
-        let mut data = self.session.layout.empty_bitmap();
-        let blocks = self.session.layout.blocks().iter();
-        for (block, bitmap) in blocks.zip(&mut data.blocks) {
-            if !matches!(block.mark_data(bitmap), Ok(true)) {
-                bitmap.set_range(0, block.pages());
-            }
+        let layout = &self.session.layout;
+        let mut data = layout.empty_bitmap();
+        match layout.mark_data(&mut data) {
+            Ok(()) => data.count(),
+            Err(_) => layout.pages(),
         }
-        data.count()
     }
 
     /// How long a page may take, and whence that is known.

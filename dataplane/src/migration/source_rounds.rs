@@ -94,9 +94,7 @@ impl SourceDriver {
             self.tracker.collect(&mut dirty)?
         };
         if all || collected == Collected::Everything {
-            for (block, bitmap) in self.session.layout.blocks().iter().zip(&mut dirty.blocks) {
-                block.mark_data(bitmap)?;
-            }
+            self.session.layout.mark_data(&mut dirty)?;
             self.mark_held(&mut dirty);
         }
         Ok(dirty)

@@ -60,6 +60,17 @@ impl RamLayout {
         self.first_page[block] + u64::from(page)
     }
 
+    /// Marks every page that may hold something else than zeros.
+    ///
+    /// # Errors
+    /// [`RamError::System`].
+    pub fn mark_data(&self, bitmap: &mut RamBitmap) -> Result<(), RamError> {
+        for (block, bitmap) in self.blocks.iter().zip(&mut bitmap.blocks) {
+            block.mark_data(bitmap)?;
+        }
+        Ok(())
+    }
+
     /// A bitmap of the right shape, empty.
     #[must_use]
     pub fn empty_bitmap(&self) -> RamBitmap {

@@ -8,6 +8,8 @@ mod table;
 
 use std::borrow::Cow;
 
+use serde::{Deserialize, Serialize};
+
 use super::EFFORTS;
 use super::interval::Interval;
 
@@ -49,7 +51,8 @@ pub const NODES_MAX: usize = 256;
 const LOG_MAX: f64 = 40.0;
 
 /// A part of a tree. The first is the root, and those that a split names stand behind it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Node {
     /// Take the effort at this index of `Effort::ALL`.
     Take(u8),

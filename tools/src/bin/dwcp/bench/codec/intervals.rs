@@ -3,12 +3,12 @@
 
 use std::io::{BufRead, Write};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, anyhow, bail};
 use dwcp_dataplane::path::{Effort, FEATURES, Features, Interval};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use time::OffsetDateTime;
 
 use super::emulated::Recorded;
 use crate::bench::machine::Machine;
@@ -162,7 +162,8 @@ impl Head {
     fn here() -> anyhow::Result<Self> {
         Ok(Self {
             schema: SCHEMA.into(),
-            date: today(),
+            // UTC, as YYYY-MM-DD.
+            date: OffsetDateTime::now_utc().date().to_string(),
             machine: serde_json::to_value(Machine::here())?,
             efforts: Effort::ALL.iter().map(ToString::to_string).collect(),
             features: FEATURES.map(str::to_owned).into(),
@@ -239,25 +240,6 @@ pub(super) fn parse(text: impl BufRead) -> anyhow::Result<Recording> {
         date: head.date,
         rows,
     })
-}
-
-/// UTC, as YYYY-MM-DD. Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
-fn today() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let days = now.map_or(0, |since| since.as_secs() / 86_400);
-    let days = days + 719_468;
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 {
-        from_march + 3
-    } else {
-        from_march - 9
-    };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}")
 }
 
 #[cfg(test)]

@@ -7,19 +7,6 @@ use anyhow::Context as _;
 use dwcp_dataplane::path::{Effort, FEATURES, Node, Tree};
 use serde::{Deserialize, Serialize};
 
-/// A node as JSON.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum FileNode {
-    Take(u8),
-    Split {
-        feature: u8,
-        at_most: f32,
-        then: u8,
-        otherwise: u8,
-    },
-}
-
 /// What a tree was grown on.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct About {
@@ -33,7 +20,7 @@ pub(super) struct About {
 struct FileTree {
     about: About,
     features: Vec<String>,
-    nodes: Vec<FileNode>,
+    nodes: Vec<Node>,
 }
 
 /// Writes it, as the name ends.
@@ -46,24 +33,10 @@ pub(super) fn write(path: &Path, tree: &Tree, about: &About) -> anyhow::Result<(
 }
 
 fn json(tree: &Tree, about: &About) -> anyhow::Result<String> {
-    let nodes = tree.nodes().iter().map(|node| match *node {
-        Node::Take(effort) => FileNode::Take(effort),
-        Node::Split {
-            feature,
-            at_most,
-            then,
-            otherwise,
-        } => FileNode::Split {
-            feature,
-            at_most,
-            then,
-            otherwise,
-        },
-    });
     let file = FileTree {
         about: about.clone(),
         features: FEATURES.map(str::to_owned).into(),
-        nodes: nodes.collect(),
+        nodes: tree.nodes().to_vec(),
     };
     Ok(serde_json::to_string_pretty(&file)? + "\n")
 }
@@ -83,21 +56,7 @@ pub(super) fn parse(text: &str) -> anyhow::Result<Tree> {
         "it has the features {:?}, this release {FEATURES:?}",
         file.features
     );
-    let nodes = file.nodes.iter().map(|node| match *node {
-        FileNode::Take(effort) => Node::Take(effort),
-        FileNode::Split {
-            feature,
-            at_most,
-            then,
-            otherwise,
-        } => Node::Split {
-            feature,
-            at_most,
-            then,
-            otherwise,
-        },
-    });
-    Ok(Tree::new(nodes.collect())?)
+    Ok(Tree::new(file.nodes)?)
 }
 
 /// As rustfmt leaves it.
