@@ -1,8 +1,6 @@
 //! A learned chooser beside the rule, on the same intervals: how often both take the same, and what each loses against
 //! the best effort for the pages that follow.
 
-use std::fmt::Write;
-
 use dwcp_dataplane::path::Tree;
 use serde::Serialize;
 
@@ -70,24 +68,20 @@ pub(super) fn table(cases: &[Case]) -> String {
         "RAM over link                    intervals  agree  rule lost  learned lost\n".to_owned();
     for case in cases {
         let path = if case.is_short { ", short" } else { "" };
-        let _ = writeln!(
-            out,
-            "{:<32} {:>9} {:>6.3} {:>10.3} {:>13.3}",
-            format!("{} over {}{path}", case.ram, case.link),
-            case.intervals,
-            case.agree,
-            case.rule_lost,
-            case.learned_lost
-        );
+        let name = format!("{} over {}{path}", case.ram, case.link);
+        let parts = [case.agree, case.rule_lost, case.learned_lost];
+        out.push_str(&line(&format!("{name:<32}"), case.intervals, parts));
     }
-    let _ = writeln!(
-        out,
-        "{:<32} {:>9} {:>6.3} {:>10.3} {:>13.3}",
-        "mean of them",
-        cases.iter().map(|case| case.intervals).sum::<usize>(),
+    let intervals = cases.iter().map(|case| case.intervals).sum();
+    let parts = [
         mean(cases, |case| case.agree),
         mean(cases, |case| case.rule_lost),
-        mean(cases, |case| case.learned_lost)
-    );
-    out
+        mean(cases, |case| case.learned_lost),
+    ];
+    out + &line(&format!("{:<32}", "mean of them"), intervals, parts)
+}
+
+/// How often both take the same, and what each loses, behind a name.
+pub(super) fn line(name: &str, intervals: usize, [agree, rule, learned]: [f64; 3]) -> String {
+    format!("{name} {intervals:>9} {agree:>6.3} {rule:>10.3} {learned:>13.3}\n")
 }

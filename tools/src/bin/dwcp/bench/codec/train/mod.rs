@@ -3,7 +3,6 @@
 mod cart;
 mod file;
 
-use std::fmt::Write;
 use std::path::PathBuf;
 
 use dwcp_dataplane::path::{FEATURES, Tree};
@@ -13,7 +12,7 @@ use self::cart::{Limits, Sample};
 use self::file::About;
 pub(super) use self::file::read as read_tree;
 use super::intervals::{self, EFFORTS, Row};
-use super::shadow::{Case, cases, mean};
+use super::shadow::{Case, cases, line, mean};
 use crate::context::Context;
 use crate::failure::Failure;
 
@@ -233,15 +232,9 @@ fn table(report: &Report) -> String {
         report.nodes
     );
     for one in &report.held_out {
-        let _ = writeln!(
-            out,
-            "{:<22} {:>9} {:>6.3} {:>10.3} {:>13.3}",
-            format!("{} {}", one.what, one.name),
-            one.intervals,
-            one.agree,
-            one.rule_lost,
-            one.learned_lost
-        );
+        let name = format!("{} {}", one.what, one.name);
+        let parts = [one.agree, one.rule_lost, one.learned_lost];
+        out.push_str(&line(&format!("{name:<22}"), one.intervals, parts));
     }
     out.push_str("\non what it was grown from\n");
     out + &super::shadow::table(&report.learned_from)
