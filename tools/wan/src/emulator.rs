@@ -50,13 +50,13 @@ struct Emulator {
     is_started: bool,
 }
 
-/// Joins the two namespaces until the process is ended. Until it is told to start a link, packets
+/// Joins the two namespaces, by a device of that name in each, until the process is ended. Until it is told to start a link, packets
 /// pass as they come.
 ///
 /// # Errors
 /// What the system refused; or nobody started a link.
-pub fn run(folder: &Path, namespaces: &[String; 2]) -> io::Result<()> {
-    let open = |name: &String| namespace::within(name, Tun::open);
+pub fn run(folder: &Path, namespaces: &[String; 2], device: &str) -> io::Result<()> {
+    let open = |name: &String| namespace::within(name, || Tun::open(device));
     let devices = [open(&namespaces[0])?, open(&namespaces[1])?];
     // Otherwise every sleep may be 50 us longer than asked.
     set_timerslack(1000)?;

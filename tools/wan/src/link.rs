@@ -1,6 +1,7 @@
 //! Links of this machine: up, down, what there is. A link is two namespaces, an emulator process and a
 //! folder (`/run/dwcp-wan/NAME`: `pid`, `link.json`, `control`, `log`). All three have the link's name,
-//! so whatever is left of it after a crash can be found and taken down.
+//! so whatever is left of it after a crash can be found and taken down. A link beside another one is a
+//! second way between the same two namespaces, and goes with them.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -20,13 +21,12 @@ use crate::needs;
 use crate::params::LinkParams;
 use crate::process::Process;
 use crate::traffic;
-use crate::tun::DEVICE;
 
 /// Where the folders of links are.
 pub const FOLDER: &str = "/run/dwcp-wan";
 const PREFIX: &str = "dwcp-wan-";
-/// The namespaces are the link's own, so every link may use the same.
-const ADDRESSES: [&str; 2] = ["10.213.8.1", "10.213.8.2"];
+/// Links between the same two namespaces.
+const BESIDE_MAX: u8 = 8;
 /// The kernel's own queue before the emulator reads: bursts of a fast sender wait here, uncounted.
 const DEVICE_QUEUE_FRAMES: &str = "10000";
 /// A started emulator answers within this time, even on a busy machine.
@@ -42,6 +42,12 @@ pub enum LinkError {
     /// One of that name is there.
     #[error("a link `{0}` is there already: `dwcp-wan down {0}` takes it down")]
     Exists(LinkName),
+    /// There are as many links between its namespaces as there may be.
+    #[error("beside link `{0}` there are {max} already", max = BESIDE_MAX - 1)]
+    Full(LinkName),
+    /// It has no namespaces of its own.
+    #[error("link `{0}` is itself beside another one: name that one")]
+    Beside(LinkName),
     /// None of that name is there.
     #[error("there is no link `{0}`: `dwcp-wan show` lists those there are")]
     NotFound(LinkName),
@@ -120,12 +126,69 @@ pub struct Link {
     pub name: LinkName,
     /// Its namespaces, A and B.
     pub namespaces: [String; 2],
+    /// The device in each.
+    #[serde(default = "first_device")]
+    pub device: String,
     /// An address in each.
     pub addresses: [String; 2],
     /// Largest IP packet, in bytes.
     pub mtu: u32,
     /// The emulator's process.
     pub pid: u32,
+}
+
+fn first_device() -> String {
+    device(0)
+}
+
+/// Of the link so many between its namespaces.
+fn device(number: u8) -> String {
+    format!("wan{number}")
+}
+
+/// The namespaces are its own, so every link may use the same.
+fn addresses(number: u8) -> [String; 2] {
+    [1, 2].map(|side| format!("10.213.{}.{side}", 8 + number))
+}
+
+impl Link {
+    /// One that is yet to be made, in namespaces of its own, or in those of another one.
+    fn planned(name: &LinkName, beside: Option<&LinkName>, mtu: u32) -> Result<Self, LinkError> {
+        let number = match beside {
+            None => 0,
+            Some(other) => free_number(other)?,
+        };
+        Ok(Self {
+            name: name.clone(),
+            namespaces: beside.unwrap_or(name).namespaces(),
+            device: device(number),
+            addresses: addresses(number),
+            mtu,
+            pid: 0,
+        })
+    }
+
+    fn has_own_namespaces(&self) -> bool {
+        self.namespaces == self.name.namespaces()
+    }
+}
+
+/// The first number that no link between the namespaces of `name` has.
+fn free_number(name: &LinkName) -> Result<u8, LinkError> {
+    if !find(name)?.has_own_namespaces() {
+        return Err(LinkError::Beside(name.clone()));
+    }
+    let taken: Vec<_> = beside(name).map(|link| link.device).collect();
+    let is_free = |number: &u8| !taken.contains(&device(*number));
+    let free = (1..BESIDE_MAX).find(is_free);
+    free.ok_or_else(|| LinkError::Full(name.clone()))
+}
+
+/// The links in the namespaces of another one.
+fn beside(name: &LinkName) -> impl Iterator<Item = Link> {
+    let namespaces = name.namespaces();
+    let links = list().into_iter().filter_map(|other| find(&other).ok());
+    links.filter(move |link| link.namespaces == namespaces && !link.has_own_namespaces())
 }
 
 /// A link that goes when this is dropped.
@@ -154,12 +217,14 @@ impl Drop for TemporaryLink {
     }
 }
 
-/// Sets a link up and returns when packets pass. `program` is `dwcp-wan`, which becomes the emulator.
+/// Sets a link up, maybe `beside` another one, and returns when packets pass. `program` is `dwcp-wan`,
+/// which becomes the emulator.
 ///
 /// # Errors
 /// What is missing, or what failed; nothing is left then.
 pub fn up(
     name: &LinkName,
+    beside: Option<&LinkName>,
     params: &LinkParams,
     mtu: u32,
     program: &Path,
@@ -172,6 +237,7 @@ pub fn up(
     if list().contains(name) {
         return Err(LinkError::Exists(name.clone()));
     }
+    let link = Link::planned(name, beside, mtu)?;
     let folder = name.folder();
     let mut builder = DirBuilder::new();
     let made = builder.mode(0o700).recursive(true).create(FOLDER);
@@ -182,7 +248,7 @@ pub fn up(
         }
         made => made.map_err(failed(folder.display().to_string()))?,
     }
-    let made = make(name, params, mtu, program);
+    let made = make(link, params, program);
     if made.is_err() {
         // The first error is the one to tell.
         let _ = down(name);
@@ -190,36 +256,32 @@ pub fn up(
     made
 }
 
-fn make(name: &LinkName, params: &LinkParams, mtu: u32, program: &Path) -> Result<Link, LinkError> {
-    let namespaces = name.namespaces();
-    for namespace in &namespaces {
-        namespace::add(namespace).map_err(failed("a network namespace"))?;
+fn make(mut link: Link, params: &LinkParams, program: &Path) -> Result<Link, LinkError> {
+    if link.has_own_namespaces() {
+        for namespace in &link.namespaces {
+            namespace::add(namespace).map_err(failed("a network namespace"))?;
+        }
     }
-    let child = spawn(name, program).map_err(failed(program.display().to_string()))?;
-    let link = Link {
-        name: name.clone(),
-        namespaces,
-        addresses: ADDRESSES.map(str::to_owned),
-        mtu,
-        pid: child.id(),
-    };
+    let child = spawn(&link, program).map_err(failed(program.display().to_string()))?;
+    link.pid = child.id();
     wait_for_emulator(&link, child)?;
     for side in 0..2 {
         configure(&link, side).map_err(failed("a network device"))?;
     }
     // Packets pass untouched until the start: neither loss nor delay can hide that they do.
     traffic::probe(&link, START_LIMIT).map_err(failed("no packet passes"))?;
-    ask(name, &Request::Start(params.clone()))?;
+    ask(&link.name, &Request::Start(params.clone()))?;
     let text = serde_json::to_string(&link).map_err(io::Error::other);
-    let written = text.and_then(|text| fs::write(name.folder().join("link.json"), text));
+    let written = text.and_then(|text| fs::write(link.name.folder().join("link.json"), text));
     written.map_err(failed("link.json"))?;
     Ok(link)
 }
 
-fn spawn(name: &LinkName, program: &Path) -> io::Result<Child> {
-    let log = File::create(name.folder().join("log"))?;
+fn spawn(link: &Link, program: &Path) -> io::Result<Child> {
+    let log = File::create(link.name.folder().join("log"))?;
+    let [a, b] = &link.namespaces;
     Command::new(program)
-        .args(["emulate", &name.0])
+        .args(["emulate", &link.name.0, a, b, &link.device])
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
@@ -252,48 +314,60 @@ fn configure(link: &Link, side: usize) -> io::Result<()> {
     let namespace = &link.namespaces[side];
     let (own, peer) = (&link.addresses[side], &link.addresses[1 - side]);
     let mtu = link.mtu.to_string();
-    let device = ["-n", namespace, "link", "set", DEVICE];
+    let device = ["-n", namespace, "link", "set", &link.device];
     ip(&[
         &device[..],
         &["mtu", &mtu, "txqueuelen", DEVICE_QUEUE_FRAMES, "up"],
     ]
     .concat())?;
-    ip(&[
-        "-n", namespace, "addr", "add", own, "peer", peer, "dev", DEVICE,
-    ])
+    let address = ["-n", namespace, "addr", "add", own, "peer", peer];
+    ip(&[&address[..], &["dev", &link.device]].concat())
 }
 
 /// What `up` would do, step by step.
-#[must_use]
-pub fn plan(name: &LinkName, params: &LinkParams, mtu: u32) -> Vec<String> {
-    let [a, b] = name.namespaces();
+///
+/// # Errors
+/// There is no link that it could be beside.
+pub fn plan(
+    name: &LinkName,
+    beside: Option<&LinkName>,
+    params: &LinkParams,
+    mtu: u32,
+) -> Result<Vec<String>, LinkError> {
+    let link = Link::planned(name, beside, mtu)?;
+    let ([a, b], device) = (&link.namespaces, &link.device);
     let mut steps = vec![format!("make the folder {}", name.folder().display())];
-    for namespace in [&a, &b] {
-        steps.push(format!("ip netns add {namespace}"));
-        steps.push(format!("ip -n {namespace} link set lo up"));
+    if link.has_own_namespaces() {
+        for namespace in [a, b] {
+            steps.push(format!("ip netns add {namespace}"));
+            steps.push(format!("ip -n {namespace} link set lo up"));
+        }
     }
     steps.push(format!(
-        "start the emulator; a TUN device {DEVICE} in {a} and in {b}"
+        "start the emulator; a TUN device {device} in {a} and in {b}"
     ));
-    for (namespace, own, peer) in [(&a, 0, 1), (&b, 1, 0)] {
-        let (own, peer) = (ADDRESSES[own], ADDRESSES[peer]);
-        steps.push(format!("ip -n {namespace} link set {DEVICE} mtu {mtu} up"));
+    for (namespace, own, peer) in [(a, 0, 1), (b, 1, 0)] {
+        let (own, peer) = (&link.addresses[own], &link.addresses[peer]);
+        steps.push(format!("ip -n {namespace} link set {device} mtu {mtu} up"));
         steps.push(format!(
-            "ip -n {namespace} addr add {own} peer {peer} dev {DEVICE}"
+            "ip -n {namespace} addr add {own} peer {peer} dev {device}"
         ));
     }
     for (way, params) in ["a to b", "b to a"].iter().zip(&params.ways) {
         steps.push(format!("{way}: {}", params.in_words()));
     }
-    steps
+    Ok(steps)
 }
 
-/// Takes down whatever there is of a link, also of one whose emulator was killed. Gives whether
-/// there was anything.
+/// Takes down whatever there is of a link, also of one whose emulator was killed, and what is beside
+/// it. Gives whether there was anything.
 ///
 /// # Errors
 /// What the system refused.
 pub fn down(name: &LinkName) -> Result<bool, LinkError> {
+    for other in beside(name) {
+        down(&other.name)?;
+    }
     let folder = name.folder();
     if let Some(process) = Process::read(&folder) {
         process.end().map_err(failed("the emulator"))?;

@@ -7,8 +7,6 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use nix::libc;
 
-/// The device of every side.
-pub(crate) const DEVICE: &str = "wan0";
 /// Where they come from.
 pub(crate) const TUN_PATH: &str = "/dev/net/tun";
 
@@ -27,14 +25,14 @@ pub(crate) struct Tun {
 
 impl Tun {
     /// Makes the device in the network namespace of the calling thread.
-    pub(crate) fn open() -> io::Result<Self> {
+    pub(crate) fn open(device: &str) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags(libc::O_NONBLOCK)
             .open(TUN_PATH)?;
         let mut name = [0; libc::IFNAMSIZ];
-        for (to, from) in name.iter_mut().zip(DEVICE.bytes()) {
+        for (to, from) in name.iter_mut().take(libc::IFNAMSIZ - 1).zip(device.bytes()) {
             *to = from.cast_signed();
         }
         let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use dwcp_wan::control::{Request, Status};
 use dwcp_wan::link::{self, Link, LinkError, LinkName, TemporaryLink};
 use dwcp_wan::namespace::{self, within};
-use dwcp_wan::params::{LinkParams, TraceSource, WayParams};
+use dwcp_wan::params::{Direction, LinkParams, TraceSource, WayParams};
 use dwcp_wan::{needs, traffic};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -32,7 +32,7 @@ fn is_skipped() -> bool {
 }
 
 fn up(test: &str, params: &LinkParams) -> TemporaryLink {
-    let link = link::up(&own_name(test), params, 1500, Path::new(PROGRAM));
+    let link = link::up(&own_name(test), None, params, 1500, Path::new(PROGRAM));
     link.unwrap_or_else(|error| panic!("{error}")).into()
 }
 
@@ -254,6 +254,63 @@ fn tcp_arrives_whole_through_loss_jitter_and_reordering() {
     );
 }
 
+#[test]
+fn a_link_beside_another_is_a_way_of_its_own() {
+    if is_skipped() {
+        return;
+    }
+    let first = up("first", &LinkParams::default());
+    let params = both(|way| way.delay_ns = 20 * MS);
+    let name = own_name("second");
+    let beside = |other: &LinkName| link::up(&name, Some(other), &params, 1500, Path::new(PROGRAM));
+    let missing = beside(&own_name("none")).unwrap_err();
+    assert!(
+        missing.to_string().contains("there is no link"),
+        "{missing}"
+    );
+    let second = beside(&first.name).unwrap();
+    assert_eq!(second.namespaces, first.namespaces);
+    assert!(round_trip(&second, PATIENCE).unwrap() >= Duration::from_millis(40));
+    // A cut takes one of the ways.
+    let both_ways = Request::Cut {
+        ways: Direction::BOTH.to_vec(),
+        for_ns: None,
+    };
+    link::ask(&first.name, &both_ways).unwrap();
+    assert!(round_trip(&first, Duration::from_millis(100)).is_none());
+    assert!(round_trip(&second, PATIENCE).is_some());
+    let third = link::up(
+        &own_name("third"),
+        Some(&name),
+        &params,
+        1500,
+        Path::new(PROGRAM),
+    );
+    let third = third.unwrap_err().to_string();
+    assert!(third.contains("itself beside"), "{third}");
+    // It goes with the namespaces.
+    let first_name = first.name.clone();
+    drop(first);
+    assert!(is_gone(&first_name) && is_gone(&name));
+}
+
+#[test]
+fn a_link_beside_another_goes_alone() {
+    if is_skipped() {
+        return;
+    }
+    let first = up("stays", &LinkParams::default());
+    let name = own_name("goes");
+    let params = LinkParams::default();
+    for _ in 0..2 {
+        // The same addresses are free again.
+        let again = link::up(&name, Some(&first.name), &params, 1500, Path::new(PROGRAM)).unwrap();
+        assert_eq!(again.addresses[0], "10.213.9.1");
+        assert!(link::down(&name).unwrap() && is_gone(&name));
+    }
+    assert!(round_trip(&first, PATIENCE).is_some());
+}
+
 /// Numbers of the packets that arrive, of 1000.
 fn survivors(params: &LinkParams) -> Vec<u32> {
     let link = up("seed", params);
@@ -309,7 +366,13 @@ fn an_emulator_whose_folder_is_gone_ends() {
         assert!(Instant::now() < deadline, "it runs on");
         thread::sleep(Duration::from_millis(20));
     }
-    let again = link::up(&link.name, &LinkParams::default(), 1500, Path::new(PROGRAM));
+    let again = link::up(
+        &link.name,
+        None,
+        &LinkParams::default(),
+        1500,
+        Path::new(PROGRAM),
+    );
     assert!(
         matches!(again, Err(LinkError::Exists(_))),
         "its namespaces are left: {again:?}"

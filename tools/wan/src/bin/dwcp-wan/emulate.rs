@@ -11,16 +11,26 @@ use crate::failure::Failure;
 /// Before what it is to slow down.
 const NICENESS: i32 = -15;
 
-pub(crate) fn run(name: &LinkName) -> Result<(), Failure> {
+/// `dwcp-wan emulate`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    name: LinkName,
+    a: String,
+    b: String,
+    device: String,
+}
+
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     // Whoever started it may have a terminal, and may hold signals.
     setsid().map_err(std::io::Error::from)?;
     SigSet::empty()
         .thread_set_mask()
         .map_err(std::io::Error::from)?;
-    let folder = name.folder();
+    let folder = args.name.folder();
     process::claim(&folder)?;
     // SAFETY: plain numbers; the process's own. Where it is refused, delays are less exact, no more.
     let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
-    emulator::run(&folder, &name.namespaces())?;
+    let namespaces = [args.a.clone(), args.b.clone()];
+    emulator::run(&folder, &namespaces, &args.device)?;
     Ok(())
 }

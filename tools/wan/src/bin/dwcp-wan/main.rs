@@ -70,7 +70,7 @@ enum Command {
     /// Move TCP through a link: goodput, round trip, CPU of the emulator.
     Measure(measure::Args),
     #[command(hide = true)]
-    Emulate(NameArgs),
+    Emulate(emulate::Args),
 }
 
 /// A link.
@@ -172,7 +172,7 @@ fn dispatch(command: &Command, json: bool) -> Result<ExitCode, Failure> {
         }
         Command::Show(args) => show::run(args.name.as_ref(), json)?,
         Command::Measure(args) => measure::run(args, json)?,
-        Command::Emulate(args) => emulate::run(&args.name)?,
+        Command::Emulate(args) => emulate::run(args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -52,7 +52,7 @@ fn in_words(link: &Link, status: &Status) -> String {
         link.name, status.elapsed_s, status.pid, status.cpu_s, link.mtu
     )];
     for (namespace, address) in link.namespaces.iter().zip(&link.addresses) {
-        lines.push(format!("  {namespace}  {address}"));
+        lines.push(format!("  {namespace}  {address}  {}", link.device));
     }
     lines.extend(status.ways.iter().flat_map(way_in_words));
     lines.join("\n")

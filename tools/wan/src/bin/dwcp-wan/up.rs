@@ -17,6 +17,7 @@ Examples:
   dwcp-wan up --rate 100mbit --delay 50ms
   dwcp-wan up --name lab-2 --rate 1gbit --delay 10ms --jitter 2ms --loss 0.1% --queue 50ms
   dwcp-wan up --rate 100mbit --delay 20ms --back-rate 10mbit
+  dwcp-wan up --name second --beside wan --rate 50mbit --delay 20ms
   dwcp-wan up --trace lte.csv --delay 40ms --dry-run";
 
 /// A link to be made.
@@ -40,7 +41,11 @@ pub(crate) struct Args {
     /// Name of the link.
     #[arg(long, default_value = "wan")]
     name: LinkName,
-    /// Say what would be done; needs nothing, changes nothing.
+    /// A second way between the namespaces of this link; it has addresses of its own, and goes when that
+    /// link goes.
+    #[arg(long, value_name = "NAME")]
+    beside: Option<LinkName>,
+    /// Say what would be done; needs no root, changes nothing.
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -53,9 +58,14 @@ impl NewLink {
     }
 
     /// Sets it up. A signal that came meanwhile has taken it down again.
-    pub(crate) fn up(&self, name: &LinkName, signals: &Held) -> Result<Link, Failure> {
+    pub(crate) fn up(
+        &self,
+        name: &LinkName,
+        beside: Option<&LinkName>,
+        signals: &Held,
+    ) -> Result<Link, Failure> {
         let program = std::env::current_exe()?;
-        let link = link::up(name, &self.params()?, self.mtu, &program)?;
+        let link = link::up(name, beside, &self.params()?, self.mtu, &program)?;
         if let Some(number) = signals.pending()? {
             link::down(name)?;
             return Err(Failure::Signal(number));
@@ -69,16 +79,19 @@ impl NewLink {
         name: &LinkName,
         signals: &Held,
     ) -> Result<TemporaryLink, Failure> {
-        self.up(name, signals).map(TemporaryLink::from)
+        self.up(name, None, signals).map(TemporaryLink::from)
     }
 }
 
 pub(crate) fn run(args: &Args, json: bool) -> Result<(), Failure> {
     if args.dry_run {
-        let steps = link::plan(&args.name, &args.link.params()?, args.link.mtu);
+        let beside = args.beside.as_ref();
+        let steps = link::plan(&args.name, beside, &args.link.params()?, args.link.mtu)?;
         return output::print(json, &json!({ "steps": steps }), || steps.join("\n"));
     }
-    let link = args.link.up(&args.name, &Held::hold()?)?;
+    let link = args
+        .link
+        .up(&args.name, args.beside.as_ref(), &Held::hold()?)?;
     output::print(json, &link, || {
         let sides = ["a", "b"].iter().zip(&link.namespaces).zip(&link.addresses);
         let sides = sides.map(|((side, namespace), address)| {
