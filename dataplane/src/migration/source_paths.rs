@@ -51,6 +51,11 @@ fn path(paths: &[StreamPath], index: u16, generation: u16) -> Option<usize> {
     turn.checked_rem(paths.len())
 }
 
+/// Bytes that the other end has acknowledged.
+pub(super) fn acked(socket: &TcpStream) -> u64 {
+    TcpInfo::of(socket).map_or(0, |info| info.bytes_acked)
+}
+
 impl SourceDriver {
     /// The way of a further connection; `to` is where the control connection has led.
     pub(super) fn route(&self, hello: StreamHello, to: SocketAddr) -> Route {
@@ -69,14 +74,19 @@ impl SourceDriver {
         self.request.settings.paths.len() > 1
     }
 
-    /// Says what each path has carried, of the connections that are there.
+    /// Says what each path has carried, and how many streams it has now.
     pub(super) fn tell_paths(&mut self) {
         let paths = &self.request.settings.paths;
         let mut carried = vec![(0_u16, 0_u64); paths.len()];
         for (index, generation, socket) in self.streams.by_generation() {
             if let Some(at) = path(paths, index, generation) {
                 carried[at].0 += 1;
-                carried[at].1 += TcpInfo::of(socket).map_or(0, |info| info.bytes_acked);
+                carried[at].1 += acked(socket);
+            }
+        }
+        for ended in &self.streams.ended {
+            if let Some(at) = path(paths, ended.index, ended.generation) {
+                carried[at].1 += ended.bytes_acked;
             }
         }
         let words = paths.iter().zip(carried).map(|(path, (streams, bytes))| {

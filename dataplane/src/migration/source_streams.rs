@@ -17,6 +17,7 @@ use super::peer::{self, ControlWriter, LAST_WORDS, PeerError};
 use super::placement::{WorkersOf, place};
 use super::relay::Relay;
 use super::source::{SourceDriver, SourceInput};
+use super::source_paths::acked;
 use super::source_rdma::{SourceRdma, is_required};
 use crate::engine::{SourceCommand, spawn_source_worker};
 use crate::tls::Connection;
@@ -64,6 +65,8 @@ pub(super) struct Streams {
     missing: usize,
     /// Sockets for them.
     early: EarlySockets,
+    /// Connections of data streams that are over.
+    pub(super) ended: Vec<EndedConnection>,
     /// What there is for queue pairs.
     pub(super) rdma: SourceRdma,
     /// Tries to replace a stream.
@@ -94,6 +97,14 @@ impl Streams {
         let all = self.by_generation();
         all.map(|(index, _, socket)| (index, socket))
     }
+}
+
+/// What a connection of a data stream had carried.
+#[derive(Debug)]
+pub(super) struct EndedConnection {
+    pub(super) index: u16,
+    pub(super) generation: u16,
+    pub(super) bytes_acked: u64,
 }
 
 #[derive(Debug, Default)]
@@ -389,7 +400,14 @@ impl SourceDriver {
         tracing::warn!(vm = self.request.vm, stream = index, reason, "stream broke");
         let stream = &mut self.streams.data[usize::from(index)];
         // The last descriptor of a connection that is over.
-        stream.socket = None;
+        if let Some(socket) = stream.socket.take() {
+            self.streams.ended.push(EndedConnection {
+                index,
+                generation: stream.generation,
+                bytes_acked: acked(&socket),
+            });
+        }
+        let stream = &mut self.streams.data[usize::from(index)];
         if std::mem::take(&mut stream.is_queue)
             && let Err(reason) = self.queue_lost(index, &reason)
         {
