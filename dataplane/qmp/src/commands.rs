@@ -102,6 +102,20 @@ pub struct MigrateRam {
     pub postcopy_requests: u64,
 }
 
+/// Counters of xbzrle: pages that were sent before, as what changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct MigrateXbzrle {
+    /// Bytes of the pages that were encoded.
+    pub bytes: u64,
+    /// Pages that were encoded.
+    pub pages: u64,
+    /// Pages whose old content was no longer there; sent whole.
+    pub cache_miss: u64,
+    /// Pages that changed too much to be encoded; sent whole.
+    pub overflow: u64,
+}
+
 /// The answer to `query-migrate`.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
@@ -110,6 +124,8 @@ pub struct MigrateInfo {
     pub status: MigrationStatus,
     /// Counters; absent before the first byte.
     pub ram: Option<MigrateRam>,
+    /// With xbzrle.
+    pub xbzrle_cache: Option<MigrateXbzrle>,
     /// Milliseconds since it began, or in all.
     pub total_time: Option<u64>,
     /// QEMU's own figure of the pause, milliseconds. It ends when the last byte entered the socket

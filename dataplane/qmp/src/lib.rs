@@ -31,7 +31,9 @@ mod line;
 mod message;
 
 pub use client::QmpClient;
-pub use commands::{MemoryBackend, MigrateInfo, MigrateRam, MigrationStatus, RunStatus};
+pub use commands::{
+    MemoryBackend, MigrateInfo, MigrateRam, MigrateXbzrle, MigrationStatus, RunStatus,
+};
 pub use error::QmpError;
 pub use message::{QemuVersion, QmpEvent};
 

@@ -33,7 +33,7 @@ pub use binaries::{Binaries, BinariesError};
 pub use fleet::{Fleet, MovedFleet};
 pub use guest::{GuestChoice, GuestPair, GuestSpec};
 pub use limits::{MemoryCage, SmallDisk};
-pub use node::{LabNode, Plane};
+pub use node::{LabNode, Place, Plane};
 pub use proxy::{Moment, Proxy, Way};
 pub use qemu_end::QemuEnd;
 pub use run::{Ends, Lab, MovedGuest, RunSpec};

@@ -45,11 +45,24 @@ pub struct LabNode {
     namespace: Option<String>,
     /// Fixed after the first start: a restarted data plane must be found again.
     listen: String,
+    /// Where others find it.
+    address: String,
     /// The wall clock of its daemons can be told to jump.
     clock_jumps: bool,
     data: Option<Child>,
     control: Option<Child>,
     client: NodeClient,
+}
+
+/// Where a node is.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// Its network namespace, if not ours.
+    pub namespace: Option<&'a str>,
+    /// Its address there.
+    pub address: &'a str,
+    /// It can be reached by all other addresses there, too.
+    pub everywhere: bool,
 }
 
 impl LabNode {
@@ -76,9 +89,9 @@ impl LabNode {
         folder: &Path,
         binaries: &Binaries,
         settings: &TransferSettings,
-        network: Option<(Option<&str>, &str)>,
+        place: Option<Place<'_>>,
     ) -> Result<Self, LabError> {
-        let host = network.map_or("127.0.0.1", |(_, address)| address);
+        let host = place.map_or("127.0.0.1", |place| place.address);
         let mut incoming = vec![
             "--io".into(),
             io_name(settings.io).into(),
@@ -105,8 +118,12 @@ impl LabNode {
             folder,
             binaries: binaries.clone(),
             incoming,
-            namespace: network.and_then(|(namespace, _)| namespace.map(str::to_owned)),
-            listen: format!("{host}:0"),
+            namespace: place.and_then(|place| place.namespace.map(str::to_owned)),
+            listen: match place {
+                Some(place) if place.everywhere => "0.0.0.0:0".into(),
+                _ => format!("{host}:0"),
+            },
+            address: String::new(),
             clock_jumps: false,
             data: None,
             control: None,
@@ -116,13 +133,17 @@ impl LabNode {
         node.spawn(Plane::Control)?;
         let status = node.wait_for_planes()?;
         node.listen = status.dataplane.unwrap_or_default();
+        node.address = match node.listen.rsplit_once(':') {
+            Some((_, port)) => format!("{host}:{port}"),
+            None => node.listen.clone(),
+        };
         Ok(node)
     }
 
     /// Address of its data plane.
     #[must_use]
     pub fn address(&self) -> &str {
-        &self.listen
+        &self.address
     }
 
     /// Its state folder.

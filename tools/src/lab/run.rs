@@ -1,14 +1,17 @@
 //! One migration from the boot to the guest's own verdict.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use dwcp_api::node::{Reply, Request};
-use dwcp_api::{MigrationId, MigrationReport, MigrationStatus, RunResult, TransferSettings};
+use dwcp_api::{
+    MigrationId, MigrationReport, MigrationStatus, RunResult, StreamPath, TransferSettings,
+};
 
 use dwcp_testbed::link::{Side, VethLink};
 
-use super::{Binaries, GuestPair, GuestSpec, LabError, LabNode};
+use super::{Binaries, GuestPair, GuestSpec, LabError, LabNode, Place};
 
 /// A migration of the lab takes seconds, unless it is said to take longer.
 const MIGRATION_TIME: Duration = Duration::from_secs(600);
@@ -33,6 +36,8 @@ pub struct RunSpec {
 pub struct Ends<'a> {
     namespaces: [Option<&'a str>; 2],
     addresses: [&'a str; 2],
+    /// Further ways from the one to the other, by other addresses there.
+    further: &'a [[IpAddr; 2]],
 }
 
 impl<'a> Ends<'a> {
@@ -42,7 +47,14 @@ impl<'a> Ends<'a> {
         Self {
             namespaces: [None; 2],
             addresses: [address; 2],
+            further: &[],
         }
+    }
+
+    /// With these addresses, too: migrations take all ways.
+    #[must_use]
+    pub const fn with_further(self, further: &'a [[IpAddr; 2]]) -> Self {
+        Self { further, ..self }
     }
 }
 
@@ -52,6 +64,7 @@ impl<'a> From<&'a VethLink> for Ends<'a> {
         Self {
             namespaces: sides.map(|side| Some(link.namespace(side))),
             addresses: sides.map(|side| link.address(side)),
+            further: &[],
         }
     }
 }
@@ -61,8 +74,23 @@ impl<'a> From<&'a dwcp_wan::link::Link> for Ends<'a> {
         Self {
             namespaces: link.namespaces.each_ref().map(|name| Some(name.as_str())),
             addresses: link.addresses.each_ref().map(String::as_str),
+            further: &[],
         }
     }
+}
+
+/// All ways between the nodes, where there are several.
+fn ways(ends: Ends<'_>) -> Vec<[IpAddr; 2]> {
+    if ends.further.is_empty() {
+        return vec![];
+    }
+    let parse = |address: &str| address.parse().ok();
+    let [from, to] = ends.addresses.map(parse);
+    let first = from.zip(to).map(|(from, to)| [from, to]);
+    first
+        .into_iter()
+        .chain(ends.further.iter().copied())
+        .collect()
 }
 
 /// Two nodes and a guest.
@@ -76,6 +104,8 @@ pub struct Lab {
     pub guest: GuestPair,
     /// A migration that takes longer is cancelled.
     pub limit: Duration,
+    /// The ways of its streams, if there are several.
+    ways: Vec<[IpAddr; 2]>,
 }
 
 /// How it went.
@@ -118,13 +148,26 @@ impl Lab {
         let binaries = Binaries::find()?;
         say("starting two nodes, a data plane and a control plane each");
         let settings = &spec.settings;
-        let at = |side: usize| link.map(|link| (link.namespaces[side], link.addresses[side]));
+        let at = |side: usize| {
+            link.map(|link| Place {
+                namespace: link.namespaces[side],
+                address: link.addresses[side],
+                everywhere: !link.further.is_empty(),
+            })
+        };
         let a = LabNode::start_within("node-a", folder, &binaries, settings, at(0))?;
         let b = LabNode::start_within("node-b", folder, &binaries, settings, at(1))?;
         say("starting the guest at node-a, and its empty place at node-b");
         let guest = GuestPair::start(&spec.guest, folder, &binaries)?;
         let limit = MIGRATION_TIME;
-        let mut lab = Self { a, b, guest, limit };
+        let ways = link.map(ways).unwrap_or_default();
+        let mut lab = Self {
+            a,
+            b,
+            guest,
+            limit,
+            ways,
+        };
         lab.attach()?;
         Ok(lab)
     }
@@ -182,7 +225,15 @@ impl Lab {
     /// The source node's refusal.
     pub fn migrate(&mut self, settings: &TransferSettings) -> Result<MigrationId, LabError> {
         let to = self.b.address().to_owned();
-        self.migrate_by(to, settings)
+        let mut settings = settings.clone();
+        let port = to.parse::<SocketAddr>().map_or(0, |to| to.port());
+        settings
+            .paths
+            .extend(self.ways.iter().map(|way| StreamPath {
+                from: Some(way[0]),
+                to: Some((way[1], port).into()),
+            }));
+        self.migrate_by(to, &settings)
     }
 
     /// As [`Self::migrate`], by another address than that of the node itself.

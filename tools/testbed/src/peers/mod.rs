@@ -9,8 +9,8 @@
 //! the pause: none. KVM tracks dirty pages in another way and was not tried. The guest noticed only
 //! some of these, because part of a stale page may be dead: its word is necessary, not sufficient.
 
-use dwcp_qmp::{MigrateInfo, MigrationStatus, QmpClient, QmpError};
-use serde::Serialize;
+use dwcp_qmp::{MigrateInfo, MigrateXbzrle, MigrationStatus, QmpClient, QmpError};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -29,6 +29,8 @@ const BANDWIDTH_UNLIMITED: u64 = 1 << 40;
 
 /// Cache of old pages for xbzrle, bytes.
 const XBZRLE_CACHE_BYTES: u64 = 256 << 20;
+
+const PAGE_BYTES: u64 = 4096;
 
 /// How long a guest may take to boot and fill its RAM under emulation.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -170,6 +172,8 @@ pub struct PeerRun {
     pub qemu_wire_bytes: u64,
     /// RAM of the guest.
     pub ram_bytes: u64,
+    /// Pages that were sent again as what changed, where the old ones were still there: xbzrle's.
+    pub again: Option<Again>,
     /// Times QEMU read the dirty bitmap.
     pub rounds: u64,
     /// Processor time of both QEMUs during the migration, the guest's own work included.
@@ -179,6 +183,25 @@ pub struct PeerRun {
     pub guest_verified: bool,
     /// The guest's account.
     pub guest: Verdict,
+}
+
+/// Pages that were sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Again {
+    /// Pages, but zero ones.
+    pub pages: u64,
+    /// What was sent for them.
+    pub bytes: u64,
+}
+
+impl Again {
+    /// Pages that xbzrle could not encode went whole.
+    fn by_xbzrle(counts: &MigrateXbzrle) -> Self {
+        Self {
+            pages: counts.pages + counts.overflow,
+            bytes: counts.bytes + counts.overflow * PAGE_BYTES,
+        }
+    }
 }
 
 /// A source that runs and a destination that waits.
@@ -234,6 +257,7 @@ pub fn run_peer(system: PeerSystem, options: &PeerOptions) -> Result<PeerRun, Pe
         wire_bytes: received.unwrap_or(ram.transferred),
         qemu_wire_bytes: ram.transferred,
         ram_bytes: options.memory_mib << 20,
+        again: info.xbzrle_cache.as_ref().map(Again::by_xbzrle),
         rounds: ram.dirty_sync_count,
         cpu_s,
         guest_verified,

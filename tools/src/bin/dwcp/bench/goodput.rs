@@ -16,12 +16,14 @@ use crate::failure::Failure;
 const HELP: &str = "Needs root: the link is two network namespaces and dwcp-wan between them. The guest is \
 a process whose pages do not compress, as large as the link carries in --seconds. The settings are those of \
 the internet profile. Goodput is the bytes of guest pages over the whole time of the migration: handshakes, \
-the first round trips and the pause included. Headers of packets take 3.5% of the rate. Exit code 1 when a \
+the first round trips and the pause included. Headers of packets take 3.5% of the rate. With --paths the rate \
+is that of all links together. Exit code 1 when a \
 number of streams reaches less than --least of a link's rate, or `auto` less than --least-of-best of the best.
 
 Examples:
   dwcp bench goodput
   dwcp bench goodput --link 900mbit,20ms --rounds 3 --json > goodput.json
+  dwcp bench goodput --link 100mbit,20ms --paths 2
   dwcp bench goodput --link 100mbit,100ms,0.1% --congestion-control cubic --streams 1,4,16,32,auto --least 0";
 
 /// Where none is asked for.
@@ -52,6 +54,9 @@ pub(crate) struct Args {
     /// How long the link takes for the guest's pages.
     #[arg(long, default_value_t = 30)]
     seconds: u64,
+    /// So many such links at once, as paths of the streams.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    paths: u8,
     /// How often each is moved.
     #[arg(long, default_value_t = 1)]
     rounds: u32,
@@ -176,15 +181,19 @@ fn one(
     let rate = link
         .bytes_per_s()
         .ok_or_else(|| Failure::other(anyhow::anyhow!("{}: a link without a rate", link.name)))?;
+    let rate = rate * u64::from(args.paths);
     // The guest's filled RAM takes the link so long.
     let fill_mib = ((rate * args.seconds) >> 20).max(16);
     let ram = ((fill_mib * 10 / 9).next_multiple_of(2), fill_mib);
-    let (moved, page_bytes) = move_incompressible(ram, settings, link, turn)?;
+    let (moved, page_bytes) = move_incompressible(ram, settings, (link, args.paths), turn)?;
     let report = &moved.report;
     let bytes_per_s = page_bytes / (report.total_ms / 1e3);
     Ok(Run {
         system: format!("streams-{streams}"),
-        case: format!("{} {}", link.name, args.congestion_control),
+        case: match args.paths {
+            1 => format!("{} {}", link.name, args.congestion_control),
+            paths => format!("{paths} x {} {}", link.name, args.congestion_control),
+        },
         total_ms: report.total_ms,
         downtime_ms: report.downtime_ms,
         wire_bytes: report.wire_bytes,

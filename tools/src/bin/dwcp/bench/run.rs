@@ -1,6 +1,7 @@
 //! What the benches have in common: a record of runs, and one guest moved once.
 
 use std::fmt::Write;
+use std::net::IpAddr;
 
 use dwcp_api::{RunResult, TransferSettings};
 use dwcp_tools::lab::{Ends, GuestChoice, GuestSpec, Lab, MovedGuest, RunSpec};
@@ -104,16 +105,22 @@ pub(crate) fn move_once(
         .map_err(Failure::other)
 }
 
-/// Moves a synthetic guest whose pages do not compress over a link. As [`move_whole`].
+/// Moves a synthetic guest whose pages do not compress over so many equal links at once. As [`move_whole`].
 pub(crate) fn move_incompressible(
     ram: (u64, u64),
     settings: &TransferSettings,
-    link: &Road,
+    (link, count): (&Road, u8),
     turn: u32,
 ) -> Result<(MovedGuest, f64), Failure> {
     let congestion_control = settings.congestion_control.as_deref().unwrap_or("cubic");
-    let up = link.up(u64::from(turn), congestion_control)?;
-    move_whole(ram, settings, (&*up).into(), &link.name)
+    let links = link.up_times(count, u64::from(turn), congestion_control)?;
+    let further = links.iter().skip(1).map(|link| {
+        let [a, b] = link.addresses.each_ref().map(|address| address.parse());
+        Ok([a.map_err(Failure::other)?, b.map_err(Failure::other)?])
+    });
+    let further = further.collect::<Result<Vec<[IpAddr; 2]>, Failure>>()?;
+    let ends = Ends::from(&*links[0]).with_further(&further);
+    move_whole(ram, settings, ends, &link.name)
 }
 
 /// Moves a synthetic guest whose pages do not compress; it is to arrive whole. Returns the move, and the bytes of its

@@ -114,7 +114,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
 
 fn one(args: &Args, system: &str, settings: &TransferSettings, turn: u32) -> Result<Run, Failure> {
     let ram = (args.size_mib, args.size_mib * 9 / 10);
-    let (moved, page_bytes) = move_incompressible(ram, settings, &args.link, turn)?;
+    let (moved, page_bytes) = move_incompressible(ram, settings, (&args.link, 1), turn)?;
     let (report, cpu_s) = (&moved.report, moved.dataplane_cpu_s);
     let tls = report.tls.as_ref();
     Ok(Run {

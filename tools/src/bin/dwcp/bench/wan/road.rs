@@ -73,7 +73,40 @@ impl Road {
 
     /// Makes it, with `congestion_control` for all that chooses none.
     pub(crate) fn up(&self, seed: u64, congestion_control: &str) -> Result<TemporaryLink, Failure> {
-        let name: LinkName = format!("bench-{}", std::process::id())
+        let link = self.link("", None, seed)?;
+        for namespace in &link.namespaces {
+            control(namespace, congestion_control)?;
+        }
+        Ok(link)
+    }
+
+    /// So many of it between the same two namespaces.
+    pub(crate) fn up_times(
+        &self,
+        count: u8,
+        seed: u64,
+        congestion_control: &str,
+    ) -> Result<Vec<TemporaryLink>, Failure> {
+        let first = self.up(seed, congestion_control)?;
+        let mut links = vec![first];
+        for number in 1..count {
+            let seed = seed + 1000 * u64::from(number);
+            let link = self.link(&format!("-{number}"), Some(&links[0].name), seed)?;
+            links.push(link);
+        }
+        for namespace in &links[0].namespaces {
+            control(namespace, congestion_control)?;
+        }
+        Ok(links)
+    }
+
+    fn link(
+        &self,
+        suffix: &str,
+        beside: Option<&LinkName>,
+        seed: u64,
+    ) -> Result<TemporaryLink, Failure> {
+        let name: LinkName = format!("bench-{}{suffix}", std::process::id())
             .parse()
             .map_err(|error: String| Failure::other(anyhow::anyhow!(error)))?;
         let params = LinkParams {
@@ -81,13 +114,8 @@ impl Road {
             ways: [self.way.clone(), self.way.clone()],
         };
         let program = Binaries::find().map_err(Failure::other)?.wan;
-        let link: TemporaryLink = link::up(&name, &params, 1500, &program)
-            .map_err(Failure::other)?
-            .into();
-        for namespace in &link.namespaces {
-            control(namespace, congestion_control)?;
-        }
-        Ok(link)
+        let link = link::up(&name, beside, &params, 1500, &program);
+        Ok(link.map_err(Failure::other)?.into())
     }
 }
 

@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use dwcp_api::{DowntimePartsMs, PageCounts, RunResult, TransferSettings};
+use dwcp_api::{DowntimePartsMs, PageCounts, RoundReport, RunResult, TransferSettings};
 use dwcp_testbed::Kind;
 use dwcp_testbed::guests::{GuestKind, GuestOptions, WorkloadGuest, workload_disk};
-use dwcp_testbed::peers::{PeerError, PeerOptions, PeerSystem, run_peer};
+use dwcp_testbed::peers::{Again, PeerError, PeerOptions, PeerSystem, run_peer};
 use dwcp_testbed::wire::Backing;
 use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, LabError, MovedGuest, RunSpec};
 use dwcp_wan::link::Link;
@@ -39,6 +39,9 @@ pub(super) struct Run {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) pages: Option<PageCounts>,
     pub(super) wire_bytes: u64,
+    /// Pages that had been sent before: of DWCP all of the rounds after the first, of QEMU what xbzrle encoded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) again: Option<Again>,
     pub(super) bytes_per_s: f64,
     pub(super) cpu_s: f64,
     pub(super) ram_bytes: u64,
@@ -53,6 +56,12 @@ impl Run {
             "" => self.system.clone(),
             held => format!("{}, {held} held", self.system),
         }
+    }
+
+    /// Of a page that had been sent before.
+    pub(super) fn again_bytes(&self) -> f64 {
+        let again = self.again.filter(|again| again.pages > 0);
+        again.map_or(f64::NAN, |again| again.bytes as f64 / again.pages as f64)
     }
 
     pub(super) fn is_completed(&self) -> bool {
@@ -140,11 +149,22 @@ fn of_dwcp(system: &str, case: &Case<'_>, held: Held, moved: &MovedGuest) -> Run
         downtime_parts_ms: Some(report.downtime_parts_ms),
         pages: Some(report.pages),
         wire_bytes: report.wire_bytes,
+        again: sent_again(&report.round_reports),
         bytes_per_s: rate(report.ram_bytes, report.total_ms),
         cpu_s: moved.cpu_s,
         ram_bytes: report.ram_bytes,
         guest_verified: report.guest_verified == Some(true),
     }
+}
+
+fn sent_again(rounds: &[RoundReport]) -> Option<Again> {
+    let mut again = Again { pages: 0, bytes: 0 };
+    for round in rounds.iter().filter(|round| round.round > 0) {
+        let classes = &round.classes;
+        again.pages += classes.delta + classes.compressed + classes.raw;
+        again.bytes += round.wire_bytes;
+    }
+    (again.pages > 0).then_some(again)
 }
 
 /// QEMU's own migration of the same guest.
@@ -186,6 +206,7 @@ pub(super) fn by_qemu(
             downtime_parts_ms: None,
             pages: None,
             wire_bytes: run.wire_bytes,
+            again: run.again,
             bytes_per_s: rate(run.ram_bytes, run.total_ms),
             cpu_s: run.cpu_s,
             ram_bytes,
@@ -207,6 +228,7 @@ pub(super) fn by_qemu(
             downtime_parts_ms: None,
             pages: None,
             wire_bytes,
+            again: None,
             bytes_per_s: 0.0,
             cpu_s,
             ram_bytes,

@@ -109,15 +109,9 @@ fn case_table(runs: &[&Run]) -> String {
     if rows.iter().any(|row| row.name == YARDSTICK) {
         let _ = writeln!(out, "q: {YARDSTICK}");
     }
-    for goal in goals::reached(&rows) {
-        let [what, other] = goal.what;
-        let _ = writeln!(
-            out,
-            "bytes of {what} / {other}: {:.2}, the goal is {:.2}: {}",
-            goal.ratio,
-            goal.most,
-            goal.verdict()
-        );
+    let case = runs.first().map_or("", |run| &run.case);
+    for goal in goals::reached(case, &rows) {
+        let _ = writeln!(out, "{goal}");
     }
     out
 }
@@ -189,21 +183,14 @@ fn markdown(runs: &[Run]) -> String {
                 row.verdict()
             );
         }
-        for goal in goals::reached(&rows) {
-            let [what, other] = goal.what;
-            let _ = writeln!(
-                goals,
-                "| {case} | {what} | {other} | {:.2} | {:.2} | {} |",
-                goal.ratio,
-                goal.most,
-                goal.verdict()
-            );
+        for goal in goals::reached(case, &rows) {
+            let _ = writeln!(goals, "{}", goal.markdown(case));
         }
     }
     let _ = write!(out, "\nq: {YARDSTICK}.");
     if !goals.is_empty() {
         out.push_str(
-            "\n\n| case | bytes of | over those of | ratio | goal | |\n|---|---|---|--:|--:|---|\n",
+            "\n\n| case | | of | over | ratio | goal | |\n|---|---|---|---|--:|--:|---|\n",
         );
         out.push_str(goals.trim_end());
     }
@@ -229,13 +216,18 @@ mod tests {
             run("dwcp", "", 500.0, "completed"),
             run("dwcp-back", "", 500.0, "completed"),
             run(YARDSTICK, "", 1000.0, "completed"),
+            run("qemu-plain", "", 800.0, "completed"),
         ];
         runs[0].wire_bytes = 2 << 20;
+        runs[0].downtime_ms = 600.0;
         let text = markdown(&runs);
         for wanted in [
-            "| 100mbit,100ms idle | dwcp | RAM | 0.50 | 0.30 | missed |",
-            "| dwcp | qemu-multifd4-zstd | 2.00 | 0.85 | missed |",
-            "| dwcp-back | dwcp | 0.50 | 0.12 | missed |",
+            "| 100mbit,100ms idle | bytes | dwcp | RAM | 0.50 | 0.30 | missed |",
+            "| bytes | dwcp | qemu-multifd4-zstd | 2.00 | 0.85 | missed |",
+            "| bytes | dwcp-back | dwcp | 0.50 | 0.12 | missed |",
+            "| total | dwcp | qemu-plain | 0.62 | 0.90 | reached |",
+            "| pause | dwcp | 500 ms | 1.20 | 1.00 | missed |",
+            "| pause | dwcp-back | 500 ms | 0.00 | 1.00 | reached |",
         ] {
             assert!(text.contains(wanted), "{text}");
         }
