@@ -2,19 +2,20 @@
 
 use dwcp_testbed::rxe::in_guests;
 
+fn in_two_guests(loss_percent: &str, tests: &str, count: usize) {
+    let link = ["--nodes", "2", "--delay", "5", "--loss", loss_percent];
+    let options = [&["--timeout", "200"][..], &link].concat();
+    in_guests(&options, "--include-ignored", tests, count);
+}
+
 #[test]
 fn two_nodes_with_a_link_that_delays_and_loses() {
-    let options = [
-        "--timeout",
-        "200",
-        "--nodes",
-        "2",
-        "--delay",
-        "5",
-        "--loss",
-        "0.3",
-    ];
-    in_guests(&options, "--include-ignored", "two_nodes::", 3);
+    in_two_guests("0.5", "two_nodes::a_guest_is_moved_over", 1);
+}
+
+#[test]
+fn two_nodes_that_lose_the_way_of_queue_pairs() {
+    in_two_guests("0.3", "_guest_is_moved_though", 2);
 }
 
 #[test]

@@ -55,10 +55,12 @@ pub enum PeerSystem {
     Multifd4Zstd,
     /// Pre-copy over one connection, deltas of pages sent before.
     Xbzrle,
+    /// Pre-copy by an adapter's WRITEs, all of RAM pinned beforehand; the address must be a device's.
+    Rdma,
 }
 
 impl PeerSystem {
-    /// All of them, in the order of the reports.
+    /// All that need nothing but TCP, in the order of the reports.
     pub const ALL: [Self; 4] = [
         Self::Plain,
         Self::Multifd4,
@@ -74,6 +76,7 @@ impl PeerSystem {
             Self::Multifd4 => "qemu-multifd4",
             Self::Multifd4Zstd => "qemu-multifd4-zstd",
             Self::Xbzrle => "qemu-xbzrle",
+            Self::Rdma => "qemu-rdma",
         }
     }
 
@@ -82,7 +85,22 @@ impl PeerSystem {
             Self::Plain => &[("events", true)],
             Self::Multifd4 | Self::Multifd4Zstd => &[("events", true), ("multifd", true)],
             Self::Xbzrle => &[("events", true), ("xbzrle", true)],
+            Self::Rdma => &[("events", true), ("rdma-pin-all", true)],
         }
+    }
+
+    /// Lets the destination listen; returns where to.
+    fn listen(self, destination: &mut QmpClient, host: &str) -> Result<String, PeerError> {
+        if self == Self::Rdma {
+            // The connection manager's ports are not TCP's, and QEMU takes no port of its choice here.
+            let port = 20_000 + std::process::id() % 10_000;
+            let uri = format!("rdma:{host}:{port}");
+            destination.migrate_incoming(&uri)?;
+            return Ok(uri);
+        }
+        destination.migrate_incoming(&format!("tcp:{host}:0"))?;
+        let port = listening_port(&destination.query_migrate()?)?;
+        Ok(format!("tcp:{host}:{port}"))
     }
 
     fn parameters(self, downtime_limit_ms: u64) -> Value {
@@ -166,7 +184,7 @@ pub struct PeerRun {
     pub downtime_ms: f64,
     /// QEMU's own figure, which ends when the last byte entered the socket buffer.
     pub qemu_downtime_ms: Option<u64>,
-    /// Bytes that the destination received over TCP, by the kernel's count.
+    /// Bytes that the destination received over TCP, by the kernel's count; with RDMA QEMU's own.
     pub wire_bytes: u64,
     /// Bytes by QEMU's counters; 7.2 counts compressed pages by their size before compression.
     pub qemu_wire_bytes: u64,
@@ -218,10 +236,7 @@ struct Pair {
 /// [`PeerError::NotCompleted`] also when the time is up.
 pub fn run_peer(system: PeerSystem, options: &PeerOptions) -> Result<PeerRun, PeerError> {
     let mut pair = start(system, options)?;
-    pair.destination_qmp
-        .migrate_incoming(&format!("tcp:{}:0", options.address))?;
-    let port = listening_port(&pair.destination_qmp.query_migrate()?)?;
-    let uri = format!("tcp:{}:{port}", options.address);
+    let uri = system.listen(&mut pair.destination_qmp, &options.address)?;
 
     let meter = wire::WireMeter::start(pair.destination.pid());
     let cpu_before = pair.cpu_seconds();
@@ -254,7 +269,10 @@ pub fn run_peer(system: PeerSystem, options: &PeerOptions) -> Result<PeerRun, Pe
         total_ms: total.as_secs_f64() * 1e3,
         downtime_ms: resume.timestamp_us.saturating_sub(stop.timestamp_us) as f64 / 1e3,
         qemu_downtime_ms: info.downtime,
-        wire_bytes: received.unwrap_or(ram.transferred),
+        wire_bytes: match system {
+            PeerSystem::Rdma => ram.transferred,
+            _ => received.unwrap_or(ram.transferred),
+        },
         qemu_wire_bytes: ram.transferred,
         ram_bytes: options.memory_mib << 20,
         again: info.xbzrle_cache.as_ref().map(Again::by_xbzrle),
