@@ -224,24 +224,32 @@ const fn io_word(io: IoPath) -> &'static str {
     }
 }
 
-/// The values that settings stand for: [`settings`] of them gives the same settings.
-pub(super) fn values(settings: &TransferSettings) -> Values {
-    let word = |text: &str| Value::Text(text.to_owned());
-    let tracker = match settings.tracker {
+const fn tracker_word(tracker: TrackerChoice) -> &'static str {
+    match tracker {
         TrackerChoice::Auto => "auto",
         TrackerChoice::Userfaultfd => "userfaultfd",
         TrackerChoice::SoftDirty => "soft-dirty",
         TrackerChoice::Fingerprint => "fingerprint",
-    };
+    }
+}
+
+const fn not_converged_word(end: NotConverged) -> &'static str {
+    match end {
+        NotConverged::Abort => "abort",
+        NotConverged::SwitchOver => "switch-over",
+        NotConverged::PostCopy => "post-copy",
+    }
+}
+
+/// The values that settings stand for: [`settings`] of them gives the same settings.
+pub(super) fn values(settings: &TransferSettings) -> Values {
+    let word = |text: &str| Value::Text(text.to_owned());
+    let tracker = tracker_word(settings.tracker);
     let verify = match settings.verify {
         Verify::Sample => "sample",
         Verify::Full => "full",
     };
-    let if_not_converged = match settings.if_not_converged {
-        NotConverged::Abort => "abort",
-        NotConverged::SwitchOver => "switch-over",
-        NotConverged::PostCopy => "post-copy",
-    };
+    let if_not_converged = not_converged_word(settings.if_not_converged);
     let congestion_control = settings.congestion_control.as_deref().unwrap_or(HOST);
     let streams = match settings.measure_streams {
         true => word(AUTO),
