@@ -7,6 +7,7 @@ use dwcp_numa::{DeviceKind, Topology};
 use dwcp_pki::{CertificateFacts, date_of};
 use nix::sys::resource::{Resource, getrlimit};
 
+use crate::tls::KernelTls;
 use crate::vmm::tracker::soft_dirty;
 
 /// Looks at everything, a line each.
@@ -20,6 +21,7 @@ pub fn findings() -> Vec<Finding> {
         numa(),
         memlock(),
         rdma(),
+        kernel_tls(),
         privileges(),
         kernels(),
         qemu(),
@@ -222,6 +224,20 @@ fn rdma() -> Finding {
             FindingLevel::Fallback,
             error.to_string(),
             "TCP is used; check permissions on /dev/infiniband",
+        ),
+    }
+}
+
+fn kernel_tls() -> Finding {
+    const SUBJECT: &str = "kernel TLS";
+    match KernelTls::find() {
+        Ok(kernel) => good(SUBJECT, kernel.names().collect::<Vec<_>>().join(", ")),
+        Err(why) => finding(
+            SUBJECT,
+            FindingLevel::Fallback,
+            format!("none: {why}"),
+            "the data plane seals pages itself, also with transfer.kernel_tls = \"auto\"; `modprobe tls`, \
+             where the kernel has it (CONFIG_TLS)",
         ),
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Parser;
 use dwcp_api::{
-    Codec, IoPath, NotConverged, RdmaChoice, SendChoice, TlsChoice, TrackerChoice,
+    Codec, IoPath, KernelTlsChoice, NotConverged, RdmaChoice, SendChoice, TlsChoice, TrackerChoice,
     TransferSettings, Verify,
 };
 use dwcp_dataplane::migration::{Listener, Node, NodeError, NodeOptions, recover};
@@ -68,6 +68,9 @@ struct Options {
     /// CAs whose certificates other nodes may have, PEM
     #[arg(long, value_name = "FILE", requires = "tls_certificate")]
     tls_ca: Option<PathBuf>,
+    /// Whether the kernel opens the pages of incoming migrations that are TLS: auto (where it can), off
+    #[arg(long, default_value = "off", value_parser = parse_kernel_tls)]
+    kernel_tls: KernelTlsChoice,
     /// Take migrations in plain text too, though this node has a certificate: who can reach the port can
     /// then offer one, and who is on the way can read it
     #[arg(long, requires = "tls_certificate")]
@@ -99,6 +102,14 @@ fn parse_io(text: &str) -> Result<IoPath, String> {
         "uring" => Ok(IoPath::Uring),
         "poll" => Ok(IoPath::Poll),
         other => Err(format!("{other} is none of auto, uring, poll")),
+    }
+}
+
+fn parse_kernel_tls(text: &str) -> Result<KernelTlsChoice, String> {
+    match text {
+        "auto" => Ok(KernelTlsChoice::Auto),
+        "off" => Ok(KernelTlsChoice::Off),
+        other => Err(format!("{other} is none of auto, off")),
     }
 }
 
@@ -178,6 +189,7 @@ fn incoming_settings(options: &Options) -> TransferSettings {
         at_once: 0,
         priority: 0,
         tls: TlsChoice::Auto,
+        kernel_tls: options.kernel_tls,
         rdma: RdmaChoice::Auto,
         io: options.io,
         send: SendChoice::Auto,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::Random;
-use dwcp_api::{Codec, IoPath, SendChoice};
+use dwcp_api::{Codec, IoPath, KernelTlsChoice, SendChoice};
 use dwcp_dataplane::path::{
     Applied, Decoder, Encoder, InFlight, Incoming, Outgoing, PageTable, Received, Receiver,
     RoundWork,
@@ -107,6 +107,7 @@ impl End {
             send: SendChoice::Vmsplice,
             buffers: 4,
             sealed: false,
+            kernel_tls: KernelTlsChoice::Off,
             node: None,
             stock: transport::Stock::default(),
             ram: Some(Arc::clone(ram)),

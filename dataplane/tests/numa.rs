@@ -14,7 +14,9 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use common::{TwoNodes, busy, settings, wait};
-use dwcp_api::{Codec, IoPath, MigrationId, RunResult, SendChoice, TransferSettings};
+use dwcp_api::{
+    Codec, IoPath, KernelTlsChoice, MigrationId, RunResult, SendChoice, TransferSettings,
+};
 use dwcp_dataplane::engine::{
     Mailbox, Session, WorkerEvent, WorkerSettings, spawn_destination_worker, spawn_source_worker,
 };
@@ -208,6 +210,7 @@ fn look_at_workers(topology: &Topology, found: &mut Findings) {
             stock: Stock::default(),
             streams: 2,
             sealed: false,
+            kernel_tls: KernelTlsChoice::Off,
             rdma: None,
             streams_in_all: 2,
             window_bytes: 1 << 20,

@@ -4,10 +4,9 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 
+use common::flip::flipping;
 use common::pki::{peer, with_certificate};
 use common::proxy::{Harm, Plan, Proxy, Way};
 use common::stranger::hello;
@@ -212,35 +211,4 @@ fn a_broken_record_ends_its_stream_and_says_so() {
     assert!(there.contains("does not decrypt"), "{there}");
     assert!(nodes.new.is_running() && !nodes.old.is_running());
     assert_eq!(nodes.new.bad_pages(), 0);
-}
-
-/// A way on which a bit of the megabytes behind the handshake is changed.
-fn flipping(destination: &str) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let destination = destination.to_owned();
-    std::thread::spawn(move || {
-        for source in listener.incoming() {
-            let source = source.unwrap();
-            let target = TcpStream::connect(&destination).unwrap();
-            let (back_from, back_to) = (target.try_clone().unwrap(), source.try_clone().unwrap());
-            std::thread::spawn(move || flip(back_from, back_to, usize::MAX));
-            std::thread::spawn(move || flip(source, target, 5_000_000));
-        }
-    });
-    address
-}
-
-fn flip(mut from: TcpStream, mut to: TcpStream, at: usize) {
-    let (mut seen, mut part) = (0, vec![0; 16 << 10]);
-    while let Ok(count @ 1..) = from.read(&mut part) {
-        if (seen..seen + count).contains(&at) {
-            part[at - seen] ^= 1;
-        }
-        seen += count;
-        if to.write_all(&part[..count]).is_err() {
-            return;
-        }
-    }
-    let _ = to.shutdown(Shutdown::Write);
 }

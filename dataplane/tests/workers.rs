@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::line;
-use dwcp_api::{Codec, IoPath, SendChoice};
+use dwcp_api::{Codec, IoPath, KernelTlsChoice, SendChoice};
 use dwcp_dataplane::engine::{
     Mailbox, Session, SourceCommand, WorkerEvent, WorkerHandle, WorkerSettings, spawn_source_worker,
 };
@@ -37,6 +37,7 @@ impl Worker {
             stock: Stock::default(),
             streams: 2,
             sealed: false,
+            kernel_tls: KernelTlsChoice::Off,
             rdma: None,
             streams_in_all: 2,
             window_bytes: 64 << 20,

@@ -89,6 +89,14 @@ pub(super) const KEYS: &[Key] = &[
          say in it.",
     ),
     key(
+        "transfer.kernel_tls",
+        Kind::Choice(&["off", "auto"]),
+        "Whether the kernel seals the pages that leave by TLS (its module tls), rather than the data plane. \
+         auto where it can: pages are then sent from guest RAM itself, as without TLS; where it cannot, a \
+         note says so. What is on the wire is the same, and the other node chooses for itself: dwcp-dataplane \
+         --kernel-tls for what comes in. Measure it with `dwcp bench tls --kernel` before it is used.",
+    ),
+    key(
         "transfer.rdma",
         Kind::Choice(&["auto", "off", "required"]),
         "Data streams as RDMA queue pairs: the network adapter of the source writes pages where they belong \

@@ -1,8 +1,8 @@
 //! Values of keys to settings, and back.
 
 use dwcp_api::{
-    Codec, IoPath, NotConverged, Prefer, RdmaChoice, STREAMS_MAX, SendChoice, TlsChoice,
-    TrackerChoice, TransferSettings, Verify,
+    Codec, IoPath, KernelTlsChoice, NotConverged, Prefer, RdmaChoice, STREAMS_MAX, SendChoice,
+    TlsChoice, TrackerChoice, TransferSettings, Verify,
 };
 
 use super::keys::HOST;
@@ -62,6 +62,10 @@ pub(super) fn settings(values: &Values) -> Option<TransferSettings> {
             "on" => TlsChoice::On,
             "off" => TlsChoice::Off,
             _ => TlsChoice::Auto,
+        },
+        kernel_tls: match from.word("transfer.kernel_tls")? {
+            "auto" => KernelTlsChoice::Auto,
+            _ => KernelTlsChoice::Off,
         },
         rdma: match from.word("transfer.rdma")? {
             "off" => RdmaChoice::Off,
@@ -186,6 +190,13 @@ const fn tls_word(tls: TlsChoice) -> &'static str {
     }
 }
 
+const fn kernel_tls_word(kernel_tls: KernelTlsChoice) -> &'static str {
+    match kernel_tls {
+        KernelTlsChoice::Off => "off",
+        KernelTlsChoice::Auto => "auto",
+    }
+}
+
 const fn rdma_word(rdma: RdmaChoice) -> &'static str {
     match rdma {
         RdmaChoice::Auto => "auto",
@@ -213,24 +224,32 @@ const fn io_word(io: IoPath) -> &'static str {
     }
 }
 
-/// The values that settings stand for: [`settings`] of them gives the same settings.
-pub(super) fn values(settings: &TransferSettings) -> Values {
-    let word = |text: &str| Value::Text(text.to_owned());
-    let tracker = match settings.tracker {
+const fn tracker_word(tracker: TrackerChoice) -> &'static str {
+    match tracker {
         TrackerChoice::Auto => "auto",
         TrackerChoice::Userfaultfd => "userfaultfd",
         TrackerChoice::SoftDirty => "soft-dirty",
         TrackerChoice::Fingerprint => "fingerprint",
-    };
+    }
+}
+
+const fn not_converged_word(end: NotConverged) -> &'static str {
+    match end {
+        NotConverged::Abort => "abort",
+        NotConverged::SwitchOver => "switch-over",
+        NotConverged::PostCopy => "post-copy",
+    }
+}
+
+/// The values that settings stand for: [`settings`] of them gives the same settings.
+pub(super) fn values(settings: &TransferSettings) -> Values {
+    let word = |text: &str| Value::Text(text.to_owned());
+    let tracker = tracker_word(settings.tracker);
     let verify = match settings.verify {
         Verify::Sample => "sample",
         Verify::Full => "full",
     };
-    let if_not_converged = match settings.if_not_converged {
-        NotConverged::Abort => "abort",
-        NotConverged::SwitchOver => "switch-over",
-        NotConverged::PostCopy => "post-copy",
-    };
+    let if_not_converged = not_converged_word(settings.if_not_converged);
     let congestion_control = settings.congestion_control.as_deref().unwrap_or(HOST);
     let streams = match settings.measure_streams {
         true => word(AUTO),
@@ -245,6 +264,10 @@ pub(super) fn values(settings: &TransferSettings) -> Values {
         ("transfer.at_once", integer(settings.at_once.into())),
         ("transfer.priority", integer(settings.priority.into())),
         ("transfer.tls", word(tls_word(settings.tls))),
+        (
+            "transfer.kernel_tls",
+            word(kernel_tls_word(settings.kernel_tls)),
+        ),
         ("transfer.rdma", word(rdma_word(settings.rdma))),
         ("transfer.io", word(io_word(settings.io))),
         ("transfer.send", word(send_word(settings.send))),

@@ -36,8 +36,8 @@ pub use store::{StoreEntry, StoreKind, StoreRequest, StoreState};
 pub use stream_path::{PATHS_MAX, StreamPath};
 pub use text::{in_words, stderr_takes_colours};
 pub use transfer::{
-    Codec, IoPath, NotConverged, Prefer, RdmaChoice, STREAMS_MAX, SendChoice, TlsChoice,
-    TrackerChoice, TransferSettings, Verify,
+    Codec, IoPath, KernelTlsChoice, NotConverged, Prefer, RdmaChoice, STREAMS_MAX, SendChoice,
+    TlsChoice, TrackerChoice, TransferSettings, Verify,
 };
 
 use serde::{Deserialize, Serialize};

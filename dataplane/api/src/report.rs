@@ -278,6 +278,8 @@ pub struct TlsReport {
     pub cipher_suite: String,
     /// Further connections, the device state's included, whose handshake was a short one.
     pub resumed: u16,
+    /// Connections of data streams whose records this node's kernel sealed and opened.
+    pub kernel_streams: u16,
     /// What the other node's certificate names it.
     pub peer_names: Vec<String>,
 }

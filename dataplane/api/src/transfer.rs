@@ -25,6 +25,8 @@ pub struct TransferSettings {
     pub priority: u8,
     /// Whether the connections are TLS.
     pub tls: TlsChoice,
+    /// Whether the kernel seals the data streams' records.
+    pub kernel_tls: KernelTlsChoice,
     /// Whether pages are placed by network adapters.
     pub rdma: RdmaChoice,
     /// Which transport loop the workers run.
@@ -115,6 +117,18 @@ pub enum TlsChoice {
     On,
     /// Plain text. Not in mode `internet`.
     Off,
+}
+
+/// Whether the kernel seals and opens the records of data streams that are TLS. Each end chooses for itself: on the
+/// wire it is the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KernelTlsChoice {
+    /// The data plane does.
+    #[default]
+    Off,
+    /// Where it can; the data plane otherwise.
+    Auto,
 }
 
 /// Whether data streams are RDMA queue pairs. Never under TLS, and not in mode `internet`.

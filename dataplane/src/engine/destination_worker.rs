@@ -10,7 +10,8 @@ use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
 use crate::path::{Applied, Decoder, Incoming, PageTable, Received, Receiver};
 use crate::transport::{
-    self, BufferId, Completion, Link, ReceiveInto, SendFrame, Slot, Transport, TransportOptions,
+    self, BufferId, Completion, Link, ReceiveInto, Sealing, SendFrame, Slot, Transport,
+    TransportOptions,
 };
 
 /// What a destination worker is told.
@@ -63,6 +64,7 @@ pub fn spawn_destination_worker<E: From<WorkerEvent> + Send + 'static>(
             send: settings.send,
             buffers: settings.streams * 2,
             sealed: settings.sealed,
+            kernel_tls: settings.kernel_tls,
             node: settings.node,
             stock: settings.stock.clone(),
             ram: Some(Arc::clone(&session.layout)),
@@ -80,7 +82,6 @@ pub fn spawn_destination_worker<E: From<WorkerEvent> + Send + 'static>(
         );
         let mut worker = DestinationWorker {
             ack_bytes: settings.ack_bytes,
-            sealed: settings.sealed,
             busy_poll: settings.busy_poll,
             session: &session,
             transport: opened.transport,
@@ -94,8 +95,6 @@ pub fn spawn_destination_worker<E: From<WorkerEvent> + Send + 'static>(
 
 struct DestinationWorker<'a> {
     ack_bytes: u64,
-    /// What comes is opened before it is placed.
-    sealed: bool,
     busy_poll: Duration,
     session: &'a Session,
     transport: Box<dyn Transport>,
@@ -168,19 +167,24 @@ impl DestinationWorker<'_> {
                         index,
                         generation,
                         stream,
-                    } => self.add(index, generation, stream)?,
+                    } => self.add((index, generation), stream, events)?,
                     DestinationCommand::Stop => return Ok(()),
                 }
             }
         }
     }
 
-    fn add(&mut self, index: u16, generation: u16, stream: Link) -> Result<(), String> {
+    fn add<E: From<WorkerEvent>>(
+        &mut self,
+        (index, generation): (u16, u16),
+        stream: Link,
+        events: &Mailbox<E>,
+    ) -> Result<(), String> {
         let old = self.streams.iter().position(|old| old.index == index);
         if let Some(slot) = old {
             self.streams[slot].generation = generation;
             if self.streams[slot].is_broken {
-                return self.resume(slot, stream);
+                return self.resume(slot, stream, events);
             }
             // The source has seen it break.
             self.streams[slot].next = Some(stream);
@@ -191,6 +195,7 @@ impl DestinationWorker<'_> {
         let is_queue = matches!(stream, Link::Queue(_));
         let added = self.transport.add_stream(stream, None);
         let slot = added.map_err(|error| format!("stream {index}: {error}"))?;
+        self.tell_sealing(slot, events);
         let mut take = || {
             self.transport
                 .buffers()
@@ -245,7 +250,7 @@ impl DestinationWorker<'_> {
         // Whatever was given up is given up once.
         stream.receiver = Receiver::behind(stream.index, stream.sequence);
         if let Some(next) = stream.next.take() {
-            return self.resume(slot, next);
+            return self.resume(slot, next, events);
         }
         let lost = WorkerEvent::StreamLost {
             generation: stream.generation,
@@ -257,11 +262,23 @@ impl DestinationWorker<'_> {
         Ok(())
     }
 
+    fn tell_sealing<E: From<WorkerEvent>>(&self, slot: Slot, events: &Mailbox<E>) {
+        if self.transport.sealing(slot) == Sealing::Kernel {
+            tell(events, WorkerEvent::KernelSeals);
+        }
+    }
+
     /// Goes on with a stream on another connection, and says first where: behind the last frame applied.
-    fn resume(&mut self, slot: Slot, connection: Link) -> Result<(), String> {
+    fn resume<E: From<WorkerEvent>>(
+        &mut self,
+        slot: Slot,
+        connection: Link,
+        events: &Mailbox<E>,
+    ) -> Result<(), String> {
         self.streams[slot].is_queue = matches!(connection, Link::Queue(_));
         let added = self.transport.add_stream(connection, Some(slot));
         added.map_err(|error| format!("stream {}: {error}", self.streams[slot].index))?;
+        self.tell_sealing(slot, events);
         self.streams[slot].is_broken = false;
         self.acknowledge(slot, 0);
         self.ask(slot);
@@ -291,7 +308,9 @@ impl DestinationWorker<'_> {
                     let block = &self.session.layout.blocks()[header.ram_block as usize];
                     if self.transport.is_placed(slot) {
                         // There is nothing to prepare.
-                    } else if self.sealed || !block.is_filled_in_place() {
+                    } else if self.transport.sealing(slot) == Sealing::Transport
+                        || !block.is_filled_in_place()
+                    {
                         stream.table.receive_apart();
                     } else if header.round == 0 {
                         self.populate(slot)?;

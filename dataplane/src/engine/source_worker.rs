@@ -14,8 +14,8 @@ use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
 use crate::path::{Outgoing, OutgoingCounts, RoundWork, StreamCredit};
 use crate::transport::{
-    self, Completion, Link, ReceiveInto, SendFrame, SendMethod, Slot, Transport, TransportOptions,
-    Wait,
+    self, Completion, Link, ReceiveInto, Sealing, SendFrame, SendMethod, Slot, Transport,
+    TransportOptions, Wait,
 };
 
 /// Frame buffers of a worker, beside one per stream for acknowledgements.
@@ -80,6 +80,7 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
                 send: settings.send,
                 buffers: settings.streams + SEND_BUFFERS,
                 sealed: settings.sealed,
+                kernel_tls: settings.kernel_tls,
                 node: settings.node,
                 stock: settings.stock.clone(),
                 ram: Some(Arc::clone(&session.layout)),
@@ -95,8 +96,8 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
                     notes: opened.notes,
                 },
             );
-            // A cipher reads a page once: it must not change under it.
-            let may_refer = settings.send != SendChoice::Copy && !settings.sealed;
+            let may_refer =
+                settings.send != SendChoice::Copy && opened.transport.takes_references();
             let adapting = Adapting::new(session.codec, may_refer);
             let (layout, digests) = (&session.layout, &session.digests);
             let line = Outgoing::new(layout, digests, &session.key, adapting.refers_at_first())
@@ -174,7 +175,12 @@ impl SourceWorker<'_> {
             }
             while let Some(command) = inbox.pop() {
                 match command {
-                    SourceCommand::AddStream { index, stream } => self.add(index, stream)?,
+                    SourceCommand::AddStream { index, stream } => {
+                        let slot = self.add(index, stream)?;
+                        if self.transport.sealing(slot) == Sealing::Kernel {
+                            tell(events, WorkerEvent::KernelSeals);
+                        }
+                    }
                     SourceCommand::Use(streams) => self.use_streams(streams),
                     SourceCommand::Round(work) => self.begin(work),
                     SourceCommand::Stop => return Ok(()),
@@ -184,7 +190,7 @@ impl SourceWorker<'_> {
         }
     }
 
-    fn add(&mut self, index: u16, stream: Link) -> Result<(), String> {
+    fn add(&mut self, index: u16, stream: Link) -> Result<Slot, String> {
         let broken = self.streams.iter().position(|old| old.index == index);
         if let (None, Link::Socket(stream)) = (broken, &stream) {
             self.adapting.look_at(&stream.socket);
@@ -203,7 +209,7 @@ impl SourceWorker<'_> {
         let buffer = self.streams[slot].ack_buffer;
         self.transport
             .receive(slot, ReceiveInto::buffer(buffer, 0..HEADER_BYTES));
-        Ok(())
+        Ok(slot)
     }
 
     /// A stream has an encoder, and its memory, once it carries pages.

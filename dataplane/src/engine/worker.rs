@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use dwcp_api::{IoPath, SendChoice};
+use dwcp_api::{IoPath, KernelTlsChoice, SendChoice};
 
 use super::{Mailbox, StreamRound, WorkerRound};
 use crate::cpu_time::thread_cpu_ns;
@@ -28,6 +28,8 @@ pub struct WorkerSettings {
     pub stock: Stock,
     /// Whether its streams are TLS.
     pub sealed: bool,
+    /// Whether the kernel is to seal them.
+    pub kernel_tls: KernelTlsChoice,
     /// RAM as the migration's adapter knows it, if streams may be queue pairs.
     pub rdma: Option<Arc<RdmaMemory>>,
     /// Streams that it will get.
@@ -54,6 +56,8 @@ pub enum WorkerEvent {
         /// Fallbacks taken.
         notes: Vec<String>,
     },
+    /// The kernel seals a stream's records.
+    KernelSeals,
     /// Source: its part of a round is sent, marks included.
     RoundSent(WorkerRound),
     /// Destination: a stream's part of a round is applied.

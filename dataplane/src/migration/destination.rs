@@ -330,6 +330,7 @@ impl DestinationDriver {
                     self.recorder.note(note);
                 }
             }
+            WorkerEvent::KernelSeals => self.recorder.count_kernel_stream(),
             WorkerEvent::StreamRound(part) => {
                 self.recorder.carried_by(part.transport);
                 self.round_part(part);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use dwcp_api::{MigrationId, Role, TransferSettings};
 use dwcp_journal::Unfinished;
-use dwcp_wire::{Control, FetchSummary, FrameKind, Offer, RefuseCode, StreamHello};
+use dwcp_wire::{Control, FetchSummary, FrameKind, Offer, RefuseCode, StreamHello, StreamRole};
 
 use super::destination::{self, DestinationInput};
 use super::destination_streams::{JoinLink, StreamJoin};
@@ -121,6 +121,9 @@ fn greet(
     } = admit(node, socket, HELLO_TIME)?;
     let meter = Arc::default();
     let (header, payload) = peer::read_frame(&mut stream, &meter).map_err(text)?;
+    if header.kind != FrameKind::StreamHello {
+        stream.read_ahead();
+    }
     match header.kind {
         FrameKind::StreamHello => match refusal {
             Some(why) => Err(why),
@@ -213,6 +216,9 @@ fn join(node: &Node, stream: Connection, payload: &[u8]) -> Result<(), String> {
     let mailbox = node
         .joins_of(hello.token)
         .ok_or("no migration has this token")?;
+    if hello.role != StreamRole::Data {
+        stream.read_ahead();
+    }
     let join = StreamJoin {
         role: hello.role,
         index: hello.index,

@@ -150,6 +150,7 @@ impl Placement {
             node: place.node,
             stock: of.stock.clone(),
             sealed: of.sealed,
+            kernel_tls: settings.kernel_tls,
             rdma: of.rdma.clone(),
             streams: usize::from(of.streams).div_ceil(count),
             streams_in_all: of.streams.into(),

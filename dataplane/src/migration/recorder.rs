@@ -293,6 +293,13 @@ impl Recorder {
     }
 
     /// A further connection is there, whose handshake was a short one or not.
+    /// Counts a data stream whose records the kernel seals.
+    pub(super) fn count_kernel_stream(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.kernel_streams += 1;
+        }
+    }
+
     pub(super) fn count_resumed(&mut self, resumed: bool) {
         if let Some(tls) = &mut self.tls {
             tls.resumed += u16::from(resumed);
@@ -368,6 +375,7 @@ pub(super) fn tls_report(control: &Connection) -> Option<TlsReport> {
         version: "TLS1.3".into(),
         cipher_suite: control.cipher_suite()?.into(),
         resumed: 0,
+        kernel_streams: 0,
         peer_names: control.peer_names().to_vec(),
     })
 }

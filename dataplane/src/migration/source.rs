@@ -369,6 +369,7 @@ impl SourceDriver {
                     self.recorder.note(note);
                 }
             }
+            WorkerEvent::KernelSeals => self.recorder.count_kernel_stream(),
             WorkerEvent::RoundSent(part) => self.round_part(part),
             WorkerEvent::StreamLost { stream, reason, .. } => self.data_stream_lost(stream, reason),
             WorkerEvent::StreamResumed {

@@ -12,7 +12,7 @@ use dwcp_pki::CertificateFacts;
 use socket2::SockRef;
 
 use super::handshake::Rest;
-use super::session::sealed_bytes;
+use super::session::{missing_bytes, sealed_bytes};
 use super::{Sealed, Session, TlsError};
 
 /// Bytes of a record, sealed, and of the next one's beginning.
@@ -44,6 +44,8 @@ struct Reading {
     /// Of the plain bytes, those that were read.
     taken: usize,
     ended: bool,
+    /// Bytes behind the record that comes stay in the socket.
+    by_record: bool,
 }
 
 /// A data stream, for a worker's transport.
@@ -89,6 +91,7 @@ impl Connection {
     pub(super) fn sealed(socket: TcpStream, session: Session, rest: Rest) -> Self {
         let own = session.peer_certificates().first();
         let facts = own.and_then(|own| CertificateFacts::from_der(own).ok());
+        let by_record = session.is_server();
         let channel = Channel {
             session: Mutex::new(session),
             reading: Mutex::new(Reading {
@@ -96,6 +99,7 @@ impl Connection {
                 plain: rest.plain,
                 taken: 0,
                 ended: false,
+                by_record,
             }),
             writing: Mutex::default(),
             peer_names: facts.map(|facts| facts.dns_names).unwrap_or_default(),
@@ -140,6 +144,14 @@ impl Connection {
     pub fn peer_names(&self) -> &[String] {
         let channel = self.channel.as_ref();
         channel.map_or(&[], |channel| &channel.peer_names)
+    }
+
+    /// Reads as many bytes at once as there are. A server does not at first: what comes behind the first words
+    /// of a data stream may be the kernel's to open, which cannot be given what was read.
+    pub fn read_ahead(&self) {
+        if let Some(channel) = &self.channel {
+            lock(&channel.reading).by_record = false;
+        }
     }
 
     /// Another handle on the same connection.
@@ -273,7 +285,11 @@ impl Channel {
                 Sealed::End => reading.ended = true,
                 Sealed::Part => {
                     let filled = reading.received.len();
-                    reading.received.resize(filled + READ_BYTES, 0);
+                    let wanted = match reading.by_record {
+                        true => missing_bytes(&reading.received),
+                        false => READ_BYTES,
+                    };
+                    reading.received.resize(filled + wanted, 0);
                     let outcome = socket.read(&mut reading.received[filled..]);
                     let count = *outcome.as_ref().unwrap_or(&0);
                     reading.received.truncate(filled + count);

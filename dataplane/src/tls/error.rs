@@ -43,6 +43,22 @@ pub enum TlsError {
     /// A ticket, or a key update, in more than one record.
     #[error("a message of TLS itself came in pieces: that is no node of ours")]
     Pieces,
+    /// A message of TLS itself that nobody asked for, where the kernel opens records.
+    #[error("a message of TLS itself that was not asked for: that is no node of ours")]
+    Unasked,
+    /// What came at a socket of the kernel's cannot be a record.
+    #[error("what came is no TLS record: the kernel says {0}")]
+    NoRecord(#[source] io::Error),
+    /// A key of the kernel's has sealed as many records as it may, or nearly.
+    #[error(
+        "{0} records are sealed with this stream's key, near its limit: another stream has another key"
+    )]
+    KeyUsed(u64),
+    /// The peer goes on with a new key, and the kernel cannot.
+    #[error(
+        "the other side renewed its key, which the kernel here does not follow: another stream will"
+    )]
+    KeyRenewed,
     /// What was wrong with it was said before.
     #[error("TLS broke on this connection")]
     Broken,

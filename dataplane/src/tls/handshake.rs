@@ -1,11 +1,12 @@
 //! The handshake on a socket, within a time, before anything else is done with it.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use rustls_pki_types::ServerName;
 
+use super::session::missing_bytes;
 use super::{Connection, Identity, Sealed, Session, TlsError};
 
 /// First byte of a TLS connection: a record of the handshake.
@@ -124,7 +125,13 @@ fn exchange(
             Sealed::Part => {
                 socket.set_read_timeout(Some(left()?))?;
                 let mut bytes = [0; 4096];
-                let count = socket.read(&mut bytes).map_err(|error| slow(error, time))?;
+                // No more than belongs to it: what comes behind may be the kernel's to open.
+                let wanted = missing_bytes(&rest.received).min(bytes.len());
+                let count = match socket.read(&mut bytes[..wanted]) {
+                    Ok(count) => count,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                    Err(error) => return Err(slow(error, time)),
+                };
                 if count == 0 {
                     return Err(TlsError::Closed);
                 }
@@ -153,10 +160,9 @@ fn say(
 }
 
 fn slow(error: std::io::Error, time: Duration) -> TlsError {
-    use std::io::ErrorKind::{ConnectionReset, TimedOut, WouldBlock};
     match error.kind() {
-        TimedOut | WouldBlock => TlsError::TooLong(time),
-        ConnectionReset => TlsError::Closed,
+        ErrorKind::TimedOut | ErrorKind::WouldBlock => TlsError::TooLong(time),
+        ErrorKind::ConnectionReset => TlsError::Closed,
         _ => error.into(),
     }
 }

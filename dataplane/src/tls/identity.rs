@@ -80,6 +80,8 @@ impl Identity {
             .with_client_auth_cert(certificate.clone(), key.clone_key())
             .map_err(|error| unfit(pair, &error))?;
         client.alpn_protocols = vec![PROTOCOL.to_vec()];
+        // For the kernel: `KernelStream::hand_over`.
+        client.enable_secret_extraction = true;
         client.resumption = Resumption::store(Arc::new(Tickets::default()))
             .tls12_resumption(Tls12Resumption::Disabled);
         let mut server = ServerConfig::builder_with_provider(provider)
@@ -89,6 +91,7 @@ impl Identity {
             .with_single_cert(certificate, key)
             .map_err(|error| unfit(pair, &error))?;
         server.alpn_protocols = vec![PROTOCOL.to_vec()];
+        server.enable_secret_extraction = true;
         server.session_storage = ServerSessionMemoryCache::new(SESSIONS_KEPT);
         server.send_tls13_tickets = TICKETS;
         // Data before the handshake is done could be replayed.

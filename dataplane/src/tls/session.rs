@@ -4,12 +4,13 @@
 //! are the caller's. It allocates a record's worth of memory for each record, not for each page.
 
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
+use rustls::kernel::KernelConnection;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
-use rustls::{CommonState, Error, HandshakeKind};
+use rustls::{CommonState, Error, ExtractedSecrets, HandshakeKind, SupportedCipherSuite};
 use rustls_pki_types::{CertificateDer, ServerName};
 
-use super::{Identity, TlsError};
+use super::{Cipher, Identity, TlsError};
 
 /// Plain bytes of a full record.
 const RECORD_BYTES_MAX: usize = 16 * 1024;
@@ -26,6 +27,9 @@ pub const fn sealed_bytes(plain_bytes: usize) -> usize {
     let records = plain_bytes.div_ceil(RECORD_BYTES_MAX);
     plain_bytes + records * RECORD_OVERHEAD_BYTES + ASIDE_BYTES_MAX
 }
+
+/// What of a client's session takes the server's tickets when its keys are elsewhere.
+pub(super) type Tickets = KernelConnection<ClientConnectionData>;
 
 /// One side of a TLS connection.
 #[derive(Debug)]
@@ -118,6 +122,42 @@ impl Session {
     #[must_use]
     pub fn cipher_suite(&self) -> Option<&'static str> {
         self.state().negotiated_cipher_suite()?.suite().as_str()
+    }
+
+    /// The cipher, where the kernel may know it, and how many records one key of it may seal.
+    pub(super) fn cipher(&self) -> Option<(Cipher, u64)> {
+        let suite = self.state().negotiated_cipher_suite()?;
+        let SupportedCipherSuite::Tls13(known) = suite;
+        let cipher = Cipher::of_suite(suite.suite())?;
+        Some((cipher, known.common.confidentiality_limit))
+    }
+
+    /// Whether nothing is to be said, and nothing is half heard.
+    pub(super) fn is_quiet(&self) -> bool {
+        !self.is_handshaking() && !self.broken && self.aside.is_empty()
+    }
+
+    /// Whether this end was connected to.
+    pub(super) const fn is_server(&self) -> bool {
+        matches!(self.side, Side::Server(_))
+    }
+
+    /// Gives the keys of both directions away, and what takes tickets at a client.
+    pub(super) fn into_keys(self) -> Result<(ExtractedSecrets, Option<Tickets>), TlsError> {
+        match self.side {
+            Side::Client(connection) => {
+                let (secrets, rest) = connection
+                    .dangerous_into_kernel_connection()
+                    .map_err(TlsError::Handshake)?;
+                Ok((secrets, Some(rest)))
+            }
+            Side::Server(connection) => {
+                let (secrets, _) = connection
+                    .dangerous_into_kernel_connection()
+                    .map_err(TlsError::Handshake)?;
+                Ok((secrets, None))
+            }
+        }
     }
 
     pub(super) fn peer_certificates(&self) -> &[CertificateDer<'static>] {
@@ -253,10 +293,27 @@ enum Step {
     End,
 }
 
+/// Bytes of a record before its content.
+const HEADER_BYTES: usize = 5;
+
+/// How many bytes of the record that `received` ends in are still to come; those of the next one's header where
+/// it ends with one.
+pub(super) fn missing_bytes(mut received: &[u8]) -> usize {
+    loop {
+        let Some(length) = received.get(3..HEADER_BYTES) else {
+            return HEADER_BYTES - received.len();
+        };
+        let length = HEADER_BYTES + usize::from(u16::from_be_bytes([length[0], length[1]]));
+        match received.get(length..) {
+            Some(rest) => received = rest,
+            None => return length - received.len(),
+        }
+    }
+}
+
 /// Whether there is a whole record. rustls has then looked at it and keeps its place in these bytes: it is
 /// a piece of a message to rustls itself. Such messages are short, and come whole.
 fn has_record(bytes: &[u8]) -> bool {
-    const HEADER_BYTES: usize = 5;
     bytes.get(3..HEADER_BYTES).is_some_and(|length| {
         let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
         bytes.len() >= HEADER_BYTES + length

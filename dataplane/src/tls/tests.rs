@@ -1,49 +1,10 @@
 //! Sessions without a socket: keys that are renewed, bytes that are cut, changed or made up.
 
-use dwcp_pki::{Authority, AuthorityOptions, NodeOptions, SECONDS_PER_DAY};
 use proptest::prelude::*;
-use rustls::crypto::CryptoProvider;
-use rustls::{CipherSuiteCommon, SupportedCipherSuite, Tls13CipherSuite};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls_pki_types::ServerName;
 
+use super::testing::{identity, with_limit};
 use super::*;
-
-/// The node `b`, which is here both sides at once.
-fn identity(provider: CryptoProvider) -> Identity {
-    let folder = tempfile::tempdir().unwrap();
-    let options = AuthorityOptions {
-        name: "test".into(),
-        seconds: SECONDS_PER_DAY,
-        force: false,
-    };
-    let options_of_node = NodeOptions {
-        seconds: SECONDS_PER_DAY,
-        ..NodeOptions::default()
-    };
-    let authority = Authority::init(folder.path(), &options).unwrap();
-    let files = authority.issue("b", &options_of_node).unwrap();
-    let trusted = CertificateDer::from_pem_file(files.ca).unwrap();
-    let own = CertificateDer::from_pem_file(files.certificate).unwrap();
-    let key = PrivateKeyDer::from_pem_file(files.key).unwrap();
-    Identity::with_provider(vec![trusted], vec![own], key, provider).unwrap()
-}
-
-/// All suites, which must renew their keys after so many records.
-fn with_limit(records: u64) -> CryptoProvider {
-    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
-    for suite in &mut provider.cipher_suites {
-        let SupportedCipherSuite::Tls13(known) = *suite;
-        let common = CipherSuiteCommon {
-            suite: known.common.suite,
-            hash_provider: known.common.hash_provider,
-            confidentiality_limit: records,
-        };
-        let limited = Tls13CipherSuite { common, ..*known };
-        *suite = SupportedCipherSuite::Tls13(Box::leak(Box::new(limited)));
-    }
-    provider
-}
 
 /// Carries what `from` has to say to `to`. Returns whether there was something.
 fn carry(from: &mut Session, to: &mut Session, plain: &mut Vec<u8>) -> bool {

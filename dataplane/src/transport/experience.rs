@@ -23,16 +23,23 @@ const PLACES_MAX: usize = 256;
 pub(super) struct Place {
     peer: Option<IpAddr>,
     is_in_hugetlbfs: bool,
+    /// The socket's records are sealed in the kernel.
+    is_sealed: bool,
     /// The ways that there are: a ring has more.
     pub(super) has: &'static [SendMethod],
 }
 
 impl Place {
-    fn of(stream: &TcpStream, ram: Option<&RamLayout>, has: &'static [SendMethod]) -> Self {
+    fn of(
+        (stream, is_sealed): (&TcpStream, bool),
+        ram: Option<&RamLayout>,
+        has: &'static [SendMethod],
+    ) -> Self {
         let blocks = ram.map(RamLayout::blocks).unwrap_or_default();
         Self {
             peer: stream.peer_addr().ok().map(|address| address.ip()),
             is_in_hugetlbfs: blocks.iter().any(|block| block.is_in_hugetlbfs()),
+            is_sealed,
             has,
         }
     }
@@ -50,14 +57,16 @@ impl Ladders {
         Self { choice, experience }
     }
 
-    /// A ladder for pages of `ram` over `stream`, by a transport that `has` these ways.
+    /// A ladder for pages of `ram` over `stream`, by a transport that `has` these ways. A socket that seals
+    /// takes references from a pipe or a file, which it reads once, and refuses those of the ring.
     pub(super) fn for_stream(
         &self,
-        stream: &TcpStream,
+        (stream, is_sealed): (&TcpStream, bool),
         ram: Option<&RamLayout>,
         has: &'static [SendMethod],
     ) -> Ladder {
-        let place = Place::of(stream, ram, has);
+        let has = if is_sealed { &SendMethod::BY_CALL } else { has };
+        let place = Place::of((stream, is_sealed), ram, has);
         Ladder::at(self.choice, place, &self.experience)
     }
 }
@@ -118,6 +127,7 @@ mod tests {
     const PLACE: Place = Place {
         peer: None,
         is_in_hugetlbfs: false,
+        is_sealed: false,
         has: &SendMethod::ALL,
     };
 
@@ -193,6 +203,11 @@ mod tests {
             ..PLACE
         };
         assert!(experience.recall(&by_call, now).is_none());
+        let sealed = Place {
+            is_sealed: true,
+            ..PLACE
+        };
+        assert!(experience.recall(&sealed, now).is_none());
     }
 
     #[test]

@@ -4,11 +4,11 @@
 //! |---|---|---|
 //! | [`UringTransport`] | one io_uring per worker, registered buffers | the kernel allows it |
 //! | [`PollTransport`] | non-blocking sockets and poll(2) | it does not, or a switch says so |
-//! | [`SealedTransport`] | TLS over one of them | the migration is sealed |
+//! | [`SealedTransport`] | TLS over one of them, by itself or by the kernel | the migration is sealed |
 //! | [`RdmaTransport`] | queue pairs, one of them beside | both nodes have RDMA, and the profile allows it |
 //!
 //! Frames leave as a head from a worker's buffer and, behind it, guest pages straight from RAM, by the
-//! cheapest [`SendMethod`] of the socket; they arrive straight in RAM, unless TLS is between. A transport belongs to one
+//! cheapest [`SendMethod`] of the socket; they arrive straight in RAM, unless TLS of our own is between. A transport belongs to one
 //! worker thread. It owns the worker's buffers and holds the guest's RAM: what the kernel may still
 //! read or write can therefore not be freed under it.
 
@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use buffers::{BUFFER_BYTES, BufferId, BufferStock, Buffers};
-use dwcp_api::{IoPath, SendChoice};
+use dwcp_api::{IoPath, KernelTlsChoice, SendChoice};
 use dwcp_wire::PageRange;
 pub use poll::PollTransport;
 pub use rdma::{QueueLink, RdmaListener, RdmaMemory, RdmaRequest, RdmaTransport, find_route};
@@ -44,7 +44,7 @@ pub use tcp_info::{SHORT_RTT, TcpInfo, set_pacing_rate};
 pub use uring::UringTransport;
 
 use crate::ram::RamLayout;
-use crate::tls::{DataStream, SealedStream};
+use crate::tls::{DataStream, KernelStream, KernelTls, SealedStream};
 use experience::{Experience, Ladders};
 
 /// Bytes of a stream that the kernel takes before it can send them. More would hide how fast the link is;
@@ -178,6 +178,17 @@ fn closed_by_peer() -> io::Error {
     )
 }
 
+/// Who seals a stream's records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sealing {
+    /// Nobody: it is plain text.
+    None,
+    /// The transport, which copies pages.
+    Transport,
+    /// The kernel: the socket takes and gives pages as one without TLS.
+    Kernel,
+}
+
 /// How long to wait for completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
@@ -211,6 +222,19 @@ pub trait Transport: std::fmt::Debug {
         Err(io::Error::other("a stream with TLS among those without"))
     }
 
+    /// Takes a connected stream whose records the kernel seals and opens.
+    ///
+    /// # Errors
+    /// When the socket cannot be set up, or the place is taken.
+    fn add_kernel(
+        &mut self,
+        _: TcpStream,
+        _: KernelStream,
+        _instead_of: Option<Slot>,
+    ) -> io::Result<Slot> {
+        Err(io::Error::other("a stream of kernel TLS among others"))
+    }
+
     /// Takes a stream that is a queue pair.
     ///
     /// # Errors
@@ -238,6 +262,16 @@ pub trait Transport: std::fmt::Debug {
         false
     }
 
+    /// Who seals a stream's records.
+    fn sealing(&self, _: Slot) -> Sealing {
+        Sealing::None
+    }
+
+    /// Whether frames may refer to guest pages. A stream on which they cannot leave so copies them.
+    fn takes_references(&self) -> bool {
+        true
+    }
+
     /// How guest pages leave on a stream, once that is chosen.
     fn send_method(&self, slot: Slot) -> Option<SendMethod>;
 
@@ -248,7 +282,7 @@ pub trait Transport: std::fmt::Debug {
     fn wait(&mut self, wait: Wait, completions: &mut Vec<Completion>) -> io::Result<()>;
 }
 
-impl dyn Transport {
+impl dyn Transport + '_ {
     /// Takes a data stream as it is.
     ///
     /// # Errors
@@ -328,8 +362,11 @@ pub struct TransportOptions {
     pub send: SendChoice,
     /// Buffers.
     pub buffers: usize,
-    /// Whether its streams are TLS. Then nothing is sent from, or received in, guest RAM itself.
+    /// Whether its streams are TLS.
     pub sealed: bool,
+    /// Whether the kernel is to seal them. Where it does not, nothing is sent from, or received in, guest
+    /// RAM itself.
+    pub kernel_tls: KernelTlsChoice,
     /// NUMA node of the buffers.
     pub node: Option<usize>,
     /// What earlier workers left to this one, and it leaves to later ones.
@@ -350,12 +387,32 @@ pub fn open(options: TransportOptions) -> io::Result<Opened> {
     if !options.sealed {
         return open_plain(options);
     }
-    let buffers = options.buffers * 2;
+    let (kernel, note) = match options.kernel_tls {
+        KernelTlsChoice::Off => (None, None),
+        KernelTlsChoice::Auto => match KernelTls::find() {
+            Ok(kernel) => (Some(kernel), None),
+            Err(why) => (None, Some(no_kernel_tls(&why))),
+        },
+    };
+    let (buffers, ram) = (options.buffers * 2, options.ram.clone());
     let opened = open_plain(TransportOptions { buffers, ..options })?;
+    let mut notes = opened.notes;
+    notes.extend(note);
+    let transport = SealedTransport::new(opened.transport, kernel, ram);
     Ok(Opened {
-        transport: Box::new(SealedTransport::new(opened.transport)),
-        notes: opened.notes,
+        transport: Box::new(transport),
+        notes,
     })
+}
+
+/// A bell that nobody rings.
+#[cfg(test)]
+pub(crate) fn bell_for_tests() -> OwnedFd {
+    suite::ends::bell().1
+}
+
+fn no_kernel_tls(why: &str) -> String {
+    format!("no kernel TLS here ({why}): the data plane seals pages itself, and copies them")
 }
 
 fn open_plain(mut options: TransportOptions) -> io::Result<Opened> {
@@ -370,6 +427,7 @@ fn open_plain(mut options: TransportOptions) -> io::Result<Opened> {
         send,
         buffers,
         sealed: _,
+        kernel_tls: _,
         node,
         stock,
         ram,

@@ -30,7 +30,10 @@ struct Frame {
     buffer: BufferId,
     head: Range<usize>,
     runs: Vec<PageRange>,
+    /// Another frame follows.
     more: bool,
+    /// The end of this one may wait for it in the socket.
+    may_wait: bool,
     /// Bytes of the runs that the socket, or the pipe, has taken.
     taken_bytes: usize,
     /// Set when its first page leaves.
@@ -63,6 +66,9 @@ pub(super) struct Outbound {
     /// Emptied lists of runs, to be filled again: nothing is allocated once a stream is under way.
     spare_runs: Vec<Vec<PageRange>>,
     pipe: Option<Pipe>,
+    /// The socket seals records: it would keep the end of one that is to be continued for as long as nothing
+    /// continues it, and what is acknowledged are whole frames.
+    is_sealed: bool,
     pub(super) ladder: Ladder,
 }
 
@@ -92,11 +98,12 @@ impl Pipe {
 }
 
 impl Outbound {
-    pub(super) fn new(ladder: Ladder) -> Self {
+    pub(super) fn new(ladder: Ladder, is_sealed: bool) -> Self {
         Self {
             frames: VecDeque::new(),
             spare_runs: vec![],
             pipe: None,
+            is_sealed,
             ladder,
         }
     }
@@ -114,6 +121,7 @@ impl Outbound {
             head: frame.head.clone(),
             runs: kept,
             more: frame.more,
+            may_wait: frame.more && !self.is_sealed,
             taken_bytes: 0,
             method: None,
         });
@@ -159,7 +167,7 @@ impl Outbound {
             return Ok(Progress::Idle);
         };
         while !frame.head.is_empty() {
-            let more = frame.more || !frame.runs.is_empty();
+            let more = frame.may_wait || !frame.runs.is_empty();
             let bytes = &buffers.bytes_mut(frame.buffer)[frame.head.clone()];
             match send_head(socket, bytes, more)? {
                 None => return Ok(Progress::Blocked),
@@ -256,7 +264,7 @@ fn send_pages(
             while frame.taken_bytes < total {
                 let mut spans = Spans::new();
                 spans.add(ram, &frame.runs, frame.taken_bytes);
-                match write_spans(socket, &spans, frame.more)? {
+                match write_spans(socket, &spans, frame.may_wait)? {
                     None => return Ok(false),
                     Some(bytes) => frame.taken_bytes += bytes,
                 }
@@ -308,7 +316,7 @@ fn send_by_pipe(
         }
         let mut flags = SpliceFFlags::SPLICE_F_NONBLOCK;
         // More follows: no short segment yet.
-        let more = frame.more || frame.taken_bytes < total;
+        let more = frame.may_wait || frame.taken_bytes < total;
         flags.set(SpliceFFlags::SPLICE_F_MORE, more);
         match splice(&pipe.read, None, socket, None, pipe.bytes, flags) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),

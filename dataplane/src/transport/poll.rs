@@ -12,8 +12,12 @@ use super::experience::Ladders;
 use super::inbound::{Inbound, read_spans};
 use super::outbound::{Outbound, Progress};
 use super::spans::Spans;
-use super::{Buffers, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport, Wait, put};
+use super::{
+    Buffers, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport, Wait, closed_by_peer,
+    put,
+};
 use crate::ram::RamLayout;
+use crate::tls::{Heard, KernelStream};
 
 /// Non-blocking sockets and poll(2).
 #[derive(Debug)]
@@ -28,6 +32,8 @@ pub struct PollTransport {
 #[derive(Debug)]
 struct Stream {
     socket: TcpStream,
+    /// TLS, where the kernel seals.
+    kernel: Option<KernelStream>,
     sends: Outbound,
     receive: Inbound,
     receiving: bool,
@@ -69,6 +75,7 @@ impl PollTransport {
                 .and_then(|()| stream.progress_receive(slot, &mut self.buffers, ram, completions));
             if let Err(error) = outcome {
                 stream.closed = true;
+                let error = stream.in_words(error);
                 let _ = stream.socket.shutdown(Shutdown::Both);
                 completions.push(Completion::Closed { slot, error });
             }
@@ -134,26 +141,52 @@ impl Stream {
         }
         let mut spans = Spans::new();
         self.receive.spans(buffers, ram, &mut spans);
-        if let Some(bytes) = read_spans(self.socket.as_fd(), &spans)? {
-            self.receiving = false;
-            completions.push(Completion::Received { slot, bytes });
+        loop {
+            match (read_spans(self.socket.as_fd(), &spans), &mut self.kernel) {
+                (Ok(None), _) => return Ok(()),
+                (Ok(Some(bytes)), _) => {
+                    self.receiving = false;
+                    completions.push(Completion::Received { slot, bytes });
+                    return Ok(());
+                }
+                (Err(error), None) => return Err(error),
+                (Err(error), Some(kernel)) => match kernel.not_received(&self.socket, error)? {
+                    Heard::GoOn => {}
+                    Heard::End => return Err(closed_by_peer()),
+                },
+            }
         }
-        Ok(())
+    }
+
+    /// Says that nothing more will come, where the kernel seals and nothing is under way.
+    fn say_end(&self) {
+        if let Some(kernel) = self.kernel.as_ref().filter(|_| self.sends.is_empty()) {
+            kernel.say_end(&self.socket);
+        }
+    }
+
+    /// An error of the socket's, as what seals it calls it.
+    fn in_words(&self, error: io::Error) -> io::Error {
+        match &self.kernel {
+            Some(_) => KernelStream::in_words(error).into(),
+            None => error,
+        }
     }
 }
 
-impl Transport for PollTransport {
-    fn name(&self) -> &'static str {
-        "tcp-poll"
-    }
-
-    fn add(&mut self, stream: TcpStream, instead_of: Option<Slot>) -> io::Result<Slot> {
-        stream.set_nonblocking(true)?;
-        let ram = self.ram.as_deref();
-        let ladder = self.ladders.for_stream(&stream, ram, &SendMethod::BY_CALL);
+impl PollTransport {
+    fn put(
+        &mut self,
+        (socket, kernel): (TcpStream, Option<KernelStream>),
+        instead_of: Option<Slot>,
+    ) -> io::Result<Slot> {
+        socket.set_nonblocking(true)?;
+        let (place, ram) = ((&socket, kernel.is_some()), self.ram.as_deref());
+        let ladder = self.ladders.for_stream(place, ram, &SendMethod::BY_CALL);
         let stream = Stream {
-            socket: stream,
-            sends: Outbound::new(ladder),
+            sends: Outbound::new(ladder, kernel.is_some()),
+            socket,
+            kernel,
             receive: Inbound::new(),
             receiving: false,
             closed: false,
@@ -166,6 +199,34 @@ impl Transport for PollTransport {
             stream,
         )
     }
+}
+
+impl Drop for PollTransport {
+    fn drop(&mut self) {
+        self.streams
+            .iter()
+            .filter(|stream| !stream.closed)
+            .for_each(Stream::say_end);
+    }
+}
+
+impl Transport for PollTransport {
+    fn name(&self) -> &'static str {
+        "tcp-poll"
+    }
+
+    fn add(&mut self, stream: TcpStream, instead_of: Option<Slot>) -> io::Result<Slot> {
+        self.put((stream, None), instead_of)
+    }
+
+    fn add_kernel(
+        &mut self,
+        stream: TcpStream,
+        kernel: KernelStream,
+        instead_of: Option<Slot>,
+    ) -> io::Result<Slot> {
+        self.put((stream, Some(kernel)), instead_of)
+    }
 
     fn shut(&mut self, slot: Slot, why: io::Error) {
         let stream = &mut self.streams[slot];
@@ -174,6 +235,7 @@ impl Transport for PollTransport {
         }
         stream.closed = true;
         stream.shut = Some(why);
+        stream.say_end();
         let _ = stream.socket.shutdown(Shutdown::Both);
     }
 
@@ -182,7 +244,14 @@ impl Transport for PollTransport {
     }
 
     fn send(&mut self, slot: Slot, frame: SendFrame<'_>) {
-        self.streams[slot].sends.push(&frame);
+        let stream = &mut self.streams[slot];
+        if !stream.closed
+            && let Some(kernel) = &mut stream.kernel
+            && let Err(error) = kernel.count_frame(&stream.socket)
+        {
+            return self.shut(slot, error.into());
+        }
+        stream.sends.push(&frame);
     }
 
     fn receive(&mut self, slot: Slot, wanted: ReceiveInto<'_>) {

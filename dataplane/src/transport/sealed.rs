@@ -6,62 +6,66 @@
 //! ```
 //! The buffers are the worker's own kind, taken once. A page is copied by the cipher, and once more into
 //! the buffer that it was asked for in.
+//!
+//! Where the kernel takes a stream's keys ([`KernelStream`]) the transport below has it whole: frames and
+//! requests go through here as they are.
 
-use std::collections::VecDeque;
+mod stream;
+
 use std::io;
 use std::net::TcpStream;
 use std::ops::Range;
+use std::sync::Arc;
+
+use dwcp_simd::{PAGE_BYTES, Page};
 
 use super::{
-    BUFFER_BYTES, BufferId, Buffers, Completion, ReceiveInto, SendFrame, SendMethod, Slot,
-    Transport, Wait, put,
+    BufferId, Buffers, Completion, ReceiveInto, Sealing, SendFrame, SendMethod, Slot, Transport,
+    Wait, put,
 };
-use crate::tls::{Sealed, SealedStream, Session, TlsError, sealed_bytes};
+use crate::ram::RamLayout;
+use crate::tls::{HandedOver, KernelStream, KernelTls, Sealed, SealedStream, TlsError};
+use stream::{Stream, seal_into};
 
 /// TLS over the transport below.
 #[derive(Debug)]
 pub struct SealedTransport {
     below: Box<dyn Transport>,
-    streams: Vec<Stream>,
+    /// What the kernel seals, if it may.
+    kernel: Option<KernelTls>,
+    ram: Option<Arc<RamLayout>>,
+    streams: Vec<Place>,
     /// Buffers of ours that hold nothing.
     free: Vec<BufferId>,
     /// What the transport below says; kept to be filled again.
     done: Vec<Completion>,
 }
 
+/// A stream's place.
 #[derive(Debug)]
-struct Stream {
-    session: Session,
-    /// Sealed bytes that came are at `start..end` of this buffer.
-    received: BufferId,
-    start: usize,
-    end: usize,
-    /// A request is under way below.
-    asked: bool,
-    /// Opened, and not all taken yet.
-    plain: Vec<u8>,
-    taken: usize,
-    wanted: Option<(BufferId, Range<usize>)>,
-    /// Sealed frames below: the frame's own buffer, and ours.
-    leaving: VecDeque<(BufferId, BufferId)>,
-    /// Frames that wait for a buffer of ours.
-    waiting: VecDeque<(BufferId, Range<usize>)>,
-    over: bool,
-    /// Why it is over, if not for what the transport below will say.
-    why: Option<io::Error>,
-    /// The transport below has nothing of it any more.
-    closed: bool,
+enum Place {
+    /// Sealed and opened here.
+    Here(Box<Stream>),
+    /// Of the transport below alone.
+    Below,
 }
 
 impl SealedTransport {
-    /// Takes half of the buffers of the transport below for what is sealed.
+    /// Takes half of the buffers of the transport below for what is sealed here. Pages that frames refer to
+    /// are of `ram`.
     #[must_use]
-    pub fn new(mut below: Box<dyn Transport>) -> Self {
+    pub fn new(
+        mut below: Box<dyn Transport>,
+        kernel: Option<KernelTls>,
+        ram: Option<Arc<RamLayout>>,
+    ) -> Self {
         let buffers = below.buffers();
         let free = (0..buffers.free() / 2).filter_map(|_| buffers.take());
         let free = free.collect();
         Self {
             below,
+            kernel,
+            ram,
             streams: vec![],
             free,
             done: Vec::with_capacity(64),
@@ -74,36 +78,88 @@ impl SealedTransport {
         sealed: SealedStream,
         instead_of: Option<Slot>,
     ) -> io::Result<Slot> {
+        let Some(kernel) = &self.kernel else {
+            return self.add_here(socket, sealed, instead_of);
+        };
+        match KernelStream::hand_over(&socket, sealed, kernel) {
+            HandedOver::Kernel(kernel) => {
+                self.below.add_kernel(socket, *kernel, instead_of)?;
+                self.put(instead_of, Place::Below)
+            }
+            HandedOver::Kept(sealed, why) => {
+                tracing::info!(why, "the kernel does not seal this stream");
+                self.add_here(socket, *sealed, instead_of)
+            }
+            HandedOver::Lost(error) => {
+                // A stream that breaks is replaced, and the next one is sealed here.
+                tracing::warn!(%error, "the kernel did not take a stream's keys");
+                self.kernel = None;
+                let slot = self.below.add(socket, instead_of)?;
+                self.below.shut(slot, error.into());
+                self.put(instead_of, Place::Below)
+            }
+        }
+    }
+
+    fn add_here(
+        &mut self,
+        socket: TcpStream,
+        sealed: SealedStream,
+        instead_of: Option<Slot>,
+    ) -> io::Result<Slot> {
         self.below.add(socket, instead_of)?;
         let none = || io::Error::other("no buffer for what is sealed");
         let received = match instead_of.and_then(|slot| self.streams.get(slot)) {
-            Some(old) => old.received,
-            None => self.free.pop().ok_or_else(none)?,
+            Some(Place::Here(old)) => old.received,
+            _ => self.free.pop().ok_or_else(none)?,
         };
         let bytes = sealed.received.len();
         let into = self.below.buffers().bytes_mut(received).get_mut(..bytes);
         into.ok_or_else(none)?.copy_from_slice(&sealed.received);
-        let stream = Stream {
-            session: sealed.session,
-            received,
-            start: 0,
-            end: bytes,
-            asked: false,
-            plain: sealed.plain,
-            taken: 0,
-            wanted: None,
-            leaving: VecDeque::new(),
-            waiting: VecDeque::new(),
-            over: false,
-            why: None,
-            closed: false,
+        let stream = Box::new(Stream::new(sealed, received));
+        self.put(instead_of, Place::Here(stream))
+    }
+
+    /// Puts a stream in its place, which the transport below has found to be free.
+    fn put(&mut self, instead_of: Option<Slot>, place: Place) -> io::Result<Slot> {
+        if let (Some(slot), Place::Below) = (instead_of, &place)
+            && let Some(Place::Here(old)) = self.streams.get(slot)
+        {
+            self.free.push(old.received);
+        }
+        let is_over = |old: &Place| match old {
+            Place::Here(stream) => stream.closed,
+            Place::Below => true,
         };
-        put(&mut self.streams, instead_of, |old| old.closed, stream)
+        put(&mut self.streams, instead_of, is_over, place)
+    }
+
+    /// Copies the pages of a frame behind its head, where they were to be referred to and cannot be.
+    fn gather(&mut self, frame: &SendFrame<'_>) -> Range<usize> {
+        let bytes = self.below.buffers().bytes_mut(frame.buffer);
+        let mut end = frame.head.end;
+        for run in frame.pages {
+            let Some(ram) = &self.ram else { break };
+            let block = &ram.blocks()[run.ram_block as usize];
+            for page in run.page..run.page + run.count {
+                if let Some(into) = bytes.get_mut(end..).and_then(|b| b.first_chunk_mut()) {
+                    let into: &mut Page = into;
+                    block.read_page(page, into);
+                }
+                end += PAGE_BYTES;
+            }
+        }
+        frame.head.start..end
     }
 
     /// Ends a stream for a reason of this end's; the transport below tells when it has nothing of it.
     fn end(&mut self, slot: Slot, error: io::Error) {
-        let stream = &mut self.streams[slot];
+        let Place::Here(stream) = &mut self.streams[slot] else {
+            return self.below.shut(slot, error);
+        };
+        if stream.over {
+            return;
+        }
         stream.over = true;
         let why = io::Error::new(error.kind(), "ended here");
         stream.why.get_or_insert(error);
@@ -112,7 +168,10 @@ impl SealedTransport {
 
     /// The transport below has nothing of a stream any more: what was sealed for it is free.
     fn closed(&mut self, slot: Slot, error: io::Error, completions: &mut Vec<Completion>) {
-        let stream = &mut self.streams[slot];
+        let Place::Here(stream) = &mut self.streams[slot] else {
+            completions.push(Completion::Closed { slot, error });
+            return;
+        };
         stream.over = true;
         stream.closed = true;
         stream.waiting.clear();
@@ -129,7 +188,9 @@ impl SealedTransport {
 
     /// Seals what waits, as far as there are buffers.
     fn seal(&mut self, slot: Slot) {
-        let stream = &mut self.streams[slot];
+        let Place::Here(stream) = &mut self.streams[slot] else {
+            return;
+        };
         while !stream.over
             && let Some((buffer, _)) = stream.waiting.front()
             && let Some(sealed) = self.free.pop()
@@ -152,7 +213,9 @@ impl SealedTransport {
 
     /// Gives a stream's reader what there is, or asks below for more.
     fn serve(&mut self, slot: Slot, completions: &mut Vec<Completion>) {
-        let stream = &mut self.streams[slot];
+        let Place::Here(stream) = &mut self.streams[slot] else {
+            return;
+        };
         let Some((buffer, range)) = stream.wanted.clone().filter(|_| !stream.over) else {
             return;
         };
@@ -187,17 +250,22 @@ impl SealedTransport {
 
     fn complete(&mut self, done: Completion, completions: &mut Vec<Completion>) {
         match done {
-            Completion::Sent { slot, .. } => {
-                if let Some((buffer, sealed)) = self.streams[slot].leaving.pop_front() {
-                    self.free.push(sealed);
-                    completions.push(Completion::Sent { slot, buffer });
+            Completion::Sent { slot, .. } => match &mut self.streams[slot] {
+                Place::Below => completions.push(done),
+                Place::Here(stream) => {
+                    if let Some((buffer, sealed)) = stream.leaving.pop_front() {
+                        self.free.push(sealed);
+                        completions.push(Completion::Sent { slot, buffer });
+                    }
                 }
-            }
-            Completion::Received { slot, bytes } => {
-                let stream = &mut self.streams[slot];
-                stream.asked = false;
-                stream.end += bytes;
-            }
+            },
+            Completion::Received { slot, bytes } => match &mut self.streams[slot] {
+                Place::Below => completions.push(done),
+                Place::Here(stream) => {
+                    stream.asked = false;
+                    stream.end += bytes;
+                }
+            },
             Completion::Closed { slot, error } => self.closed(slot, error, completions),
             Completion::Rung => completions.push(Completion::Rung),
         }
@@ -211,56 +279,14 @@ impl SealedTransport {
     }
 }
 
-fn seal_into(
-    session: &mut Session,
-    buffers: &mut Buffers,
-    buffer: BufferId,
-    range: &Range<usize>,
-    sealed: BufferId,
-) -> Result<usize, TlsError> {
-    let (plain, into) = buffers
-        .pair_mut(buffer, sealed)
-        .ok_or_else(|| TlsError::NoRoom(sealed_bytes(range.len())))?;
-    session.seal(&plain[range.clone()], into)
-}
-
-impl Stream {
-    /// Moves opened bytes to where they are wanted.
-    fn take(&mut self, into: &mut [u8]) -> usize {
-        let ready = &self.plain[self.taken..];
-        let count = ready.len().min(into.len());
-        into[..count].copy_from_slice(&ready[..count]);
-        self.taken += count;
-        if self.taken == self.plain.len() {
-            self.plain.clear();
-            self.taken = 0;
-        }
-        count
-    }
-
-    /// Opens the next record.
-    fn open(&mut self, buffers: &mut Buffers) -> Result<Sealed, TlsError> {
-        let bytes = &mut buffers.bytes_mut(self.received)[self.start..self.end];
-        let opened = self.session.open(bytes, &mut self.plain)?;
-        self.start += opened.used;
-        Ok(opened.what)
-    }
-
-    /// Where the next sealed bytes go: behind those that are there, which are moved to the front.
-    fn room(&mut self, buffers: &mut Buffers) -> Range<usize> {
-        let bytes = buffers.bytes_mut(self.received);
-        bytes.copy_within(self.start..self.end, 0);
-        self.end -= self.start;
-        self.start = 0;
-        self.end..BUFFER_BYTES
-    }
-}
-
 impl Drop for SealedTransport {
     /// Says on each stream that nothing more will come, where nothing is under way: otherwise its end looks
     /// as if somebody had cut it.
     fn drop(&mut self) {
-        for (slot, stream) in self.streams.iter_mut().enumerate() {
+        for (slot, place) in self.streams.iter_mut().enumerate() {
+            let Place::Here(stream) = place else {
+                continue;
+            };
             if stream.over || !stream.leaving.is_empty() || !stream.waiting.is_empty() {
                 continue;
             }
@@ -295,9 +321,7 @@ impl Transport for SealedTransport {
     }
 
     fn shut(&mut self, slot: Slot, why: io::Error) {
-        if !self.streams[slot].over {
-            self.end(slot, why);
-        }
+        self.end(slot, why);
     }
 
     fn buffers(&mut self) -> &mut Buffers {
@@ -305,19 +329,41 @@ impl Transport for SealedTransport {
     }
 
     fn send(&mut self, slot: Slot, frame: SendFrame<'_>) {
-        debug_assert!(frame.pages.is_empty(), "sealed pages are copied first");
-        self.streams[slot]
-            .waiting
-            .push_back((frame.buffer, frame.head));
+        if self.sealing(slot) == Sealing::Kernel {
+            return self.below.send(slot, frame);
+        }
+        let range = self.gather(&frame);
+        if let Place::Here(stream) = &mut self.streams[slot] {
+            stream.waiting.push_back((frame.buffer, range));
+        }
     }
 
     fn receive(&mut self, slot: Slot, wanted: ReceiveInto<'_>) {
-        debug_assert!(wanted.pages.is_empty(), "sealed pages are opened apart");
-        self.streams[slot].wanted = Some((wanted.buffer, wanted.range));
+        match &mut self.streams[slot] {
+            Place::Below => self.below.receive(slot, wanted),
+            Place::Here(stream) => {
+                debug_assert!(wanted.pages.is_empty(), "sealed pages are opened apart");
+                stream.wanted = Some((wanted.buffer, wanted.range));
+            }
+        }
     }
 
-    fn send_method(&self, _: Slot) -> Option<SendMethod> {
-        None
+    fn sealing(&self, slot: Slot) -> Sealing {
+        match self.streams.get(slot) {
+            Some(Place::Below) => Sealing::Kernel,
+            _ => Sealing::Transport,
+        }
+    }
+
+    fn takes_references(&self) -> bool {
+        self.kernel.is_some()
+    }
+
+    fn send_method(&self, slot: Slot) -> Option<SendMethod> {
+        match &self.streams[slot] {
+            Place::Below => self.below.send_method(slot),
+            Place::Here(_) => None,
+        }
     }
 
     fn wait(&mut self, wait: Wait, completions: &mut Vec<Completion>) -> io::Result<()> {

@@ -1,7 +1,8 @@
 //! What every transport must do, tested on each.
 //!
 //! Queue pairs need a device: where `DWCP_RXE_OWN` says its address, as in the guests of `tools/testbed/rxe`, the suite runs on
-//! them, and otherwise on TCP.
+//! them, and otherwise on TCP. Where
+//! `DWCP_TEST_KERNEL_TLS` is set, as in the guests of `tls/kernel/tests.rs`, TCP is sockets whose records the kernel seals.
 
 pub(crate) mod ends;
 
@@ -178,7 +179,10 @@ fn another_stream_takes_the_place_of_one_that_is_over() {
 fn take_place(kind: Kind, transport: &mut dyn Transport, slot: Slot) -> std::io::Result<Slot> {
     match kind {
         Kind::Rdma => transport.add_queue(ask().0, Some(slot)),
-        Kind::Poll | Kind::Uring => transport.add(pair().0, Some(slot)),
+        _ => {
+            let [stream, _] = pair(kind);
+            transport.add_stream(stream, Some(slot))
+        }
     }
 }
 
@@ -265,7 +269,7 @@ impl Ends {
     ) -> Self {
         let [mut sender, mut receiver] = match kind {
             Kind::Rdma => transports(kind, [300, 300], [source, target]),
-            Kind::Poll | Kind::Uring => [source, target].map(|ram| {
+            _ => [source, target].map(|ram| {
                 let options = TransportOptions {
                     send,
                     ram: Some(Arc::clone(ram)),
@@ -277,10 +281,10 @@ impl Ends {
         if kind == Kind::Rdma {
             connect(kind, &mut *sender, &mut *receiver, None);
         } else {
-            let (one, other) = pair();
-            let socket = one.try_clone().unwrap();
-            sender.add(one, None).unwrap();
-            receiver.add(other, None).unwrap();
+            let [one, other] = pair(kind);
+            let socket = one.socket.try_clone().unwrap();
+            sender.add_stream(one, None).unwrap();
+            receiver.add_stream(other, None).unwrap();
             prepare(&socket);
         }
         let buffer = receiver.buffers().take().unwrap();
@@ -414,7 +418,9 @@ fn guest_pages_arrive_by_the_rings_zero_copy() {
     on_tcp(|kind| {
         let method = pages_by(kind, SendChoice::ZeroCopy, 20);
         match kind {
-            Kind::Poll => assert_eq!(method, Some(SendMethod::Write)),
+            Kind::Poll | Kind::KernelPoll | Kind::KernelUring => {
+                assert_eq!(method, Some(SendMethod::Write));
+            }
             _ if method == Some(SendMethod::Write) => {
                 println!("skipped: the ring of this kernel has no SENDMSG_ZC");
             }

@@ -5,6 +5,7 @@
 pub(crate) mod calls;
 pub(crate) mod daemon;
 pub(crate) mod disk;
+pub(crate) mod flip;
 pub(crate) mod line;
 pub(crate) mod log;
 pub(crate) mod pki;
@@ -19,8 +20,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dwcp_api::{
-    Attachment, Codec, IoPath, MigrationId, MigrationReport, NotConverged, RdmaChoice, SendChoice,
-    TlsChoice, TrackerChoice, TransferSettings, Verify,
+    Attachment, Codec, IoPath, KernelTlsChoice, MigrationId, MigrationReport, NotConverged,
+    RdmaChoice, SendChoice, TlsChoice, TrackerChoice, TransferSettings, Verify,
 };
 use dwcp_dataplane::migration::{Listener, Node, NodeOptions};
 use dwcp_guest_page::Kind;
@@ -69,6 +70,7 @@ pub(crate) fn settings() -> TransferSettings {
         at_once: 0,
         priority: 10,
         tls: TlsChoice::Auto,
+        kernel_tls: KernelTlsChoice::Off,
         rdma: RdmaChoice::Auto,
         io: IoPath::Auto,
         send: SendChoice::Auto,

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use dwcp_api::node::{NodeStatus, Reply, Request};
-use dwcp_api::{ApiError, ErrorCode, IoPath, TransferSettings};
+use dwcp_api::{ApiError, ErrorCode, IoPath, KernelTlsChoice, TransferSettings};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -109,6 +109,9 @@ impl LabNode {
                 "--tls-key".into(),
                 path(files.key),
             ]);
+            if settings.kernel_tls == KernelTlsChoice::Auto {
+                incoming.extend(["--kernel-tls".into(), "auto".into()]);
+            }
         }
         let folder = folder.join(name);
         std::fs::create_dir_all(&folder).map_err(LabError::system("node folder"))?;

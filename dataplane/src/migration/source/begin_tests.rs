@@ -1,6 +1,6 @@
 use dwcp_api::{
-    Attachment, Codec, IoPath, MigrationId, NotConverged, RdmaChoice, SendChoice, TlsChoice,
-    TrackerChoice,
+    Attachment, Codec, IoPath, KernelTlsChoice, MigrationId, NotConverged, RdmaChoice, SendChoice,
+    TlsChoice, TrackerChoice,
 };
 use dwcp_testbed::synthetic::{SyntheticGuest, SyntheticOptions};
 
@@ -23,6 +23,7 @@ fn request(vm: &str) -> Request {
             at_once: 0,
             priority: 10,
             tls: TlsChoice::Auto,
+            kernel_tls: KernelTlsChoice::Off,
             rdma: RdmaChoice::Auto,
             io: IoPath::Auto,
             send: SendChoice::Auto,

@@ -1,18 +1,19 @@
 //! Two ends of a stream, of each kind.
 
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use dwcp_api::{IoPath, SendChoice};
+use dwcp_api::{IoPath, KernelTlsChoice, SendChoice};
 use dwcp_wire::{StreamHello, StreamRole};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::ram::{RamLayout, testing};
+use crate::ram::RamLayout;
+use crate::tls::{DataStream, Identity, testing};
 use crate::transport::{
-    QueueLink, RdmaListener, RdmaMemory, RdmaRequest, Slot, Stock, Transport, TransportOptions,
-    Wait, find_route, open,
+    QueueLink, RdmaListener, RdmaMemory, RdmaRequest, Sealing, Slot, Stock, Transport,
+    TransportOptions, Wait, find_route, open,
 };
 
 /// What a test runs on.
@@ -22,7 +23,21 @@ pub(crate) enum Kind {
     Uring,
     /// Queue pairs, with poll beside.
     Rdma,
+    /// TLS by the kernel, over poll.
+    KernelPoll,
+    /// The same over the ring.
+    KernelUring,
 }
+
+impl Kind {
+    /// Whether its streams are sockets whose records the kernel seals.
+    pub(crate) const fn is_kernel(self) -> bool {
+        matches!(self, Self::KernelPoll | Self::KernelUring)
+    }
+}
+
+/// Says that the kernel seals here, and that this is to be tested.
+const KERNEL_TLS: &str = "DWCP_TEST_KERNEL_TLS";
 
 /// The address of this machine's device, if it has one to test with.
 pub(crate) fn device() -> Option<IpAddr> {
@@ -40,7 +55,11 @@ pub(crate) fn on_each(test: fn(Kind)) {
 
 /// The same for what TCP alone has.
 pub(crate) fn on_tcp(test: fn(Kind)) {
-    for kind in [Kind::Poll, Kind::Uring] {
+    let kinds = match std::env::var_os(KERNEL_TLS) {
+        None => [Kind::Poll, Kind::Uring],
+        Some(_) => [Kind::KernelPoll, Kind::KernelUring],
+    };
+    for kind in kinds {
         match open(options(kind, 1)) {
             Ok(_) => test(kind),
             Err(error) => println!("skipped: {kind:?}: {error}"),
@@ -57,12 +76,13 @@ pub(crate) fn bell() -> (EventFd, OwnedFd) {
 pub(crate) fn options(kind: Kind, buffers: usize) -> TransportOptions {
     TransportOptions {
         io: match kind {
-            Kind::Uring => IoPath::Uring,
-            Kind::Poll | Kind::Rdma => IoPath::Poll,
+            Kind::Uring | Kind::KernelUring => IoPath::Uring,
+            Kind::Poll | Kind::KernelPoll | Kind::Rdma => IoPath::Poll,
         },
         send: SendChoice::Auto,
         buffers,
-        sealed: false,
+        sealed: kind.is_kernel(),
+        kernel_tls: KernelTlsChoice::Auto,
         node: None,
         stock: Stock::default(),
         ram: None,
@@ -94,14 +114,18 @@ pub(crate) fn transports(
 
 /// The same over RAM that nobody looks at.
 pub(crate) fn plain_transports(kind: Kind, buffers: [usize; 2]) -> [Box<dyn Transport>; 2] {
-    let ram = Arc::new(testing::ram(&[1]));
+    let ram = Arc::new(crate::ram::testing::ram(&[1]));
     transports(kind, buffers, [&ram, &ram])
 }
 
-pub(crate) fn pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    (one, listener.accept().unwrap().0)
+/// Both ends of a stream, the sender's first.
+pub(crate) fn pair(kind: Kind) -> [DataStream; 2] {
+    if !kind.is_kernel() {
+        return testing::sockets().map(DataStream::from);
+    }
+    static IDENTITY: LazyLock<Identity> =
+        LazyLock::new(|| testing::identity(rustls::crypto::aws_lc_rs::default_provider()));
+    testing::streams(&IDENTITY)
 }
 
 /// Connects two ends by one more stream; at the first end in the place of one that is over, if asked.
@@ -112,9 +136,14 @@ pub(crate) fn connect(
     instead_of: Option<Slot>,
 ) -> (Slot, Slot) {
     if kind != Kind::Rdma {
-        let (one, other) = pair();
-        let slot = from.add(one, instead_of).unwrap();
-        return (slot, to.add(other, None).unwrap());
+        let [one, other] = pair(kind);
+        let slot = from.add_stream(one, instead_of).unwrap();
+        let there = to.add_stream(other, None).unwrap();
+        if kind.is_kernel() {
+            assert_eq!(from.sealing(slot), Sealing::Kernel);
+            assert_eq!(to.sealing(there), Sealing::Kernel);
+        }
+        return (slot, there);
     }
     let (link, listener) = ask();
     let slot = from.add_queue(link, instead_of).unwrap();

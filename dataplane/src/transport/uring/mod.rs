@@ -10,6 +10,7 @@
 
 mod entry;
 mod sends;
+mod stream;
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,14 +21,17 @@ use std::sync::Arc;
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 
 use entry::{Answer, Tag, tagged};
+use stream::Stream;
 
 use super::experience::Ladders;
-use super::inbound::Inbound;
-use super::outbound::{Outbound, Progress};
+use super::outbound::Progress;
 use super::poll::drain_bell;
-use super::spans::{Message, Spans};
-use super::{Buffers, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport, Wait, put};
+use super::{
+    Buffers, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport, Wait, closed_by_peer,
+    put,
+};
 use crate::ram::RamLayout;
+use crate::tls::{Heard, KernelStream};
 
 /// Two operations per stream, the bell, and room.
 const RING_ENTRIES: u32 = 128;
@@ -46,24 +50,6 @@ pub struct UringTransport {
     backlog: VecDeque<squeue::Entry>,
     /// Taken out of the ring, not yet acted on; kept to be filled again.
     done: Vec<cqueue::Entry>,
-}
-
-#[derive(Debug)]
-struct Stream {
-    socket: TcpStream,
-    sends: Outbound,
-    /// The ring sends, or waits for room.
-    sending: bool,
-    /// Guest pages that the ring sends.
-    pages: Message,
-    receive: Inbound,
-    /// The ring receives into `receive`, or waits for bytes.
-    receiving: bool,
-    /// The pieces of `receive`, where the kernel looks for them.
-    spans: Box<Spans>,
-    closed: bool,
-    /// Why it is over, until that is told: when the ring has nothing of it any more.
-    end: Option<io::Error>,
 }
 
 impl std::fmt::Debug for UringTransport {
@@ -227,10 +213,23 @@ impl UringTransport {
         if result == -libc::EAGAIN {
             return self.watch(slot, libc::POLLIN, Tag::Bytes);
         }
-        self.streams[slot].receiving = false;
+        let stream = &mut self.streams[slot];
         if result <= 0 {
-            return self.close(slot, error_of(result), completions);
+            let heard = match &mut stream.kernel {
+                None => Err(error_of(result)),
+                Some(kernel) => kernel
+                    .not_received(&stream.socket, error_of(result))
+                    .map_err(io::Error::from),
+            };
+            let error = match heard {
+                Ok(Heard::GoOn) => return self.start_receive(slot),
+                Ok(Heard::End) => closed_by_peer(),
+                Err(error) => error,
+            };
+            stream.receiving = false;
+            return self.close(slot, error, completions);
         }
+        stream.receiving = false;
         completions.push(Completion::Received {
             slot,
             bytes: result as usize,
@@ -238,6 +237,10 @@ impl UringTransport {
     }
 
     fn close(&mut self, slot: Slot, error: io::Error, completions: &mut Vec<Completion>) {
+        let error = match &self.streams[slot].kernel {
+            Some(_) => KernelStream::in_words(error).into(),
+            None => error,
+        };
         self.shut(slot, error);
         self.tell_end(slot, completions);
     }
@@ -261,6 +264,19 @@ impl UringTransport {
         if let Some(error) = stream.end.take() {
             completions.push(Completion::Closed { slot, error });
         }
+    }
+
+    fn put(
+        &mut self,
+        (socket, kernel): (TcpStream, Option<KernelStream>),
+        instead_of: Option<Slot>,
+    ) -> io::Result<Slot> {
+        // A splice that must wait waits inside the call, unless the socket says otherwise.
+        socket.set_nonblocking(true)?;
+        let (place, ram) = ((&socket, kernel.is_some()), self.ram.as_deref());
+        let ladder = self.ladders.for_stream(place, ram, self.methods());
+        let stream = Stream::new(socket, kernel, ladder);
+        put(&mut self.streams, instead_of, Stream::is_over, stream)
     }
 
     /// Hands over what is queued and lets the kernel post completions, which it does only inside a
@@ -295,7 +311,7 @@ impl UringTransport {
 /// What a result that is not a number of bytes says.
 fn error_of(result: i32) -> io::Error {
     match result {
-        0 => super::closed_by_peer(),
+        0 => closed_by_peer(),
         errno => io::Error::from_raw_os_error(-errno),
     }
 }
@@ -306,24 +322,16 @@ impl Transport for UringTransport {
     }
 
     fn add(&mut self, stream: TcpStream, instead_of: Option<Slot>) -> io::Result<Slot> {
-        // A splice that must wait waits inside the call, unless the socket says otherwise.
-        stream.set_nonblocking(true)?;
-        let (ram, has) = (self.ram.as_deref(), self.methods());
-        let ladder = self.ladders.for_stream(&stream, ram, has);
-        let stream = Stream {
-            socket: stream,
-            sends: Outbound::new(ladder),
-            sending: false,
-            pages: Message::new(),
-            receive: Inbound::new(),
-            receiving: false,
-            spans: Box::new(Spans::new()),
-            closed: false,
-            end: None,
-        };
-        let is_over =
-            |old: &Stream| old.closed && old.end.is_none() && !old.sending && !old.receiving;
-        put(&mut self.streams, instead_of, is_over, stream)
+        self.put((stream, None), instead_of)
+    }
+
+    fn add_kernel(
+        &mut self,
+        stream: TcpStream,
+        kernel: KernelStream,
+        instead_of: Option<Slot>,
+    ) -> io::Result<Slot> {
+        self.put((stream, Some(kernel)), instead_of)
     }
 
     fn shut(&mut self, slot: Slot, why: io::Error) {
@@ -333,6 +341,7 @@ impl Transport for UringTransport {
         }
         stream.closed = true;
         stream.end = Some(why);
+        stream.say_end();
         let _ = stream.socket.shutdown(Shutdown::Both);
     }
 
@@ -341,7 +350,14 @@ impl Transport for UringTransport {
     }
 
     fn send(&mut self, slot: Slot, frame: SendFrame<'_>) {
-        self.streams[slot].sends.push(&frame);
+        let stream = &mut self.streams[slot];
+        if !stream.closed
+            && let Some(kernel) = &mut stream.kernel
+            && let Err(error) = kernel.count_frame(&stream.socket)
+        {
+            return self.shut(slot, error.into());
+        }
+        stream.sends.push(&frame);
     }
 
     fn receive(&mut self, slot: Slot, wanted: ReceiveInto<'_>) {
@@ -379,6 +395,9 @@ impl Drop for UringTransport {
     fn drop(&mut self) {
         self.backlog.clear();
         for stream in &self.streams {
+            if !stream.closed {
+                stream.say_end();
+            }
             let _ = stream.socket.shutdown(Shutdown::Both);
         }
         let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());

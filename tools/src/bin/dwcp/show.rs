@@ -320,8 +320,12 @@ fn means(report: &MigrationReport) -> String {
 }
 
 fn tls(tls: &TlsReport) -> String {
+    let by = match tls.kernel_streams {
+        0 => String::new(),
+        streams => format!(", {streams} by the kernel"),
+    };
     format!(
-        "{} {}, {} resumed",
+        "{} {}, {} resumed{by}",
         tls.version, tls.cipher_suite, tls.resumed
     )
 }

@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use dwcp_api::{IoPath, SendChoice};
+use dwcp_api::{IoPath, KernelTlsChoice, SendChoice};
 use dwcp_dataplane::engine::Mailbox;
 use dwcp_dataplane::transport::{
     self, BUFFER_BYTES, BufferStock, Buffers, SendFrame, Stock, TransportOptions, Wait,
@@ -210,6 +210,7 @@ fn sends(is_batched: bool) -> std::io::Result<f64> {
         send: SendChoice::Copy,
         buffers: STREAMS,
         sealed: false,
+        kernel_tls: KernelTlsChoice::Off,
         node: None,
         stock: Stock::default(),
         ram: None,

@@ -125,7 +125,7 @@ pub(crate) fn move_incompressible(
 
 /// Moves a synthetic guest whose pages do not compress; it is to arrive whole. Returns the move, and the bytes of its
 /// pages that were sent.
-fn move_whole(
+pub(crate) fn move_whole(
     (ram_mib, fill_mib): (u64, u64),
     settings: &TransferSettings,
     ends: Ends<'_>,

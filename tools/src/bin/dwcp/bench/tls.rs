@@ -1,23 +1,27 @@
 //! `dwcp bench tls`: what TLS costs, of goodput and of CPU time.
 
-use dwcp_api::{TlsChoice, TransferSettings};
+use std::net::IpAddr;
+
+use dwcp_api::{KernelTlsChoice, TlsChoice, TransferSettings};
 use dwcp_controlplane::profile;
+use dwcp_tools::lab::Ends;
 use serde::Serialize;
 
-use super::run::{Record as RecordOf, by_case, move_incompressible};
+use super::run::{Record as RecordOf, by_case, move_incompressible, move_whole};
 use super::stat::median;
 use super::wan::Road;
 use crate::context::Context;
 use crate::failure::Failure;
 
-const HELP: &str = "Needs root: the link is two network namespaces and dwcp-wan between them. The guest is \
-a process whose pages do not compress. The settings are those of the internet profile with raw pages, in \
+const HELP: &str = "Needs root: the link is two network namespaces and dwcp-wan between them; not with --address. The \
+guest is a process whose pages do not compress. The settings are those of the internet profile with raw pages, in \
 mode hybrid, since mode internet is never plain text. Goodput is the bytes of guest pages over the whole \
 time of the migration, handshakes included. Exit code 1 when TLS keeps less than --least of it.
 
 Examples:
   dwcp bench tls
   dwcp bench tls --rounds 5 --json > tls.json
+  dwcp bench tls --kernel --address 127.0.0.1 --least 0
   dwcp bench tls --link 900mbit,10ms --size-mib 2048 --set transfer.streams=8";
 
 /// `dwcp bench tls`.
@@ -27,6 +31,12 @@ pub(crate) struct Args {
     /// The link: rate, round-trip time, loss each way.
     #[arg(long, value_name = "RATE,RTT[,LOSS]", default_value = "900mbit,20ms", value_parser = Road::parse)]
     link: Road,
+    /// Both nodes at this address of this machine, and no link between them.
+    #[arg(long, conflicts_with = "link")]
+    address: Option<IpAddr>,
+    /// Also with records that the kernel seals (transfer.kernel_tls).
+    #[arg(long)]
+    kernel: bool,
     /// RAM of the guest, MiB; nine tenths of it are filled.
     #[arg(long, default_value_t = 1024)]
     size_mib: u64,
@@ -43,7 +53,7 @@ pub(crate) struct Args {
 
 #[derive(Clone, Debug, Serialize)]
 struct Run {
-    /// `tls-off`, `tls-on`.
+    /// `tls-off`, `tls-on`, `tls-kernel`.
     system: String,
     case: String,
     total_ms: f64,
@@ -58,6 +68,10 @@ struct Run {
     cipher_suite: Option<String>,
     /// Connections that a ticket opened.
     resumed: u16,
+    /// Data streams that the source's kernel sealed.
+    kernel_streams: u16,
+    /// How guest pages left; empty when copies did.
+    send_method: String,
     guest_verified: bool,
 }
 
@@ -73,6 +87,14 @@ struct Report {
 
 const OFF: &str = "tls-off";
 const ON: &str = "tls-on";
+const KERNEL: &str = "tls-kernel";
+
+/// What is compared, each with its settings.
+const SYSTEMS: [(&str, TlsChoice, KernelTlsChoice); 3] = [
+    (OFF, TlsChoice::Off, KernelTlsChoice::Off),
+    (ON, TlsChoice::On, KernelTlsChoice::Off),
+    (KERNEL, TlsChoice::On, KernelTlsChoice::Auto),
+];
 
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     let base = profile::load("internet")?;
@@ -83,10 +105,14 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     let settings = profile::with_changes(&base, changes)?;
     let mut runs = vec![];
     for turn in 1..=args.rounds {
-        for (system, tls) in [(OFF, TlsChoice::Off), (ON, TlsChoice::On)] {
+        for (system, tls, kernel_tls) in SYSTEMS {
+            if system == KERNEL && !args.kernel {
+                continue;
+            }
             eprintln!("round {turn} of {}: {system}", args.rounds);
             let settings = TransferSettings {
                 tls,
+                kernel_tls,
                 ..settings.clone()
             };
             runs.push(one(args, system, &settings, turn)?);
@@ -114,12 +140,25 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
 
 fn one(args: &Args, system: &str, settings: &TransferSettings, turn: u32) -> Result<Run, Failure> {
     let ram = (args.size_mib, args.size_mib * 9 / 10);
-    let (moved, page_bytes) = move_incompressible(ram, settings, (&args.link, 1), turn)?;
+    let (moved, page_bytes) = match args.address.map(|address| address.to_string()) {
+        Some(address) => move_whole(ram, settings, Ends::at(&address), system)?,
+        None => move_incompressible(ram, settings, (&args.link, 1), turn)?,
+    };
     let (report, cpu_s) = (&moved.report, moved.dataplane_cpu_s);
     let tls = report.tls.as_ref();
+    let kernel_streams = tls.map_or(0, |tls| tls.kernel_streams);
+    if system == KERNEL && kernel_streams == 0 {
+        return Err(Failure::other(anyhow::anyhow!(
+            "the kernel sealed no stream: {}",
+            report.notes.join("; ")
+        )));
+    }
     Ok(Run {
         system: system.to_owned(),
-        case: args.link.name.clone(),
+        case: match args.address {
+            Some(address) => address.to_string(),
+            None => args.link.name.clone(),
+        },
         total_ms: report.total_ms,
         downtime_ms: report.downtime_ms,
         wire_bytes: report.wire_bytes,
@@ -128,6 +167,8 @@ fn one(args: &Args, system: &str, settings: &TransferSettings, turn: u32) -> Res
         cpu_s_per_gb: cpu_s / (page_bytes / 1e9),
         cipher_suite: tls.map(|tls| tls.cipher_suite.clone()),
         resumed: tls.map_or(0, |tls| tls.resumed),
+        kernel_streams,
+        send_method: report.send_method.clone(),
         guest_verified: true,
     })
 }
@@ -143,7 +184,10 @@ fn text(report: &Report) -> String {
 
 fn table(runs: &[&Run]) -> String {
     let mut out = "median of each   total ms   pause ms   Mbit/s   CPU s/GB\n".to_owned();
-    for system in [OFF, ON] {
+    for (system, ..) in SYSTEMS {
+        if runs.iter().all(|run| run.system != system) {
+            continue;
+        }
         let middle = |of: fn(&Run) -> f64| {
             let of_it = runs.iter().filter(|run| run.system == system);
             median(of_it.map(|run| of(run)))
