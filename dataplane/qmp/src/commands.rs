@@ -106,13 +106,13 @@ pub struct MigrateRam {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct MigrateXbzrle {
-    /// Bytes of the pages that were encoded.
+    /// Bytes sent for `pages`, those that were sent whole included.
     pub bytes: u64,
-    /// Pages that were encoded.
+    /// Pages whose old content was there: encoded, sent whole, or not sent since nothing had changed.
     pub pages: u64,
     /// Pages whose old content was no longer there; sent whole.
     pub cache_miss: u64,
-    /// Pages that changed too much to be encoded; sent whole.
+    /// Of `pages`, those that changed too much to be encoded; sent whole.
     pub overflow: u64,
 }
 

@@ -292,7 +292,6 @@ impl Recorder {
         self.meter.wire_bytes() + session.map_or(0, Session::wire_bytes)
     }
 
-    /// A further connection is there, whose handshake was a short one or not.
     /// Counts a data stream whose records the kernel seals.
     pub(super) fn count_kernel_stream(&mut self) {
         if let Some(tls) = &mut self.tls {
@@ -300,6 +299,7 @@ impl Recorder {
         }
     }
 
+    /// A further connection is there, whose handshake was a short one or not.
     pub(super) fn count_resumed(&mut self, resumed: bool) {
         if let Some(tls) = &mut self.tls {
             tls.resumed += u16::from(resumed);

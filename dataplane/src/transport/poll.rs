@@ -19,6 +19,9 @@ use super::{
 use crate::ram::RamLayout;
 use crate::tls::{Heard, KernelStream};
 
+/// Records that are no data, of one stream, before the others have their turn.
+const WORDS_AT_ONCE: usize = 64;
+
 /// Non-blocking sockets and poll(2).
 #[derive(Debug)]
 pub struct PollTransport {
@@ -141,7 +144,8 @@ impl Stream {
         }
         let mut spans = Spans::new();
         self.receive.spans(buffers, ram, &mut spans);
-        loop {
+        // Who sends words without end has his turn again when the others had theirs.
+        for _ in 0..WORDS_AT_ONCE {
             match (read_spans(self.socket.as_fd(), &spans), &mut self.kernel) {
                 (Ok(None), _) => return Ok(()),
                 (Ok(Some(bytes)), _) => {
@@ -156,6 +160,7 @@ impl Stream {
                 },
             }
         }
+        Ok(())
     }
 
     /// Says that nothing more will come, where the kernel seals and nothing is under way.

@@ -205,6 +205,7 @@ impl Lab {
         self.guest
             .turn_round(&spec.guest, folder, &Binaries::find()?)?;
         std::mem::swap(&mut self.a, &mut self.b);
+        self.ways.iter_mut().for_each(|way| way.reverse());
         let name = VM.to_owned();
         self.b.ask(&Request::DetachVm {
             name: name.clone(),

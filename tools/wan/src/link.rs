@@ -262,6 +262,8 @@ fn make(mut link: Link, params: &LinkParams, program: &Path) -> Result<Link, Lin
             namespace::add(namespace).map_err(failed("a network namespace"))?;
         }
     }
+    // Beside which link it is must be known whatever happens from here on.
+    write(&link)?;
     let child = spawn(&link, program).map_err(failed(program.display().to_string()))?;
     link.pid = child.id();
     wait_for_emulator(&link, child)?;
@@ -271,10 +273,14 @@ fn make(mut link: Link, params: &LinkParams, program: &Path) -> Result<Link, Lin
     // Packets pass untouched until the start: neither loss nor delay can hide that they do.
     traffic::probe(&link, START_LIMIT).map_err(failed("no packet passes"))?;
     ask(&link.name, &Request::Start(params.clone()))?;
-    let text = serde_json::to_string(&link).map_err(io::Error::other);
-    let written = text.and_then(|text| fs::write(link.name.folder().join("link.json"), text));
-    written.map_err(failed("link.json"))?;
+    write(&link)?;
     Ok(link)
+}
+
+fn write(link: &Link) -> Result<(), LinkError> {
+    let text = serde_json::to_string(link).map_err(io::Error::other);
+    let written = text.and_then(|text| fs::write(link.name.folder().join("link.json"), text));
+    written.map_err(failed("link.json"))
 }
 
 fn spawn(link: &Link, program: &Path) -> io::Result<Child> {
@@ -365,8 +371,11 @@ pub fn plan(
 /// # Errors
 /// What the system refused.
 pub fn down(name: &LinkName) -> Result<bool, LinkError> {
+    let mut beside_it = Ok(());
     for other in beside(name) {
-        down(&other.name)?;
+        // What is left of it does not keep the rest up; the first error is the one to tell.
+        let ended = down(&other.name).map(drop);
+        beside_it = beside_it.and(ended);
     }
     let folder = name.folder();
     if let Some(process) = Process::read(&folder) {
@@ -380,7 +389,7 @@ pub fn down(name: &LinkName) -> Result<bool, LinkError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(failed(folder.display().to_string())(error))
         }
-        _ => Ok(was_there),
+        _ => beside_it.map(|()| was_there),
     }
 }
 

@@ -13,6 +13,7 @@ use libc::{
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{TcpTlsRx, TcpTlsTx, TcpUlp, TlsCryptoInfo};
 use rustls::{CipherSuite, ConnectionTrafficSecrets, ExtractedSecrets};
+use zeroize::Zeroize;
 
 /// The ciphers of TLS 1.3 that kernels have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,12 +142,24 @@ pub(super) fn prepare(socket: &TcpStream) -> io::Result<()> {
 
 /// Gives the keys of both directions to the kernel.
 pub(super) fn give(socket: &TcpStream, secrets: &ExtractedSecrets) -> io::Result<()> {
-    setsockopt(socket, TcpTlsRx, &info(&secrets.rx)?)?;
-    setsockopt(socket, TcpTlsTx, &info(&secrets.tx)?)?;
-    Ok(())
+    let mut keys = [info(&secrets.rx)?, info(&secrets.tx)?];
+    let given = setsockopt(socket, TcpTlsRx, &keys[0])
+        .and_then(|()| setsockopt(socket, TcpTlsTx, &keys[1]));
+    keys.iter_mut().for_each(wipe);
+    Ok(given?)
 }
 
-/// How many records the kernel has sealed with a socket's key, counted from the first that TLS itself did.
+/// The kernel has a copy; this one is not to stay in memory.
+fn wipe(info: &mut TlsCryptoInfo) {
+    match info {
+        TlsCryptoInfo::Aes128Gcm(info) => info.key.zeroize(),
+        TlsCryptoInfo::Aes256Gcm(info) => info.key.zeroize(),
+        TlsCryptoInfo::Chacha20Poly1305(info) => info.key.zeroize(),
+    }
+}
+
+/// How many records the kernel has sealed with a socket's key, counted from the first that TLS itself did. The key
+/// comes along, and is wiped.
 pub(super) fn sealed_records(socket: &TcpStream, cipher: Cipher) -> io::Result<u64> {
     const MOST: usize = size_of::<tls12_crypto_info_aes_gcm_256>();
     const { assert!(Cipher::Aes128.info_bytes() <= MOST && Cipher::ChaCha20.info_bytes() <= MOST) }
@@ -167,9 +180,9 @@ pub(super) fn sealed_records(socket: &TcpStream, cipher: Cipher) -> io::Result<u
         return Err(io::Error::last_os_error());
     }
     // The last field of each kind of key.
-    let info = &info[..cipher.info_bytes()];
-    let sequence = info.last_chunk().copied().unwrap_or_default();
-    Ok(u64::from_be_bytes(sequence))
+    let sequence = info[..cipher.info_bytes()].last_chunk().copied();
+    info.zeroize();
+    Ok(u64::from_be_bytes(sequence.unwrap_or_default()))
 }
 
 #[cfg(test)]

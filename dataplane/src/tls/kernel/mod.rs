@@ -47,6 +47,13 @@ impl KernelTls {
     /// # Errors
     /// Why there is none.
     pub fn find() -> Result<Self, String> {
+        let release = nix::sys::utsname::uname().map_err(|error| error.to_string())?;
+        let release = release.release().to_string_lossy();
+        if !wakes_for_whole_records(&release) {
+            return Err(format!(
+                "Linux {release} wakes whoever waits for a record at each piece of it; 6.5 does not"
+            ));
+        }
         let why = |error: io::Error| match error.raw_os_error() {
             Some(libc::ENOENT) => "it has no module tls, or has not loaded it".to_owned(),
             _ => error.to_string(),
@@ -76,6 +83,14 @@ impl KernelTls {
     fn has(&self, cipher: Cipher) -> bool {
         self.ciphers.contains(&cipher)
     }
+}
+
+/// Whether a socket that has part of a record is not one that can be read. Before Linux 6.5 it is, and a
+/// worker that waits for the rest never sleeps ("tls: suppress wakeups unless we have a full record").
+fn wakes_for_whole_records(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next().and_then(|digits| digits.parse::<u32>().ok());
+    (number(), number()) >= (Some(6), Some(5))
 }
 
 /// Both ends of a connection.

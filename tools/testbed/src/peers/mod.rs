@@ -30,8 +30,6 @@ const BANDWIDTH_UNLIMITED: u64 = 1 << 40;
 /// Cache of old pages for xbzrle, bytes.
 const XBZRLE_CACHE_BYTES: u64 = 256 << 20;
 
-const PAGE_BYTES: u64 = 4096;
-
 /// How long a guest may take to boot and fill its RAM under emulation.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -213,11 +211,11 @@ pub struct Again {
 }
 
 impl Again {
-    /// Pages that xbzrle could not encode went whole.
-    fn by_xbzrle(counts: &MigrateXbzrle) -> Self {
+    /// QEMU counts pages that went whole, and those of which nothing had changed, too.
+    const fn by_xbzrle(counts: &MigrateXbzrle) -> Self {
         Self {
-            pages: counts.pages + counts.overflow,
-            bytes: counts.bytes + counts.overflow * PAGE_BYTES,
+            pages: counts.pages,
+            bytes: counts.bytes,
         }
     }
 }

@@ -54,7 +54,7 @@ pub(crate) struct Args {
     /// How long the link takes for the guest's pages.
     #[arg(long, default_value_t = 30)]
     seconds: u64,
-    /// So many such links at once, as paths of the streams.
+    /// So many such links at once, as paths of the streams; at least as many --streams.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     paths: u8,
     /// How often each is moved.
@@ -118,6 +118,13 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
         return Err(Failure::Usage(format!(
             "{}: a link without a rate",
             link.name
+        )));
+    }
+    let too_few = |streams: &&String| streams.parse().is_ok_and(|count: u8| count < args.paths);
+    if let Some(streams) = args.streams.iter().find(too_few) {
+        return Err(Failure::Usage(format!(
+            "{streams} streams for {} paths: --streams {}",
+            args.paths, args.paths
         )));
     }
     let base = profile::load("internet")?;

@@ -70,7 +70,7 @@ struct Run {
     resumed: u16,
     /// Data streams that the source's kernel sealed.
     kernel_streams: u16,
-    /// How guest pages left; empty when copies did.
+    /// How guest pages left; empty when copies did, or before a way was chosen.
     send_method: String,
     guest_verified: bool,
 }

@@ -45,7 +45,7 @@ pub(crate) struct Args {
     /// link goes.
     #[arg(long, value_name = "NAME")]
     beside: Option<LinkName>,
-    /// Say what would be done; needs no root, changes nothing.
+    /// Say what would be done; changes nothing, and needs no root but with --beside.
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]

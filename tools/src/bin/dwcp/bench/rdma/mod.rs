@@ -10,7 +10,7 @@ use dwcp_api::{DowntimePartsMs, RdmaChoice, RunResult, TransferSettings};
 use dwcp_controlplane::profile;
 use dwcp_testbed::Kind;
 use dwcp_testbed::guests::{GuestKind, GuestOptions};
-use dwcp_testbed::peers::{PeerOptions, PeerSystem, run_peer};
+use dwcp_testbed::peers::{PeerError, PeerOptions, PeerSystem, run_peer};
 use dwcp_testbed::wire::Backing;
 use dwcp_tools::lab::{Ends, GuestSpec};
 use serde::Serialize;
@@ -126,17 +126,11 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     let settings = profile::with_changes(&base, changes)?;
     let systems = args.systems()?;
     let mut runs = vec![];
-    for turn in 1..=args.rounds {
-        eprintln!("round {turn} of {}", args.rounds);
-        for &system in &systems {
-            if let Some(run) = args.measure(system, &settings)? {
-                eprintln!("    {}", run.line());
-                runs.push(run);
-            }
-        }
-    }
+    let measured = args.rounds_of(&systems, &settings, &mut runs);
+    // What was measured before one that failed is not lost with it.
     let record = RecordOf::here("dwcp.bench.rdma/2", runs);
     context.print(&record, || by_case(&record, |run| &run.case, table))?;
+    measured?;
     let bad = record
         .runs
         .iter()
@@ -164,6 +158,24 @@ impl Args {
         Ok(all
             .filter(|system| has_peer || *system != System::QemuRdma)
             .collect())
+    }
+
+    fn rounds_of(
+        &self,
+        systems: &[System],
+        settings: &TransferSettings,
+        runs: &mut Vec<Run>,
+    ) -> Result<(), Failure> {
+        for turn in 1..=self.rounds {
+            eprintln!("round {turn} of {}", self.rounds);
+            for &system in systems {
+                if let Some(run) = self.measure(system, settings)? {
+                    eprintln!("    {}", run.line());
+                    runs.push(run);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn case(&self) -> String {
@@ -258,7 +270,18 @@ impl Args {
             address: self.address.to_string(),
             ..PeerOptions::new(folder.path())
         };
-        let run = run_peer(PeerSystem::Rdma, &options).map_err(Failure::other)?;
+        let run = match run_peer(PeerSystem::Rdma, &options) {
+            Ok(run) => run,
+            Err(error @ PeerError::NotCompleted { .. }) => {
+                let details = Moved {
+                    reason: error.to_string(),
+                    transport: "qemu".to_owned(),
+                    ..Moved::default()
+                };
+                return Ok(self.result(System::QemuRdma, 0.0, Some(details)));
+            }
+            Err(error) => return Err(Failure::other(error)),
+        };
         let page_bytes = (guest.fill_mib << 20) as f64;
         let details = Moved {
             good: run.guest_verified,

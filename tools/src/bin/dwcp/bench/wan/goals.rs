@@ -171,8 +171,8 @@ impl Goal {
             Against::Ram => Some(("RAM".into(), row.middle(|run: &Run| run.ram_bytes as f64))),
             Against::Row(name) => {
                 let other = rows.iter().find(|row| row.name == name)?;
-                // One that was given up would have taken longer still, and sent more.
-                let counts = other.is_completed() || name == YARDSTICK_CUBIC;
+                // One that was given up when its time was over would have taken longer still.
+                let counts = other.is_completed() || other.is_out_of_time();
                 counts.then(|| (name.to_owned(), self.measure.of(other)))
             }
             Against::BestPeer => {

@@ -47,7 +47,7 @@ impl Road {
         };
         let round_trip_ns = units::time(round_trip).map_err(|error| error.to_string())?;
         Ok(Self {
-            name: text.to_owned(),
+            name: parts.join(","),
             way: WayParams {
                 rate_bit_per_s: units::rate(rate).map_err(|error| error.to_string())?,
                 delay_ns: round_trip_ns / 2,
@@ -73,11 +73,8 @@ impl Road {
 
     /// Makes it, with `congestion_control` for all that chooses none.
     pub(crate) fn up(&self, seed: u64, congestion_control: &str) -> Result<TemporaryLink, Failure> {
-        let link = self.link("", None, seed)?;
-        for namespace in &link.namespaces {
-            control(namespace, congestion_control)?;
-        }
-        Ok(link)
+        let mut links = self.up_times(1, seed, congestion_control)?;
+        Ok(links.remove(0))
     }
 
     /// So many of it between the same two namespaces.
@@ -87,8 +84,7 @@ impl Road {
         seed: u64,
         congestion_control: &str,
     ) -> Result<Vec<TemporaryLink>, Failure> {
-        let first = self.up(seed, congestion_control)?;
-        let mut links = vec![first];
+        let mut links = vec![self.link("", None, seed)?];
         for number in 1..count {
             let seed = seed + 1000 * u64::from(number);
             let link = self.link(&format!("-{number}"), Some(&links[0].name), seed)?;
@@ -150,6 +146,7 @@ mod tests {
     #[test]
     fn links_are_read_as_people_write_them() {
         let road = Road::parse("100mbit, 200ms, 1%").unwrap();
+        assert_eq!(road.name, "100mbit,200ms,1%");
         assert_eq!(road.way.rate_bit_per_s, Some(100_000_000));
         assert_eq!(road.way.delay_ns, 100_000_000);
         assert!((road.way.loss - 0.01).abs() < 1e-9);

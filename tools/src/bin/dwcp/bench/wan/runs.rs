@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use dwcp_api::{DowntimePartsMs, PageCounts, RoundReport, RunResult, TransferSettings};
+use dwcp_qmp::MigrationStatus;
 use dwcp_testbed::Kind;
 use dwcp_testbed::guests::{GuestKind, GuestOptions, WorkloadGuest, workload_disk};
 use dwcp_testbed::peers::{Again, PeerError, PeerOptions, PeerSystem, run_peer};
@@ -18,6 +19,8 @@ use crate::failure::Failure;
 
 /// Seed of the guest that is moved, and of the one that left the destination before.
 pub(super) const SEEDS: [u32; 2] = [1, 2];
+
+const GIVEN_UP: &str = "given up";
 
 /// One move.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -62,6 +65,11 @@ impl Run {
     pub(super) fn again_bytes(&self) -> f64 {
         let again = self.again.filter(|again| again.pages > 0);
         again.map_or(f64::NAN, |again| again.bytes as f64 / again.pages as f64)
+    }
+
+    /// It was still going when it was given up.
+    pub(super) fn is_out_of_time(&self) -> bool {
+        self.result.starts_with(GIVEN_UP)
     }
 
     pub(super) fn is_completed(&self) -> bool {
@@ -213,16 +221,21 @@ pub(super) fn by_qemu(
             guest_verified: run.guest_verified,
         }),
         Err(PeerError::NotCompleted {
+            status,
             after,
             detail,
             wire_bytes,
             cpu_s,
-            ..
         }) => Ok(Run {
             system: system.name().to_owned(),
             case: case.name(),
             held: String::new(),
-            result: format!("given up after {} s: {detail}", after.as_secs()),
+            result: match status {
+                MigrationStatus::Active => {
+                    format!("{GIVEN_UP} after {} s: {detail}", after.as_secs())
+                }
+                _ => format!("{status:?} after {} s: {detail}", after.as_secs()),
+            },
             total_ms: after.as_secs_f64() * 1e3,
             downtime_ms: 0.0,
             downtime_parts_ms: None,

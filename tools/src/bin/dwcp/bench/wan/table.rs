@@ -43,6 +43,11 @@ impl<'a> Row<'a> {
         self.runs.iter().all(|run| run.is_completed())
     }
 
+    /// All of it was given up, though it was still going.
+    pub(super) fn is_out_of_time(&self) -> bool {
+        self.runs.iter().all(|run| run.is_out_of_time())
+    }
+
     /// Time, and bytes, as a share of what the yardstick takes.
     fn ratios(&self, rows: &[Self]) -> Option<[f64; 2]> {
         let other = rows.iter().find(|row| row.name == YARDSTICK)?;
