@@ -27,8 +27,13 @@ pub(super) fn bound_silence(stream: &TcpStream, silence: Duration) {
     let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
 }
 
-/// Connects within `time`, to whichever address of the name answers.
-pub(super) fn connect(address: &str, time: Duration) -> Result<TcpStream, PeerError> {
+/// Connects within `time`, to whichever address of the name answers. A congestion control that the host lacks
+/// is left to the streams to note.
+pub(super) fn connect(
+    address: &str,
+    time: Duration,
+    congestion_control: Option<&str>,
+) -> Result<TcpStream, PeerError> {
     let failed = |source| PeerError::Connect {
         address: address.to_owned(),
         source,
@@ -40,7 +45,7 @@ pub(super) fn connect(address: &str, time: Duration) -> Result<TcpStream, PeerEr
         if left.is_zero() {
             return Err(failed(io::ErrorKind::TimedOut.into()));
         }
-        match open(None, candidate, left, None) {
+        match open(None, candidate, left, congestion_control) {
             Ok((stream, _)) => return Ok(stream),
             Err(error) => last = error,
         }
@@ -106,6 +111,18 @@ mod tests {
         let name = stream.tcp_congestion().unwrap();
         assert!(name.starts_with(b"reno"), "{name:?}");
         assert!(stream.tcp_nodelay().unwrap());
+    }
+
+    #[test]
+    fn a_control_connection_has_it_too_where_the_host_has_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let name_by = |asked| {
+            let stream = Socket::from(connect(&address, TIME, asked).unwrap());
+            stream.tcp_congestion().unwrap()
+        };
+        assert!(name_by(Some("reno")).starts_with(b"reno"));
+        assert_eq!(name_by(Some("nonesuch")), name_by(None));
     }
 
     #[test]

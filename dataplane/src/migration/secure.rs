@@ -110,7 +110,20 @@ impl Way {
         address: &str,
         time: Duration,
     ) -> Result<Connection, PeerError> {
-        self.secure(node, dial::connect(address, time)?, time)
+        self.secure(node, dial::connect(address, time, None)?, time)
+    }
+
+    /// The same for a connection that is to carry a migration: names of pages go by it, too, and a loss
+    /// must not hold them up more than the pages.
+    pub(super) fn connect_for(
+        &self,
+        node: &Node,
+        address: &str,
+        settings: &TransferSettings,
+    ) -> Result<Connection, PeerError> {
+        let time = Duration::from_millis(settings.connect_timeout_ms.into());
+        let socket = dial::connect(address, time, settings.congestion_control.as_deref())?;
+        self.secure(node, socket, time)
     }
 }
 

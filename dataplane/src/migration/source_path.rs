@@ -97,7 +97,7 @@ pub fn probe_path(destination: &str) -> Result<PathSample, ApiError> {
             .with_hint("is its data plane running, and is the way there open?")
     };
     let socket =
-        dial::connect(destination, PROBE_TIME).map_err(|error| refused(error.to_string()))?;
+        dial::connect(destination, PROBE_TIME, None).map_err(|error| refused(error.to_string()))?;
     sample(TcpInfo::of(&socket).into_iter())
         .filter(|sample| sample.rtt_us > 0)
         .ok_or_else(|| refused(format!("{destination}: the kernel tells nothing of TCP")))

@@ -172,7 +172,8 @@ impl Goal {
             Against::Row(name) => {
                 let other = rows.iter().find(|row| row.name == name)?;
                 // One that was given up when its time was over would have taken longer still.
-                let counts = other.is_completed() || other.is_out_of_time();
+                let counts = other.is_completed()
+                    || self.measure == Measure::Total && other.is_out_of_time();
                 counts.then(|| (name.to_owned(), self.measure.of(other)))
             }
             Against::BestPeer => {
