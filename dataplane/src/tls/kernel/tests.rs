@@ -137,6 +137,16 @@ fn say(from: &mut End, to: &mut End, said: &[u8]) {
 
 const IOS: [IoPath; 2] = [IoPath::Poll, IoPath::Uring];
 
+#[test]
+fn kernels_are_told_apart_by_their_release() {
+    for old in ["6.1.0-57-cloud-amd64", "6.4.16", "5.15.0", "what"] {
+        assert!(!wakes_for_whole_records(old), "{old}");
+    }
+    for new in ["6.5.0", "6.12.95+deb12-amd64", "6.18.44-fc-v857", "7.0-rc1"] {
+        assert!(wakes_for_whole_records(new), "{new}");
+    }
+}
+
 /// On the wire it is the same TLS, whoever seals.
 #[test]
 #[ignore = "needs kernel TLS"]

@@ -30,6 +30,8 @@ const BANDWIDTH_UNLIMITED: u64 = 1 << 40;
 /// Cache of old pages for xbzrle, bytes.
 const XBZRLE_CACHE_BYTES: u64 = 256 << 20;
 
+const PAGE_BYTES: u64 = 4096;
+
 /// How long a guest may take to boot and fill its RAM under emulation.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -188,7 +190,7 @@ pub struct PeerRun {
     pub qemu_wire_bytes: u64,
     /// RAM of the guest.
     pub ram_bytes: u64,
-    /// Pages that were sent again as what changed, where the old ones were still there: xbzrle's.
+    /// Pages after the first round; with xbzrle.
     pub again: Option<Again>,
     /// Times QEMU read the dirty bitmap.
     pub rounds: u64,
@@ -201,21 +203,22 @@ pub struct PeerRun {
     pub guest: Verdict,
 }
 
-/// Pages that were sent again.
+/// Pages that were looked at again, after the first round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Again {
-    /// Pages, but zero ones.
+    /// Pages, but zero ones; those of which nothing had changed, too.
     pub pages: u64,
     /// What was sent for them.
     pub bytes: u64,
 }
 
 impl Again {
-    /// QEMU counts pages that went whole, and those of which nothing had changed, too.
+    /// What has no old content in the cache goes whole, as every page does when it changes for the first time:
+    /// the cache is filled behind the first round.
     const fn by_xbzrle(counts: &MigrateXbzrle) -> Self {
         Self {
-            pages: counts.pages,
-            bytes: counts.bytes,
+            pages: counts.pages + counts.cache_miss,
+            bytes: counts.bytes + counts.cache_miss * PAGE_BYTES,
         }
     }
 }

@@ -42,7 +42,7 @@ pub(super) struct Run {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) pages: Option<PageCounts>,
     pub(super) wire_bytes: u64,
-    /// Pages that had been sent before: of DWCP all of the rounds after the first, of QEMU what xbzrle encoded.
+    /// Pages of the rounds after the first, of DWCP and of QEMU with xbzrle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) again: Option<Again>,
     pub(super) bytes_per_s: f64,
@@ -169,7 +169,7 @@ fn sent_again(rounds: &[RoundReport]) -> Option<Again> {
     let mut again = Again { pages: 0, bytes: 0 };
     for round in rounds.iter().filter(|round| round.round > 0) {
         let classes = &round.classes;
-        again.pages += classes.delta + classes.compressed + classes.raw;
+        again.pages += classes.delta + classes.compressed + classes.raw + classes.unchanged;
         again.bytes += round.wire_bytes;
     }
     (again.pages > 0).then_some(again)
