@@ -16,6 +16,7 @@ mod buffers;
 mod calls;
 mod experience;
 mod inbound;
+mod kernel_seal;
 mod ladder;
 mod outbound;
 mod poll;

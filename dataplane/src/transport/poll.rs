@@ -10,14 +10,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::experience::Ladders;
 use super::inbound::{Inbound, read_spans};
+use super::kernel_seal::KernelSeal;
 use super::outbound::{Outbound, Progress};
 use super::spans::Spans;
-use super::{
-    Buffers, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport, Wait, closed_by_peer,
-    put,
-};
+use super::{Buffers, Completion, ReceiveInto, SendFrame, SendMethod, Slot, Transport, Wait, put};
 use crate::ram::RamLayout;
-use crate::tls::{Heard, KernelStream};
+use crate::tls::KernelStream;
 
 /// Records that are no data, of one stream, before the others have their turn.
 const WORDS_AT_ONCE: usize = 64;
@@ -36,7 +34,7 @@ pub struct PollTransport {
 struct Stream {
     socket: TcpStream,
     /// TLS, where the kernel seals.
-    kernel: Option<KernelStream>,
+    kernel: KernelSeal,
     sends: Outbound,
     receive: Inbound,
     receiving: bool,
@@ -78,7 +76,7 @@ impl PollTransport {
                 .and_then(|()| stream.progress_receive(slot, &mut self.buffers, ram, completions));
             if let Err(error) = outcome {
                 stream.closed = true;
-                let error = stream.in_words(error);
+                let error = stream.kernel.in_words(error);
                 let _ = stream.socket.shutdown(Shutdown::Both);
                 completions.push(Completion::Closed { slot, error });
             }
@@ -146,18 +144,14 @@ impl Stream {
         self.receive.spans(buffers, ram, &mut spans);
         // Who sends words without end has his turn again when the others had theirs.
         for _ in 0..WORDS_AT_ONCE {
-            match (read_spans(self.socket.as_fd(), &spans), &mut self.kernel) {
-                (Ok(None), _) => return Ok(()),
-                (Ok(Some(bytes)), _) => {
+            match read_spans(self.socket.as_fd(), &spans) {
+                Ok(None) => return Ok(()),
+                Ok(Some(bytes)) => {
                     self.receiving = false;
                     completions.push(Completion::Received { slot, bytes });
                     return Ok(());
                 }
-                (Err(error), None) => return Err(error),
-                (Err(error), Some(kernel)) => match kernel.not_received(&self.socket, error)? {
-                    Heard::GoOn => {}
-                    Heard::End => return Err(closed_by_peer()),
-                },
+                Err(error) => self.kernel.not_received(&self.socket, error)?,
             }
         }
         Ok(())
@@ -165,16 +159,8 @@ impl Stream {
 
     /// Says that nothing more will come, where the kernel seals and nothing is under way.
     fn say_end(&self) {
-        if let Some(kernel) = self.kernel.as_ref().filter(|_| self.sends.is_empty()) {
-            kernel.say_end(&self.socket);
-        }
-    }
-
-    /// An error of the socket's, as what seals it calls it.
-    fn in_words(&self, error: io::Error) -> io::Error {
-        match &self.kernel {
-            Some(_) => KernelStream::in_words(error).into(),
-            None => error,
+        if self.sends.is_empty() {
+            self.kernel.say_end(&self.socket);
         }
     }
 }
@@ -191,7 +177,7 @@ impl PollTransport {
         let stream = Stream {
             sends: Outbound::new(ladder, kernel.is_some()),
             socket,
-            kernel,
+            kernel: kernel.into(),
             receive: Inbound::new(),
             receiving: false,
             closed: false,
@@ -251,10 +237,9 @@ impl Transport for PollTransport {
     fn send(&mut self, slot: Slot, frame: SendFrame<'_>) {
         let stream = &mut self.streams[slot];
         if !stream.closed
-            && let Some(kernel) = &mut stream.kernel
-            && let Err(error) = kernel.count_frame(&stream.socket)
+            && let Err(error) = stream.kernel.count_frame(&stream.socket)
         {
-            return self.shut(slot, error.into());
+            return self.shut(slot, error);
         }
         stream.sends.push(&frame);
     }

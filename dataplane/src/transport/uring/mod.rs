@@ -31,7 +31,7 @@ use super::{
     put,
 };
 use crate::ram::RamLayout;
-use crate::tls::{Heard, KernelStream};
+use crate::tls::KernelStream;
 
 /// Two operations per stream, the bell, and room.
 const RING_ENTRIES: u32 = 128;
@@ -215,16 +215,9 @@ impl UringTransport {
         }
         let stream = &mut self.streams[slot];
         if result <= 0 {
-            let heard = match &mut stream.kernel {
-                None => Err(error_of(result)),
-                Some(kernel) => kernel
-                    .not_received(&stream.socket, error_of(result))
-                    .map_err(io::Error::from),
-            };
-            let error = match heard {
-                Ok(Heard::GoOn) => return self.start_receive(slot),
-                Ok(Heard::End) => closed_by_peer(),
-                Err(error) => error,
+            let heard = stream.kernel.not_received(&stream.socket, error_of(result));
+            let Err(error) = heard else {
+                return self.start_receive(slot);
             };
             stream.receiving = false;
             return self.close(slot, error, completions);
@@ -237,10 +230,7 @@ impl UringTransport {
     }
 
     fn close(&mut self, slot: Slot, error: io::Error, completions: &mut Vec<Completion>) {
-        let error = match &self.streams[slot].kernel {
-            Some(_) => KernelStream::in_words(error).into(),
-            None => error,
-        };
+        let error = self.streams[slot].kernel.in_words(error);
         self.shut(slot, error);
         self.tell_end(slot, completions);
     }
@@ -352,10 +342,9 @@ impl Transport for UringTransport {
     fn send(&mut self, slot: Slot, frame: SendFrame<'_>) {
         let stream = &mut self.streams[slot];
         if !stream.closed
-            && let Some(kernel) = &mut stream.kernel
-            && let Err(error) = kernel.count_frame(&stream.socket)
+            && let Err(error) = stream.kernel.count_frame(&stream.socket)
         {
-            return self.shut(slot, error.into());
+            return self.shut(slot, error);
         }
         stream.sends.push(&frame);
     }

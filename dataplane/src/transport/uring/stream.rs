@@ -5,6 +5,7 @@ use std::net::TcpStream;
 
 use crate::tls::KernelStream;
 use crate::transport::inbound::Inbound;
+use crate::transport::kernel_seal::KernelSeal;
 use crate::transport::ladder::Ladder;
 use crate::transport::outbound::Outbound;
 use crate::transport::spans::{Message, Spans};
@@ -13,7 +14,7 @@ use crate::transport::spans::{Message, Spans};
 pub(super) struct Stream {
     pub(super) socket: TcpStream,
     /// TLS, where the kernel seals.
-    pub(super) kernel: Option<KernelStream>,
+    pub(super) kernel: KernelSeal,
     pub(super) sends: Outbound,
     /// The ring sends, or waits for room.
     pub(super) sending: bool,
@@ -34,7 +35,7 @@ impl Stream {
         Self {
             sends: Outbound::new(ladder, kernel.is_some()),
             socket,
-            kernel,
+            kernel: kernel.into(),
             sending: false,
             pages: Message::new(),
             receive: Inbound::new(),
@@ -52,11 +53,8 @@ impl Stream {
 
     /// Says that nothing more will come, where the kernel seals and nothing is under way.
     pub(super) fn say_end(&self) {
-        if let Some(kernel) = &self.kernel
-            && !self.sending
-            && self.sends.is_empty()
-        {
-            kernel.say_end(&self.socket);
+        if !self.sending && self.sends.is_empty() {
+            self.kernel.say_end(&self.socket);
         }
     }
 }
