@@ -112,8 +112,6 @@ pub struct MigrateXbzrle {
     pub pages: u64,
     /// Pages whose old content was no longer there; sent whole.
     pub cache_miss: u64,
-    /// Of `pages`, those that changed too much to be encoded; sent whole.
-    pub overflow: u64,
 }
 
 /// The answer to `query-migrate`.

@@ -110,7 +110,7 @@ impl Way {
         address: &str,
         time: Duration,
     ) -> Result<Connection, PeerError> {
-        self.secure(node, dial::connect(address, time, None)?, time)
+        self.connect_for(node, address, time, None)
     }
 
     /// The same for a connection that is to carry a migration: names of pages go by it, too, and a loss
@@ -119,10 +119,10 @@ impl Way {
         &self,
         node: &Node,
         address: &str,
-        settings: &TransferSettings,
+        time: Duration,
+        congestion_control: Option<&str>,
     ) -> Result<Connection, PeerError> {
-        let time = Duration::from_millis(settings.connect_timeout_ms.into());
-        let socket = dial::connect(address, time, settings.congestion_control.as_deref())?;
+        let socket = dial::connect(address, time, congestion_control)?;
         self.secure(node, socket, time)
     }
 }

@@ -130,8 +130,10 @@ impl SourceDriver {
     /// Connects and says hello. The offer does not wait for the answer: that is the same in every version.
     fn try_connect(&mut self, time: Duration) -> Result<(), PeerError> {
         let address = &self.request.destination.address;
-        let settings = &self.request.settings;
-        let mut stream = self.way.connect_for(&self.node, address, settings)?;
+        let congestion_control = self.request.settings.congestion_control.as_deref();
+        let mut stream = self
+            .way
+            .connect_for(&self.node, address, time, congestion_control)?;
         self.recorder.tls = tls_report(&stream);
         self.peer = Some(stream.peer_addr()?);
         stream.set_read_timeout(Some(time))?;

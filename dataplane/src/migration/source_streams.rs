@@ -407,7 +407,6 @@ impl SourceDriver {
                 bytes_acked: acked(&socket),
             });
         }
-        let stream = &mut self.streams.data[usize::from(index)];
         if std::mem::take(&mut stream.is_queue)
             && let Err(reason) = self.queue_lost(index, &reason)
         {

@@ -9,6 +9,7 @@
 //! the pause: none. KVM tracks dirty pages in another way and was not tried. The guest noticed only
 //! some of these, because part of a stale page may be dead: its word is necessary, not sufficient.
 
+use dwcp_guest_page::PAGE_BYTES;
 use dwcp_qmp::{MigrateInfo, MigrateXbzrle, MigrationStatus, QmpClient, QmpError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -29,8 +30,6 @@ const BANDWIDTH_UNLIMITED: u64 = 1 << 40;
 
 /// Cache of old pages for xbzrle, bytes.
 const XBZRLE_CACHE_BYTES: u64 = 256 << 20;
-
-const PAGE_BYTES: u64 = 4096;
 
 /// How long a guest may take to boot and fill its RAM under emulation.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -218,7 +217,7 @@ impl Again {
     const fn by_xbzrle(counts: &MigrateXbzrle) -> Self {
         Self {
             pages: counts.pages + counts.cache_miss,
-            bytes: counts.bytes + counts.cache_miss * PAGE_BYTES,
+            bytes: counts.bytes + counts.cache_miss * PAGE_BYTES as u64,
         }
     }
 }

@@ -8,10 +8,8 @@ use std::net::IpAddr;
 
 use dwcp_api::{DowntimePartsMs, RdmaChoice, RunResult, TransferSettings};
 use dwcp_controlplane::profile;
-use dwcp_testbed::Kind;
-use dwcp_testbed::guests::{GuestKind, GuestOptions};
+use dwcp_testbed::guests::GuestKind;
 use dwcp_testbed::peers::{PeerError, PeerOptions, PeerSystem, run_peer};
-use dwcp_testbed::wire::Backing;
 use dwcp_tools::lab::{Ends, GuestSpec};
 use serde::Serialize;
 
@@ -192,13 +190,9 @@ impl Args {
         };
         GuestSpec {
             choice: self.guest.choice(),
-            ram_mib: self.size_mib,
-            fill_mib,
             hot_mib: 8.min(fill_mib),
             dirty_pages_per_s: self.dirty_rate,
-            checked_pages_per_s: GuestOptions::default().verify_rate,
-            kind: Kind::Random,
-            backing: Backing::Fresh,
+            ..GuestSpec::incompressible(self.size_mib, fill_mib)
         }
     }
 

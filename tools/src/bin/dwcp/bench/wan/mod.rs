@@ -21,8 +21,8 @@ const HELP: &str = "Needs root: each link is two network namespaces and dwcp-wan
 systems send under the same congestion control. `dwcp` is the first move, `dwcp-back` the way back to \
 the node that it left, some seconds later. The pause is measured from STOP at the source to RESUME at \
 the destination. A system that does not end in time is a row, too. Where packets are lost, \
-multifd with zstd is also moved under cubic, the default of distributions. Below the rows DWCP's bytes, times and pauses \
-are set against its goals.
+multifd with zstd is also moved under cubic, the default of distributions. Below the rows DWCP's bytes, \
+times and pauses are set against its goals.
 
 The workloads are a Debian from the disk that `tools/setup --workloads` makes, booted once until it is \
 warm, saved, and moved from that very state by each system. Their RAM: database 1024 MiB, store 768, \
