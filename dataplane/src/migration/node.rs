@@ -18,7 +18,7 @@ use super::admission::Admission;
 use super::destination::DestinationInput;
 pub(super) use super::journal_scope::JournalScope;
 use super::placement;
-use super::settle::Settlement;
+use super::settle::{Settled, Settlement};
 use super::shares::Shares;
 use super::vms::{self, VmTable};
 use super::vms_look::Looking;
@@ -115,6 +115,8 @@ pub struct MigrationHandle {
     tunes: Mutex<VecDeque<Tune>>,
     /// What an operator has decided, until whoever waits for the other node takes it.
     settlement: Mutex<Option<Settlement>>,
+    /// What was done of it, until the migration has ended.
+    settled: Mutex<Option<Settled>>,
     /// Why the other node has not answered yet, in words.
     trouble: Mutex<String>,
     slot: usize,
@@ -156,6 +158,11 @@ impl MigrationHandle {
         lock(&self.settlement).take()
     }
 
+    /// Answers an operator's decision once the migration has ended by it: what he asks next finds it ended.
+    pub(super) fn answer_at_end(&self, settled: Settled) {
+        *lock(&self.settled) = Some(settled);
+    }
+
     /// Notes why the other node has not answered yet.
     pub(super) fn note_trouble(&self, text: String) {
         *lock(&self.trouble) = text;
@@ -173,6 +180,9 @@ impl MigrationHandle {
     pub(super) fn finish(&self, mut status: MigrationStatus, report: MigrationReport) {
         status.report = Some(report);
         self.publish(status);
+        if let Some(settled) = lock(&self.settled).take() {
+            settled.answer();
+        }
     }
 }
 
@@ -308,6 +318,7 @@ impl Node {
             cancelled: AtomicBool::new(false),
             tunes: Mutex::default(),
             settlement: Mutex::default(),
+            settled: Mutex::default(),
             trouble: Mutex::default(),
             slot: self.next_slot.fetch_add(1, Ordering::Relaxed),
             status: Mutex::new(status),

@@ -13,7 +13,7 @@ use dwcp_proto::Ending;
 use dwcp_wire::SourceStands;
 
 use super::doubt::{ASK_TIME, ask_once};
-use super::node::{JournalScope, Node};
+use super::node::{JournalScope, MigrationHandle, Node};
 use super::{recall, recovery};
 use crate::vmm::{RunState, Vm, VmmError};
 
@@ -25,6 +25,20 @@ const SETTLE_TIME: Duration = Duration::from_secs(30);
 pub(super) struct Settlement {
     owner: SettledOwner,
     reply: SyncSender<Result<String, ApiError>>,
+}
+
+/// A decision that was carried out; it is answered when the migration has ended by it.
+#[derive(Debug)]
+pub(super) struct Settled {
+    said: String,
+    reply: SyncSender<Result<String, ApiError>>,
+}
+
+impl Settled {
+    /// Whoever decided may have given up waiting.
+    pub(super) fn answer(self) {
+        let _ = self.reply.send(Ok(self.said));
+    }
 }
 
 impl Node {
@@ -292,20 +306,25 @@ impl Settlement {
     /// Carries it out. `None` when nothing was decided, and the other node is asked on.
     pub(super) fn carry_out(
         self,
-        node: &Arc<Node>,
+        (node, handle): (&Arc<Node>, &MigrationHandle),
         scope: &JournalScope,
         vm: Result<&mut dyn Vm, VmmError>,
     ) -> Option<(Ending, String)> {
-        let decided = match self.owner {
+        let Self { owner, reply } = self;
+        let decided = match owner {
             SettledOwner::Here => take_back(node, scope, vm),
             SettledOwner::There => give_away(node, scope, vm),
         };
-        let (reply, end) = match decided {
-            Ok((said, end)) => (Ok(said), Some(end)),
-            Err(error) => (Err(error), None),
-        };
-        let _ = self.reply.send(reply);
-        end
+        match decided {
+            Ok((said, end)) => {
+                handle.answer_at_end(Settled { said, reply });
+                Some(end)
+            }
+            Err(error) => {
+                let _ = reply.send(Err(error));
+                None
+            }
+        }
     }
 }
 

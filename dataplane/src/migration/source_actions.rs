@@ -328,7 +328,8 @@ impl SourceDriver {
         }
         self.let_vm_go();
         let vm = Arc::clone(&self.vm);
-        let end = settlement.carry_out(&self.node, &self.journal, Ok(&mut **lock(&vm)));
+        let by = (&self.node, &*self.handle);
+        let end = settlement.carry_out(by, &self.journal, Ok(&mut **lock(&vm)));
         self.outcome = end.map(|(result, reason)| Outcome { result, reason });
     }
 
