@@ -175,12 +175,7 @@ fn a_vm_that_comes_back_sends_what_changed() {
     let nodes = TwoNodes::start(&reusing(), |incoming| calm(3, incoming));
     let first = migrate(&nodes.a, &nodes.b.address, 1, reusing());
     check_moved(&nodes, &first, "there");
-    let store = nodes.folder().join("a/store");
-    common::until("the baseline is kept", || {
-        let files = std::fs::read_dir(&store).unwrap().flatten();
-        let mut names = files.map(|file| file.file_name());
-        names.any(|name| name.to_string_lossy().ends_with(".baseline"))
-    });
+    wait_kept(&nodes, ["a", "b"]);
     nodes.a.node.detach("vm").unwrap();
     let back = TestGuest::start(nodes.folder(), "back", &calm(3, true));
     nodes.a.node.attach("vm", back.attachment.clone()).unwrap();
@@ -190,6 +185,42 @@ fn a_vm_that_comes_back_sends_what_changed() {
     assert_eq!(back.bad_pages(), 0);
     let (there, here) = (first.wire_bytes, second.wire_bytes);
     assert!(here < there / 4, "{here} bytes, {there} on the way there");
+    is_by_bits(&second);
+
+    // And there again: each node has what it needs for it from the time before.
+    wait_kept(&nodes, ["b", "a"]);
+    nodes.b.node.detach("vm").unwrap();
+    let again = TestGuest::start(nodes.folder(), "again", &calm(3, true));
+    nodes.b.node.attach("vm", again.attachment.clone()).unwrap();
+    let third = migrate(&nodes.a, &nodes.b.address, 3, reusing());
+    assert_eq!(third.result, RunResult::Completed, "{}", third.reason);
+    assert_eq!(again.bad_pages(), 0);
+    is_by_bits(&third);
+}
+
+/// What has not changed was named by bits, and was there.
+fn is_by_bits(report: &MigrationReport) {
+    let text = report.notes.join("\n");
+    let (_, rest) = text
+        .split_once("MiB have not changed since the VM left there")
+        .expect(&text);
+    let (_, rest) = rest.split_once("the destination has ").unwrap();
+    let there: u64 = rest.split(' ').next().unwrap().parse().unwrap();
+    assert!(there > 0, "{text}");
+    assert!(!text.contains("that it was asked for"), "{text}");
+}
+
+/// The first node has the baseline of the VM that left it, the second what it was when it came.
+fn wait_kept(nodes: &TwoNodes, [left, came]: [&str; 2]) {
+    let has = |node: &str, end: &str| {
+        let store = nodes.folder().join(node).join("store");
+        let files = std::fs::read_dir(store).unwrap().flatten();
+        let mut names = files.map(|file| file.file_name());
+        names.any(|name| name.to_string_lossy().ends_with(end))
+    };
+    common::until("what the way back needs is kept", || {
+        has(left, ".baseline") && has(came, ".arrival")
+    });
 }
 
 /// The node that a VM goes to has the disk image that it works on, and the RAM of a VM like it.

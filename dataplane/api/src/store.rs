@@ -58,6 +58,11 @@ pub enum StoreKind {
         /// Where it is.
         path: PathBuf,
     },
+    /// What the RAM of a VM was when it came to this node: by it the way back is short.
+    Arrival {
+        /// Its name.
+        vm: String,
+    },
 }
 
 /// How far an entry is.

@@ -7,7 +7,7 @@ use dwcp_proto::{
     Destination, DestinationAction, DestinationConfig, DestinationEvent, Phase, RoundMeasure,
     Source, SourceAction, SourceEvent,
 };
-use dwcp_wire::{Control, FoundPages, Offer, RoundSummary, WantedPages};
+use dwcp_wire::{Control, KnownPages, Offer, PageQuestion, RoundSummary, WantedPages};
 
 /// A destination whose streams are joined.
 fn ready() -> Destination {
@@ -86,7 +86,7 @@ fn round_0_waits_for_the_answers() {
     ] {
         assert_eq!(source.on_event(NOW, event), []);
     }
-    let found = FoundPages::none(0, 3, 1);
+    let found = KnownPages::none(0, 3, 1);
     let actions = source.on_event(NOW, SourceEvent::Peer(Control::Found(found.clone())));
     assert_eq!(actions, [SourceAction::TakeFound(found.clone())]);
     let actions = source.on_event(NOW, SourceEvent::AllAnswered);
@@ -147,7 +147,7 @@ fn nothing_is_asked_of_a_destination_that_has_nothing() {
     let (mut source, actions) = setting_up(true, None);
     let asks = |action: &SourceAction| matches!(action, SourceAction::AskForPages { .. });
     assert!(!actions.iter().any(asks));
-    let found = Control::Found(FoundPages::none(0, 3, 1));
+    let found = Control::Found(KnownPages::none(0, 3, 1));
     let _ = source.on_event(NOW, SourceEvent::Peer(found));
     assert_eq!(source.phase(), Phase::Aborted);
     let (source, _) = setting_up(false, Some(7));
@@ -156,16 +156,23 @@ fn nothing_is_asked_of_a_destination_that_has_nothing() {
 
 #[test]
 fn pages_are_asked_for_until_round_0_ends_and_if_the_offer_says_so() {
-    let wanted = || Control::Wanted(WantedPages::new(0, 3, &[1, 2]));
-    let finds = |actions: &[DestinationAction]| matches!(actions, [DestinationAction::FindPages(wanted)] if wanted.page == 3);
-    for (reuse, rounds, is_taken) in [(true, 0, true), (true, 1, false), (false, 0, false)] {
-        let mut destination = ready_for(Offer { reuse, ..offer() });
-        for round in 0..rounds {
-            let _ = receive(&mut destination, round);
+    let questions = [
+        PageQuestion::Wanted(WantedPages::new(0, 3, &[1, 2])),
+        PageQuestion::Unchanged(KnownPages::none(0, 3, 2)),
+    ];
+    for question in &questions {
+        for (reuse, rounds, is_taken) in [(true, 0, true), (true, 1, false), (false, 0, false)] {
+            let mut destination = ready_for(Offer { reuse, ..offer() });
+            for round in 0..rounds {
+                let _ = receive(&mut destination, round);
+            }
+            let asked = DestinationEvent::Peer(question.clone().into());
+            let actions = destination.on_event(NOW, asked);
+            let finds =
+                matches!(&actions[..], [DestinationAction::FindPages(found)] if found == question);
+            assert_eq!(finds, is_taken, "{actions:?}");
+            assert_eq!(aborts(&actions), !is_taken);
         }
-        let actions = destination.on_event(NOW, DestinationEvent::Peer(wanted()));
-        assert_eq!(finds(&actions), is_taken, "{actions:?}");
-        assert_eq!(aborts(&actions), !is_taken);
     }
 }
 

@@ -1,11 +1,12 @@
 //! Destination: pages that the source asks for are looked for in the waiting VM's RAM, where a transfer that
-//! broke off may have left them, and in what the node holds besides.
+//! broke off may have left them, and in what the node holds besides; those that have not changed since the VM left, in its
+//! baseline.
 //!
 //! Nothing is believed: each page that is found was read and hashed now. From then on it is like a page
 //! that was applied, by its digest and in the root.
 
 use dwcp_simd::{FingerprintKey, PAGE_BYTES, Page, RamRoot, kernels};
-use dwcp_wire::{FoundPages, WantedPages};
+use dwcp_wire::{KnownPages, PageQuestion, WantedPages};
 
 use super::Session;
 use crate::ram::RamError;
@@ -14,6 +15,9 @@ use crate::ram::RamError;
 pub trait PageLibrary {
     /// Puts a page with this hash to `out`, if there is one.
     fn find(&mut self, hash: u64, out: &mut Page) -> bool;
+
+    /// Puts pages of a RAM block, from `page` on, to `out`, as they were when the VM left; false when that is not known.
+    fn read_as_it_left(&mut self, block: usize, page: u32, out: &mut [Page]) -> bool;
 }
 
 /// Why pages were not looked for.
@@ -41,7 +45,7 @@ pub enum FindError {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Found {
     /// The answer.
-    pub answer: FoundPages,
+    pub answer: KnownPages,
     /// Part of the root.
     pub root: RamRoot,
     /// Pages that were in RAM.
@@ -50,33 +54,58 @@ pub struct Found {
     pub elsewhere: u64,
 }
 
+impl Found {
+    fn nothing(ram_block: u32, page: u32, pages: usize) -> Self {
+        Self {
+            answer: KnownPages::none(ram_block, page, pages),
+            root: RamRoot::default(),
+            in_ram: 0,
+            elsewhere: 0,
+        }
+    }
+}
+
+/// Pages of a baseline that are read at once.
+const READ_PAGES: usize = 64;
+
 /// Looks for pages, and puts those that are found elsewhere into RAM. Nothing else may write RAM meanwhile.
 ///
 /// # Errors
 /// [`FindError`].
 pub fn find_pages(
     session: &Session,
+    question: &PageQuestion,
+    content_key: &FingerprintKey,
+    library: &mut dyn PageLibrary,
+) -> Result<Found, FindError> {
+    match question {
+        PageQuestion::Wanted(wanted) => find_wanted(session, wanted, content_key, library),
+        PageQuestion::Unchanged(known) => find_unchanged(session, known, library),
+    }
+}
+
+fn not_there((ram_block, page, pages): (u32, u32, usize)) -> FindError {
+    FindError::NotThere {
+        ram_block,
+        page,
+        end: u64::from(page) + pages as u64,
+    }
+}
+
+fn find_wanted(
+    session: &Session,
     wanted: &WantedPages,
     content_key: &FingerprintKey,
     library: &mut dyn PageLibrary,
 ) -> Result<Found, FindError> {
     let (ram_block, page) = (wanted.ram_block, wanted.page);
-    let not_there = || FindError::NotThere {
-        ram_block,
-        page,
-        end: u64::from(page) + wanted.pages() as u64,
-    };
+    let not_there = || not_there((ram_block, page, wanted.pages()));
     let index = ram_block as usize;
     let block = session.layout.blocks().get(index).ok_or_else(not_there)?;
     if u64::from(page) + wanted.pages() as u64 > u64::from(block.pages()) {
         return Err(not_there());
     }
-    let mut found = Found {
-        answer: FoundPages::none(ram_block, page, wanted.pages()),
-        root: RamRoot::default(),
-        in_ram: 0,
-        elsewhere: 0,
-    };
+    let mut found = Found::nothing(ram_block, page, wanted.pages());
     let mut content = [0; PAGE_BYTES];
     for (at, hash) in wanted.hashes().enumerate().filter(|(_, hash)| *hash != 0) {
         let number = page + at as u32;
@@ -107,6 +136,71 @@ pub fn find_pages(
     Ok(found)
 }
 
+/// All of them, or none: only together they can be compared with what the source has.
+fn find_unchanged(
+    session: &Session,
+    known: &KnownPages,
+    library: &mut dyn PageLibrary,
+) -> Result<Found, FindError> {
+    let (ram_block, first) = (known.ram_block, known.page);
+    let not_there = || not_there((ram_block, first, known.pages()));
+    let index = ram_block as usize;
+    let block = session.layout.blocks().get(index).ok_or_else(not_there)?;
+    let asked: Vec<u32> = (0..known.pages())
+        .filter(|at| known.contains(*at))
+        .map(|at| first.saturating_add(at as u32))
+        .collect();
+    let global = |page: u32| session.layout.global_page(index, page);
+    let is_free = |page: u32| {
+        page < block.pages()
+            && (session.digests.is_unknown(global(page))
+                || session.digests.get(global(page)).is_none())
+    };
+    if !asked.iter().all(|page| is_free(*page)) {
+        return Err(not_there());
+    }
+    let mut found = Found::nothing(ram_block, first, known.pages());
+    let mut fingerprints = Vec::with_capacity(asked.len());
+    let (mut root, mut is_zero) = (RamRoot::default(), false);
+    let mut content = vec![[0; PAGE_BYTES]; READ_PAGES];
+    for run in runs(&asked) {
+        let pages = &mut content[..run.len()];
+        if !library.read_as_it_left(index, run[0], pages) {
+            break;
+        }
+        for (page, content) in run.iter().zip(&*pages) {
+            let fingerprint = kernels().fingerprint(&session.key, content);
+            root.add(global(*page), fingerprint);
+            // No source says so of a zero page.
+            is_zero |= session.key.is_zero(fingerprint);
+            fingerprints.push(fingerprint);
+        }
+        // Until it is known to be right nobody knows what the pages hold.
+        run.iter()
+            .for_each(|page| session.digests.set_unknown(global(*page)));
+        block.write_pages(run[0], pages)?;
+    }
+    if fingerprints.len() < asked.len() || root.0 != known.root || is_zero {
+        return Ok(found);
+    }
+    for (page, fingerprint) in asked.iter().zip(fingerprints) {
+        session
+            .digests
+            .set(global(*page), Some(fingerprint), &mut found.root);
+    }
+    found.elsewhere = asked.len() as u64;
+    found.answer = known.clone();
+    Ok(found)
+}
+
+/// Pages that follow each other, so many at once.
+fn runs(pages: &[u32]) -> impl Iterator<Item = &[u32]> {
+    let together = |one: &u32, next: &u32| one + 1 == *next;
+    pages
+        .chunk_by(together)
+        .flat_map(|run| run.chunks(READ_PAGES))
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
@@ -117,7 +211,9 @@ mod tests {
     use dwcp_wire::{Control, PageRange};
 
     use super::*;
-    use crate::engine::{Question, Taken, ask_for_pages, keep_allocated, take_found};
+    use crate::engine::{
+        AsItCame, Asking, Question, Taken, ask_for_pages, keep_allocated, take_found, wipe_unknown,
+    };
     use crate::ram::testing::ram;
 
     const SEED: u64 = 99;
@@ -126,13 +222,19 @@ mod tests {
         Session::new(ram(blocks), 7, Codec::Raw)
     }
 
-    fn questions(source: &Session) -> Vec<Question> {
+    fn questions(source: &Session, came: Option<&AsItCame>, by_hash: bool) -> Vec<Question> {
         let mut asked = vec![];
         let ask = |question| {
             asked.push(question);
             true
         };
-        ask_for_pages(source, SEED, &AtomicBool::new(false), ask).unwrap();
+        let asking = Asking {
+            content_seed: SEED,
+            came,
+            by_hash: &AtomicBool::new(by_hash),
+            stop: &AtomicBool::new(false),
+        };
+        ask_for_pages(source, &asking, ask).unwrap();
         asked
     }
 
@@ -142,13 +244,27 @@ mod tests {
         take(dwcp_wire::decode_control(&bytes).unwrap()).unwrap()
     }
 
-    struct Pages(HashMap<u64, Page>);
+    /// By their hashes; and RAM as it left, by block.
+    #[derive(Default)]
+    struct Pages(HashMap<u64, Page>, Vec<Vec<Page>>);
 
     impl Pages {
         fn of(pages: impl IntoIterator<Item = Page>) -> Self {
             let key = FingerprintKey::new(SEED);
             let hashed = |page: Page| (kernels().fingerprint(&key, &page).lo, page);
-            Self(pages.into_iter().map(hashed).collect())
+            Self(pages.into_iter().map(hashed).collect(), vec![])
+        }
+
+        fn as_it_left(left: &Session) -> Self {
+            let blocks = left.layout.blocks().iter().map(|block| {
+                let page = |page| {
+                    let mut content = [0; PAGE_BYTES];
+                    block.read_page(page, &mut content);
+                    content
+                };
+                (0..block.pages()).map(page).collect()
+            });
+            Self(HashMap::new(), blocks.collect())
         }
     }
 
@@ -157,12 +273,19 @@ mod tests {
             let page = self.0.get(&hash);
             page.map(|page| *out = *page).is_some()
         }
+
+        fn read_as_it_left(&mut self, block: usize, page: u32, out: &mut [Page]) -> bool {
+            let block = self.1.get(block);
+            let pages = block.and_then(|pages| pages.get(page as usize..)?.get(..out.len()));
+            pages.map(|pages| out.copy_from_slice(pages)).is_some()
+        }
     }
 
-    impl PageLibrary for () {
-        fn find(&mut self, _: u64, _: &mut Page) -> bool {
-            false
-        }
+    /// What the source asks, answered.
+    struct Exchanged {
+        doubtful: Vec<PageRange>,
+        found: u64,
+        questions: usize,
     }
 
     /// Asks for all of the source's pages; returns those that were doubtful.
@@ -171,29 +294,151 @@ mod tests {
         destination: &Session,
         library: &mut dyn PageLibrary,
     ) -> Vec<PageRange> {
+        exchange_of(questions(source, None, true), source, destination, library).doubtful
+    }
+
+    fn exchange_of(
+        questions: Vec<Question>,
+        source: &Session,
+        destination: &Session,
+        library: &mut dyn PageLibrary,
+    ) -> Exchanged {
         let key = FingerprintKey::new(SEED);
         let (mut there, mut here) = (RamRoot::default(), RamRoot::default());
-        let mut doubtful = vec![];
-        for question in questions(source) {
-            let wanted = Control::Wanted(question.wanted.clone());
-            let wanted = carried(&wanted, |message| match message {
-                Control::Wanted(wanted) => Some(wanted),
-                _ => None,
-            });
-            let found = find_pages(destination, &wanted, &key, library).unwrap();
+        let mut exchanged = Exchanged {
+            doubtful: vec![],
+            found: 0,
+            questions: questions.len(),
+        };
+        for question in questions {
+            let asked = carried(&question.asked.clone().into(), PageQuestion::of);
+            let found = find_pages(destination, &asked, &key, library).unwrap();
             there.merge(found.root);
             let answer = carried(&Control::Found(found.answer), |message| match message {
                 Control::Found(found) => Some(found),
                 _ => None,
             });
             match take_found(source, &question, &answer).unwrap() {
-                Taken::Found { root, .. } => here.merge(root),
-                Taken::Doubtful(range) => doubtful.push(range),
+                Taken::Found { root, pages } => {
+                    here.merge(root);
+                    exchanged.found += pages;
+                }
+                Taken::Doubtful(range) => exchanged.doubtful.push(range),
             }
         }
         assert_eq!(there, destination.digests.root());
         assert_eq!(here, source.digests.root());
-        doubtful
+        exchanged
+    }
+
+    /// A VM that was at one node, and has written a page at the next since.
+    struct ThereAndBack {
+        left: Session,
+        came: AsItCame,
+        source: Session,
+    }
+
+    const BLOCKS: [u32; 2] = [5, WANTED_PAGES_MAX as u32 * 2 + 100];
+
+    fn there_and_back() -> ThereAndBack {
+        let (left, source) = (session(&BLOCKS), session(&BLOCKS));
+        let first = Session::new(ram(&BLOCKS), 31, Codec::Raw);
+        for at in [&left, &source, &first] {
+            for page in 0..300 {
+                at.layout.blocks()[1].write_page(page * 7, &[page as u8 | 1; PAGE_BYTES]);
+            }
+        }
+        let mut root = RamRoot::default();
+        for page in (0..300).map(|page| u64::from(BLOCKS[0] + page * 7)) {
+            let mut content = [0; PAGE_BYTES];
+            first.layout.blocks()[1].read_page((page - u64::from(BLOCKS[0])) as u32, &mut content);
+            let fingerprint = kernels().fingerprint(&first.key, &content);
+            first.digests.set(page, Some(fingerprint), &mut root);
+        }
+        source.layout.blocks()[1].write_page(70, &[99; PAGE_BYTES]);
+        source.layout.blocks()[0].write_page(2, &[98; PAGE_BYTES]);
+        let came = AsItCame::of(&first);
+        ThereAndBack { left, came, source }
+    }
+
+    #[test]
+    fn pages_that_have_not_changed_are_named_by_bits() {
+        let ThereAndBack { left, came, source } = &there_and_back();
+        let destination = session(&BLOCKS);
+        // What a transfer that broke off has left there is in the way of none.
+        destination.layout.blocks()[1].write_page(7, &[50; PAGE_BYTES]);
+        keep_allocated(&destination).unwrap();
+        let questions = questions(source, Some(came), false);
+        assert!(questions.iter().all(|question| !question.is_by_hash()));
+        let library = &mut Pages::as_it_left(left);
+        let exchanged = exchange_of(questions, source, &destination, library);
+        assert_eq!((exchanged.found, exchanged.questions), (299, 1));
+        assert_eq!(exchanged.doubtful, []);
+        assert_eq!(source.digests.root(), destination.digests.root());
+        for page in (0..300).map(|page| page * 7).filter(|page| *page != 70) {
+            let mut both = [[0; PAGE_BYTES]; 2];
+            for (at, content) in [source, &destination].into_iter().zip(&mut both) {
+                at.layout.blocks()[1].read_page(page, content);
+            }
+            assert_eq!(both[0], both[1], "{page}");
+        }
+        // The page that was written, and one with memory that nobody knows of there.
+        let written = destination.layout.global_page(1, 70);
+        assert_eq!(destination.digests.get(written), None);
+    }
+
+    #[test]
+    fn the_others_are_asked_for_by_their_hashes() {
+        let ThereAndBack { left, came, source } = &there_and_back();
+        let destination = session(&BLOCKS);
+        let mut library = Pages::as_it_left(left);
+        library.0 = Pages::of([[98; PAGE_BYTES]]).0;
+        let questions = questions(source, Some(came), true);
+        let exchanged = exchange_of(questions, source, &destination, &mut library);
+        assert_eq!((exchanged.found, exchanged.questions), (300, 3));
+    }
+
+    /// A baseline that rotted, one that is another's, and one that is gone.
+    #[test]
+    fn a_baseline_that_is_another_gives_nothing() {
+        for harm in 0..3 {
+            let ThereAndBack { left, came, source } = &there_and_back();
+            let destination = session(&BLOCKS);
+            let mut library = Pages::as_it_left(left);
+            match harm {
+                0 => library.1[1][14][77] ^= 1,
+                1 => library.1[1].rotate_left(1),
+                _ => library.1.clear(),
+            }
+            let questions = questions(source, Some(came), false);
+            let exchanged = exchange_of(questions, source, &destination, &mut library);
+            assert_eq!(exchanged.found, 0);
+            // What was read is known to nobody, and is wiped.
+            assert_eq!(destination.digests.root(), RamRoot::default());
+            wipe_unknown(&destination, &AtomicBool::new(false)).unwrap();
+            let mut content = [0; PAGE_BYTES];
+            destination.layout.blocks()[1].read_page(7, &mut content);
+            assert_eq!(content, [0; PAGE_BYTES]);
+        }
+    }
+
+    #[test]
+    fn bits_for_pages_that_are_known_or_not_there_are_refused() {
+        let ThereAndBack { left, came, source } = &there_and_back();
+        let destination = session(&BLOCKS);
+        let library = &mut Pages::as_it_left(left);
+        let key = FingerprintKey::new(SEED);
+        let [question] = &questions(source, Some(came), false)[..] else {
+            panic!("one question")
+        };
+        let mut ask = |asked: &PageQuestion| find_pages(&destination, asked, &key, library);
+        assert!(ask(&question.asked).is_ok());
+        assert!(ask(&question.asked).is_err(), "they are there");
+        for (block, page) in [(2, 0), (0, 5), (1, u32::MAX)] {
+            let mut known = KnownPages::none(block, page, 8);
+            known.set(1);
+            assert!(ask(&PageQuestion::Unchanged(known)).is_err());
+        }
     }
 
     #[test]
@@ -263,31 +508,32 @@ mod tests {
         let ask = |block, page, library: &mut dyn PageLibrary| {
             let hash = kernels().fingerprint(&key, &[1; PAGE_BYTES]).lo;
             let wanted = WantedPages::new(block, page, &[hash; 3]);
-            find_pages(&destination, &wanted, &key, library)
+            find_pages(&destination, &PageQuestion::Wanted(wanted), &key, library)
         };
         for (block, page) in [(2, 0), (0, 8), (0, u32::MAX), (u32::MAX, 0)] {
-            assert!(ask(block, page, &mut ()).is_err(), "{block} {page}");
+            let none = &mut Pages::default();
+            assert!(ask(block, page, none).is_err(), "{block} {page}");
         }
-        assert!(ask(1, 7, &mut ()).is_ok());
+        assert!(ask(1, 7, &mut Pages::default()).is_ok());
         assert!(ask(1, 7, &mut Pages::of([[1; PAGE_BYTES]])).is_ok());
-        assert!(ask(1, 5, &mut ()).is_err(), "page 7 is there");
+        assert!(ask(1, 5, &mut Pages::default()).is_err(), "page 7 is there");
     }
 
     #[test]
     fn an_answer_to_another_question_is_refused() {
         let source = session(&[50]);
         source.layout.blocks()[0].write_page(3, &[1; PAGE_BYTES]);
-        let [question] = &questions(&source)[..] else {
+        let [question] = &questions(&source, None, true)[..] else {
             panic!("one question")
         };
-        let pages = question.wanted.pages();
+        let (_, _, pages) = question.asked.chunk();
         assert_eq!((pages, question.pages()), (4, 1));
-        let mut not_asked = FoundPages::none(0, 0, pages);
+        let mut not_asked = KnownPages::none(0, 0, pages);
         not_asked.set(2);
         let others = [
-            FoundPages::none(1, 0, pages),
-            FoundPages::none(0, 1, pages),
-            FoundPages::none(0, 0, pages + 8),
+            KnownPages::none(1, 0, pages),
+            KnownPages::none(0, 1, pages),
+            KnownPages::none(0, 0, pages + 8),
             not_asked,
         ];
         for answer in others {
@@ -296,7 +542,7 @@ mod tests {
                 "{answer:?}"
             );
         }
-        let none = FoundPages::none(0, 0, pages);
+        let none = KnownPages::none(0, 0, pages);
         let nothing = Taken::Found {
             pages: 0,
             root: RamRoot::default(),
@@ -308,7 +554,14 @@ mod tests {
     fn asking_ends_when_it_is_told_to() {
         let source = session(&[64]);
         source.layout.blocks()[0].write_page(1, &[1; PAGE_BYTES]);
-        let stop = AtomicBool::new(true);
-        ask_for_pages(&source, SEED, &stop, |_| panic!("asked")).unwrap();
+        for (by_hash, stop) in [(true, true), (false, false)] {
+            let asking = Asking {
+                content_seed: SEED,
+                came: None,
+                by_hash: &AtomicBool::new(by_hash),
+                stop: &AtomicBool::new(stop),
+            };
+            ask_for_pages(&source, &asking, |_| panic!("asked")).unwrap();
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! meet others only through [`Mailbox`]es, a few times a round.
 
 mod adapting;
+mod as_it_came;
 mod busy_poll;
 mod destination_worker;
 mod found;
@@ -17,6 +18,7 @@ mod sweep;
 mod wanted;
 mod worker;
 
+pub use as_it_came::AsItCame;
 pub use destination_worker::{DestinationCommand, StreamRound, spawn_destination_worker};
 pub use found::{FindError, Found, PageLibrary, find_pages};
 pub use holes::{count_zero, give_back};
@@ -26,5 +28,5 @@ pub use prove::{Reread, read_again, read_everything, read_root};
 pub use recycle::{NotWiped, keep_allocated, wipe_unknown};
 pub use session::{Sealed, Session};
 pub use source_worker::{SourceCommand, WorkerRound, spawn_source_worker};
-pub use wanted::{NotAsked, Question, Taken, ask_for_pages, take_found};
+pub use wanted::{Asking, NotAsked, Question, Taken, ask_for_pages, take_found};
 pub use worker::{WorkerEvent, WorkerHandle, WorkerSettings};

@@ -1,24 +1,25 @@
-//! Source: which of its pages the destination has already, asked by their hashes before round 0.
+//! Source: which of its pages the destination has already, asked before round 0.
 //!
-//! A page is read once, and known by two values of that read: its hash, under the destination's seed,
-//! asks for it; its fingerprint, under this migration's key, is what the destination then holds. The
-//! destination answers with what the pages that it found add to the root under that key. So a page that only
-//! has the hash of another is noticed, and sent like any other.
+//! A page is read once, and known by values of that read. Of a VM that comes back to a node which has its RAM as it left, a
+//! bit says that a page has not changed since it came from there. Any other is asked for by its hash, under the
+//! destination's seed. Its fingerprint, under this migration's key, is what the destination then holds: what the
+//! pages add to the root under that key is in the question or the answer. So a page that only has the hash of another
+//! is noticed, and sent like any other.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dwcp_simd::{Fingerprint, FingerprintKey, PAGE_BYTES, RamRoot, kernels};
 use dwcp_wire::limits::WANTED_PAGES_MAX;
-use dwcp_wire::{FoundPages, PageRange, WantedPages};
+use dwcp_wire::{KnownPages, PageQuestion, PageRange, WantedPages};
 
-use super::Session;
+use super::{AsItCame, Session};
 use crate::ram::{RamBitmap, RamError};
 
-/// A question, and what the pages were when they were asked for.
+/// A question, and what the pages were when it was asked.
 #[derive(Debug)]
 pub struct Question {
     /// What is asked.
-    pub wanted: WantedPages,
+    pub asked: PageQuestion,
     /// Of each page; the default where none is asked for.
     fingerprints: Vec<Fingerprint>,
 }
@@ -27,8 +28,18 @@ impl Question {
     /// Pages asked for.
     #[must_use]
     pub fn pages(&self) -> u64 {
-        let asked = self.wanted.hashes().filter(|&hash| hash != 0);
-        asked.count() as u64
+        match &self.asked {
+            PageQuestion::Wanted(wanted) => {
+                wanted.hashes().filter(|&hash| hash != 0).count() as u64
+            }
+            PageQuestion::Unchanged(known) => known.count(),
+        }
+    }
+
+    /// Whether it is asked by hashes.
+    #[must_use]
+    pub const fn is_by_hash(&self) -> bool {
+        matches!(self.asked, PageQuestion::Wanted(_))
     }
 }
 
@@ -56,6 +67,19 @@ pub struct NotAsked {
     page: u32,
 }
 
+/// How pages are asked for.
+#[derive(Debug)]
+pub struct Asking<'a> {
+    /// Seed of the hashes.
+    pub content_seed: u64,
+    /// What RAM was when it came from the destination, which has kept it.
+    pub came: Option<&'a AsItCame>,
+    /// What is asked by hash while this is set.
+    pub by_hash: &'a AtomicBool,
+    /// Nothing more is asked.
+    pub stop: &'a AtomicBool,
+}
+
 /// Asks for all pages of RAM that hold something, a chunk at a time, and hands the questions to `ask`,
 /// until that says no. The chunks come from all over RAM, so that the first answers tell of the rest.
 ///
@@ -63,19 +87,30 @@ pub struct NotAsked {
 /// [`RamError`]: what of RAM is in use cannot be found out.
 pub fn ask_for_pages(
     session: &Session,
-    seed: u64,
-    stop: &AtomicBool,
+    asking: &Asking<'_>,
     mut ask: impl FnMut(Question) -> bool,
 ) -> Result<(), RamError> {
     let mut in_use = session.layout.empty_bitmap();
     session.layout.mark_data(&mut in_use)?;
-    let content_key = FingerprintKey::new(seed);
+    let content_key = FingerprintKey::new(asking.content_seed);
     for (block, first) in scattered(chunks(&in_use)) {
-        if stop.load(Ordering::Relaxed) {
+        let by_hash = asking.by_hash.load(Ordering::Relaxed);
+        let is_over = asking.stop.load(Ordering::Relaxed) || (asking.came.is_none() && !by_hash);
+        if is_over {
             break;
         }
-        let question = question(session, &content_key, &in_use, block, first);
-        if question.is_some_and(|question| !ask(question)) {
+        let chunk = Chunk {
+            session,
+            in_use: &in_use,
+            came: asking.came,
+            content_key: by_hash.then_some(&content_key),
+        };
+        if !chunk
+            .questions(block, first)
+            .into_iter()
+            .flatten()
+            .all(&mut ask)
+        {
             break;
         }
     }
@@ -113,36 +148,64 @@ const fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Reads the pages of a chunk; `None` when all are zero.
-fn question(
-    session: &Session,
-    content_key: &FingerprintKey,
-    in_use: &RamBitmap,
-    index: usize,
-    first: u32,
-) -> Option<Question> {
-    let block = &session.layout.blocks()[index];
-    let end = block.pages().min(first + WANTED_PAGES_MAX as u32);
-    let (mut hashes, mut fingerprints) = (vec![], vec![]);
-    let mut content = [0; PAGE_BYTES];
-    for page in first..end {
-        let (mut hash, mut fingerprint) = (0, Fingerprint::default());
-        if in_use.blocks[index].contains(page) {
+/// What its pages are compared with.
+struct Chunk<'a> {
+    session: &'a Session,
+    in_use: &'a RamBitmap,
+    came: Option<&'a AsItCame>,
+    /// Pages that are not as they came are asked for by their hashes under this key.
+    content_key: Option<&'a FingerprintKey>,
+}
+
+impl Chunk<'_> {
+    /// Reads the pages of a chunk: what has not changed, and what is asked for by hash.
+    fn questions(&self, index: usize, first: u32) -> [Option<Question>; 2] {
+        let session = self.session;
+        let block = &session.layout.blocks()[index];
+        let end = block.pages().min(first + WANTED_PAGES_MAX as u32);
+        let pages = (end - first) as usize;
+        let none = vec![Fingerprint::default(); pages];
+        let (mut of_unchanged, mut of_wanted) = (none.clone(), none);
+        let mut hashes = vec![0; pages];
+        let mut unchanged = KnownPages::none(index as u32, first, pages);
+        let (mut root, mut content) = (RamRoot::default(), [0; PAGE_BYTES]);
+        for (at, page) in (first..end).enumerate() {
+            if !self.in_use.blocks[index].contains(page) {
+                continue;
+            }
             block.read_page(page, &mut content);
-            fingerprint = kernels().fingerprint(&session.key, &content);
-            if !session.key.is_zero(fingerprint) {
-                hash = kernels().fingerprint(content_key, &content).lo;
+            let fingerprint = kernels().fingerprint(&session.key, &content);
+            if session.key.is_zero(fingerprint) {
+                continue;
+            }
+            let global = session.layout.global_page(index, page);
+            if self
+                .came
+                .is_some_and(|came| came.is_still(global, &content))
+            {
+                of_unchanged[at] = fingerprint;
+                unchanged.set(at);
+                root.add(global, fingerprint);
+            } else if let Some(key) = self.content_key {
+                of_wanted[at] = fingerprint;
+                hashes[at] = kernels().fingerprint(key, &content).lo;
             }
         }
-        hashes.push(hash);
-        fingerprints.push(fingerprint);
+        unchanged.root = root.0;
+        let told = hashes.iter().rposition(|&hash| hash != 0);
+        let wanted = told.map(|last| WantedPages::new(index as u32, first, &hashes[..=last]));
+        let is_unchanged = unchanged.count() > 0;
+        [
+            is_unchanged.then_some((PageQuestion::Unchanged(unchanged), of_unchanged)),
+            wanted.map(|wanted| (PageQuestion::Wanted(wanted), of_wanted)),
+        ]
+        .map(|question| {
+            question.map(|(asked, fingerprints)| Question {
+                asked,
+                fingerprints,
+            })
+        })
     }
-    let told = hashes.iter().rposition(|&hash| hash != 0)? + 1;
-    fingerprints.truncate(told);
-    Some(Question {
-        wanted: WantedPages::new(index as u32, first, &hashes[..told]),
-        fingerprints,
-    })
 }
 
 /// Takes the answer to a question: the digests then hold what the destination holds.
@@ -152,32 +215,27 @@ fn question(
 pub fn take_found(
     session: &Session,
     question: &Question,
-    found: &FoundPages,
+    found: &KnownPages,
 ) -> Result<Taken, NotAsked> {
-    let wanted = &question.wanted;
-    let (ram_block, page) = (wanted.ram_block, wanted.page);
+    let (ram_block, page, pages) = question.asked.chunk();
     let refused = NotAsked {
         ram_block: found.ram_block,
         page: found.page,
     };
-    if (found.ram_block, found.page) != (ram_block, page) || !found.is_about(wanted.pages()) {
+    if (found.ram_block, found.page) != (ram_block, page) || !found.is_about(pages) {
         return Err(refused);
     }
     let first = session.layout.global_page(ram_block as usize, page);
     let (mut there, mut root) = (vec![], RamRoot::default());
-    for (at, hash) in wanted
-        .hashes()
-        .enumerate()
-        .filter(|(at, _)| found.contains(*at))
-    {
-        if hash == 0 {
+    for at in (0..question.fingerprints.len()).filter(|at| found.contains(*at)) {
+        if question.fingerprints[at] == Fingerprint::default() {
             return Err(refused);
         }
         there.push(at);
         root.add(first + at as u64, question.fingerprints[at]);
     }
     if root.0 != found.root {
-        let count = wanted.pages() as u32;
+        let count = question.fingerprints.len().min(pages) as u32;
         return Ok(Taken::Doubtful(PageRange {
             ram_block,
             page,

@@ -19,6 +19,7 @@ use dwcp_proto::{
 use dwcp_wire::{AbortCode, Capabilities, Control, HEADER_BYTES, Offer, StreamHello};
 
 use super::admission::Turn;
+use super::baseline;
 use super::destination_found::{Finding, Looked};
 use super::destination_postcopy::Postcopy;
 use super::destination_streams::{LostConnection, StreamJoin};
@@ -300,10 +301,9 @@ impl DestinationDriver {
         if let Control::Whole { verified, summary } = message {
             self.recorder.fetched(summary, *verified);
         }
-        if matches!(message, Control::Accept { .. })
-            && let Some(listens) = self.offer_rdma()
-        {
-            self.send(&listens);
+        if matches!(message, Control::Accept { .. }) {
+            let first = [self.offer_rdma(), self.tell_baseline()];
+            first.iter().flatten().for_each(|first| self.send(first));
         }
         // Another round may follow, unless RAM is proven.
         if let (
@@ -418,6 +418,13 @@ impl DestinationDriver {
         let status = self.recorder.status(self.machine.phase(), false, session);
         if self.vm_taken {
             self.node.give_vm(&self.offer.vm);
+        }
+        if let Some(session) = self.session.as_ref()
+            && outcome.result == Ending::Completed
+            && self.offer.reuse
+        {
+            let (node, id) = (&self.node, self.offer.migration);
+            baseline::keep_arrival(node, &self.offer.vm, id, session);
         }
         self.handle.finish(status, report);
     }

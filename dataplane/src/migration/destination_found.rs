@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use dwcp_simd::{FingerprintKey, PAGE_BYTES};
 use dwcp_wire::limits::WANTED_UNANSWERED_MAX;
-use dwcp_wire::{AbortCode, Control, RefuseCode, WantedPages};
+use dwcp_wire::{AbortCode, Capabilities, Control, PageQuestion, RefuseCode};
 
 use super::destination::{DestinationDriver, DestinationInput};
 use super::destination_actions::Refusal;
@@ -20,15 +20,28 @@ use crate::store::Library;
 pub(super) struct Looked {
     /// For the streams.
     token: u128,
-    /// Seed of the hashes, if there is.
-    content_seed: Result<Option<u64>, String>,
+    /// What there is.
+    content: Result<Option<Content>, String>,
+}
+
+/// Pages that the source may ask for.
+#[derive(Clone, Copy, Debug)]
+struct Content {
+    /// Seed of the hashes.
+    seed: u64,
+    /// The migration by which the VM left, when its RAM as it was then is here.
+    left_by: Option<u128>,
+    /// There are other pages, too.
+    others: bool,
 }
 
 /// Questions for pages, and what came of them.
 #[derive(Debug, Default)]
 pub(super) struct Finding {
     /// Where they go, until round 0 is here.
-    pub(super) questions: Option<SyncSender<WantedPages>>,
+    pub(super) questions: Option<SyncSender<PageQuestion>>,
+    /// What is said of the VM's baseline.
+    holds: Option<Control>,
     in_ram: u64,
     in_store: u64,
 }
@@ -41,21 +54,19 @@ impl DestinationDriver {
             return Ok(());
         };
         let (stop, mailbox) = (Arc::clone(&self.vm_stop), self.mailbox.clone());
-        let node = Arc::clone(&self.node);
+        let (node, vm) = (Arc::clone(&self.node), self.offer.vm.clone());
         let meter = Arc::clone(&self.recorder.meter);
         let (ask, asked) = sync_channel(WANTED_UNANSWERED_MAX);
         let look = move || {
             let mut helper = meter.helper();
-            let looked = look(&node, &session);
+            let looked = look(&node, &vm, &session);
             helper.lap();
-            let seed_of = |library: &Option<Library>| library.as_ref().map(Library::seed);
-            let content_seed = looked.as_ref().map(seed_of).map_err(Clone::clone);
-            let looked_at = Looked {
-                token,
-                content_seed,
-            };
-            let _ = mailbox.push(DestinationInput::Looked(looked_at));
-            let Ok(Some(mut library)) = looked else {
+            let content = looked
+                .as_ref()
+                .map(|there| there.as_ref().map(|(_, content)| *content));
+            let content = content.map_err(Clone::clone);
+            let _ = mailbox.push(DestinationInput::Looked(Looked { token, content }));
+            let Ok(Some((mut library, _))) = looked else {
                 return;
             };
             answer(&session, &mut library, &asked, &stop, |found| {
@@ -78,16 +89,29 @@ impl DestinationDriver {
         if self.vm_stop.load(Ordering::Acquire) {
             return;
         }
-        match looked.content_seed {
-            Ok(content_seed) => self.vm_is_ready(looked.token, content_seed),
-            Err(reason) => self.failed(AbortCode::Other, reason),
-        }
+        let content = match looked.content {
+            Ok(content) => content,
+            Err(reason) => return self.failed(AbortCode::Other, reason),
+        };
+        self.finding.holds = content.and_then(|content| {
+            Some(Control::HoldsBaseline {
+                migration: content.left_by?,
+                is_all: !content.others,
+            })
+        });
+        self.vm_is_ready(looked.token, content.map(|content| content.seed));
+    }
+
+    /// What tells the source that the VM's RAM is here as it left, if it knows what to do with it.
+    pub(super) fn tell_baseline(&mut self) -> Option<Control> {
+        let holds = self.finding.holds.take();
+        holds.filter(|_| self.source_can.contains(Capabilities::BASELINE))
     }
 
     /// The source asks for pages.
-    pub(super) fn find_pages(&mut self, wanted: WantedPages) {
+    pub(super) fn find_pages(&mut self, asked: PageQuestion) {
         let questions = self.finding.questions.as_ref();
-        let is_taken = questions.is_some_and(|questions| questions.try_send(wanted).is_ok());
+        let is_taken = questions.is_some_and(|questions| questions.try_send(asked).is_ok());
         if !is_taken {
             let reason = "the source asks for more pages at once than it may";
             self.failed(AbortCode::Protocol, reason.into());
@@ -125,34 +149,46 @@ impl DestinationDriver {
     }
 }
 
-/// Where to look for pages besides RAM, which may be nowhere; `None` when nothing can be found at all.
-fn look(node: &Node, session: &Session) -> Result<Option<Library>, String> {
+/// Where to look for pages besides RAM, which may be nowhere, and what is there; `None` when nothing can be found at all.
+fn look(node: &Node, vm: &str, session: &Session) -> Result<Option<(Library, Content)>, String> {
     let allocated = keep_allocated(session).map_err(|error| error.to_string())?;
-    let library = node.store.as_ref().map(|store| store.library());
+    let library = node.store.as_ref();
+    let library = library.map(|store| store.library_for(vm, &session.layout));
     if let Some(library) = library.filter(|library| library.pages() > 0) {
-        return Ok(Some(library));
+        let baseline = library.baseline();
+        let content = Content {
+            seed: library.seed(),
+            left_by: baseline.map(|(migration, _)| migration),
+            others: allocated > 0 || baseline.is_none_or(|(_, others)| others),
+        };
+        return Ok(Some((library, content)));
     }
     if allocated == 0 {
         return Ok(None);
     }
-    let seed = random().map_err(|error| error.to_string())?;
-    Ok(Some(Library::empty((seed & u128::from(u64::MAX)) as u64)))
+    let random = random().map_err(|error| error.to_string())?;
+    let content = Content {
+        seed: (random & u128::from(u64::MAX)) as u64,
+        left_by: None,
+        others: true,
+    };
+    Ok(Some((Library::empty(content.seed), content)))
 }
 
 /// Answers until nobody asks any more.
 fn answer(
     session: &Session,
     library: &mut Library,
-    asked: &Receiver<WantedPages>,
+    asked: &Receiver<PageQuestion>,
     stop: &AtomicBool,
     mut give: impl FnMut(Result<Found, String>) -> bool,
 ) {
     let key = FingerprintKey::new(library.seed());
-    for wanted in asked {
+    for question in asked {
         if stop.load(Ordering::Acquire) {
             return;
         }
-        let found = find_pages(session, &wanted, &key, library);
+        let found = find_pages(session, &question, &key, library);
         let found = found.map_err(|error| error.to_string());
         if found.is_err() | !give(found) {
             return;

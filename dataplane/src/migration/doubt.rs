@@ -122,7 +122,8 @@ impl Question {
                     Ok(vm) => Ok(&mut **vm as &mut dyn Vm),
                     Err(error) => Err(VmmError::Failed(error.to_string())),
                 };
-                if let Some(end) = settlement.carry_out((&self.node, &self.handle), &self.scope, vm) {
+                if let Some(end) = settlement.carry_out((&self.node, &self.handle), &self.scope, vm)
+                {
                     return Err(end);
                 }
             }

@@ -25,7 +25,7 @@ use super::recorder::{BeforeRound, End, Recorder, no_outcome};
 use super::relay::Relay;
 use super::secure::Way;
 use super::shares::Share;
-use super::source_asks::Asking;
+use super::source_asks::{Asked, Held};
 use super::source_forecast::Writing;
 use super::source_path::PathWatch;
 use super::source_postcopy::{BackAgain, ServeEnded, Serving};
@@ -116,7 +116,9 @@ pub(super) struct SourceDriver {
     pub(super) vm: Arc<Mutex<Box<dyn Vm>>>,
     pub(super) vm_stop: Arc<AtomicBool>,
     pub(super) device_thread: Option<JoinHandle<()>>,
-    pub(super) asking: Option<Asking>,
+    pub(super) asking: Option<Asked>,
+    /// What the destination has of the VM, before it is asked for pages.
+    pub(super) held: Option<Held>,
     pub(super) serving: Serving,
     pub(super) round: Option<RoundUnderWay>,
     /// CPU time that the guest is without.
@@ -204,6 +206,9 @@ impl SourceDriver {
         match input {
             SourceInput::Event(SourceEvent::Peer(Control::RdmaListens { address })) => {
                 self.rdma_listens(address);
+            }
+            SourceInput::Event(SourceEvent::Peer(Control::HoldsBaseline { migration, is_all })) => {
+                self.baseline_is_held(migration, is_all);
             }
             SourceInput::Event(SourceEvent::Peer(Control::RdmaKeysGone)) => {
                 self.keys_are_gone();
@@ -477,7 +482,8 @@ impl SourceDriver {
         let status = self.recorder.status(phase, false, Some(&self.session));
         if outcome.result == Ending::Completed && self.request.settings.reuse {
             let session = Arc::clone(&self.session);
-            baseline::keep(&self.node, &self.request.vm, session);
+            let (vm, id) = (&self.request.vm, self.request.id.0);
+            baseline::keep(&self.node, vm, id, session);
         }
         self.node.give_vm(&self.request.vm);
         self.handle.finish(status, report);

@@ -9,10 +9,10 @@ use std::thread::JoinHandle;
 use dwcp_proto::SourceEvent;
 use dwcp_simd::PAGE_BYTES;
 use dwcp_wire::limits::WANTED_UNANSWERED_MAX;
-use dwcp_wire::{AbortCode, Control, FoundPages, PageRange};
+use dwcp_wire::{AbortCode, KnownPages, PageRange};
 
 use super::source::{SourceDriver, SourceInput};
-use crate::engine::{Question, Taken, ask_for_pages, take_found};
+use crate::engine::{Asking, Question, Taken, ask_for_pages, take_found};
 
 /// Answers after which it is clear whether asking is worthwhile: they are from all over RAM.
 const TRIAL_ANSWERS: u64 = 16;
@@ -23,30 +23,61 @@ const PAGES_PER_FOUND_MAX: u64 = 50;
 
 /// Questions under way.
 #[derive(Debug)]
-pub(super) struct Asking {
+pub(super) struct Asked {
     unanswered: VecDeque<Question>,
     /// One is taken with each answer; the thread that asks waits when there are too many.
     permits: Option<Receiver<()>>,
-    is_enough: Arc<AtomicBool>,
+    by_hash: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     all_asked: bool,
+    /// Of what was asked by hash.
     answers: u64,
     asked_pages: u64,
     found_pages: u64,
+    /// Pages that have not changed since the VM left there, and those of them that are there.
+    unchanged: (u64, u64),
     /// Pages that the destination may hold something else for than it says.
     pub(super) doubtful: Vec<PageRange>,
 }
 
+/// What the destination says of the VM's RAM as it left there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    /// The migration by which it left.
+    migration: u128,
+    /// Nothing else can be found there.
+    is_all: bool,
+}
+
 impl SourceDriver {
+    pub(super) const fn baseline_is_held(&mut self, migration: u128, is_all: bool) {
+        self.held = Some(Held { migration, is_all });
+    }
+
     /// Reads RAM and asks, on a thread of its own: gigabytes take seconds.
-    pub(super) fn ask_for_pages(&mut self, seed: u64) {
+    pub(super) fn ask_for_pages(&mut self, content_seed: u64) {
         let (session, mailbox) = (Arc::clone(&self.session), self.mailbox.clone());
-        let is_enough = Arc::new(AtomicBool::new(false));
+        let (by_hash, stop) = (Arc::new(AtomicBool::new(true)), Arc::default());
         let (permit, permits) = sync_channel(WANTED_UNANSWERED_MAX);
-        let (stop, meter) = (Arc::clone(&is_enough), Arc::clone(&self.recorder.meter));
+        let (asks_by_hash, stops) = (Arc::clone(&by_hash), Arc::clone(&stop));
+        let meter = Arc::clone(&self.recorder.meter);
+        let (node, vm, held) = (Arc::clone(&self.node), self.request.vm.clone(), self.held);
         let ask = move || {
             let mut helper = meter.helper();
-            let asked = ask_for_pages(&session, seed, &stop, |question| {
+            let store = node.store.as_ref();
+            let came = held.zip(store).and_then(|(held, store)| {
+                let came = store.arrival(&vm, held.migration, &session.layout)?;
+                asks_by_hash.store(!held.is_all, Ordering::Release);
+                Some(came)
+            });
+            let asking = Asking {
+                content_seed,
+                came: came.as_ref(),
+                by_hash: &asks_by_hash,
+                stop: &stops,
+            };
+            let asked = ask_for_pages(&session, &asking, |question| {
                 helper.lap();
                 permit.send(()).is_ok() && mailbox.push(SourceInput::Question(question)).is_ok()
             });
@@ -56,15 +87,17 @@ impl SourceDriver {
         let thread = std::thread::Builder::new().name("dwcp-ask".into());
         match thread.spawn(ask) {
             Ok(thread) => {
-                self.asking = Some(Asking {
+                self.asking = Some(Asked {
                     unanswered: VecDeque::new(),
                     permits: Some(permits),
-                    is_enough,
+                    by_hash,
+                    stop,
                     thread: Some(thread),
                     all_asked: false,
                     answers: 0,
                     asked_pages: 0,
                     found_pages: 0,
+                    unchanged: (0, 0),
                     doubtful: vec![],
                 });
             }
@@ -76,10 +109,13 @@ impl SourceDriver {
         let Some(asking) = &mut self.asking else {
             return;
         };
-        let wanted = Control::Wanted(question.wanted.clone());
-        asking.asked_pages += question.pages();
+        let message = question.asked.clone().into();
+        match question.is_by_hash() {
+            true => asking.asked_pages += question.pages(),
+            false => asking.unchanged.0 += question.pages(),
+        }
         asking.unanswered.push_back(question);
-        self.send(&wanted);
+        self.send(&message);
     }
 
     pub(super) fn all_asked(&mut self, asked: Result<(), String>) {
@@ -92,7 +128,7 @@ impl SourceDriver {
         self.check_answers();
     }
 
-    pub(super) fn take_found(&mut self, found: &FoundPages) {
+    pub(super) fn take_found(&mut self, found: &KnownPages) {
         let Some(asking) = &mut self.asking else {
             return;
         };
@@ -101,10 +137,13 @@ impl SourceDriver {
             return self.fail(AbortCode::Protocol, reason.into());
         };
         let _ = asking.permits.as_ref().map(Receiver::try_recv);
-        asking.answers += 1;
+        asking.answers += u64::from(question.is_by_hash());
         match take_found(&self.session, &question, found) {
             Ok(Taken::Found { pages, root }) => {
-                asking.found_pages += pages;
+                match question.is_by_hash() {
+                    true => asking.found_pages += pages,
+                    false => asking.unchanged.1 += pages,
+                }
                 self.recorder.add_to_root(root);
             }
             Ok(Taken::Doubtful(range)) => asking.doubtful.push(range),
@@ -120,16 +159,26 @@ impl SourceDriver {
         };
         let is_rare = asking.found_pages * PAGES_PER_FOUND_MAX < asking.asked_pages;
         if asking.answers >= TRIAL_ANSWERS && is_rare {
-            asking.is_enough.store(true, Ordering::Release);
+            asking.by_hash.store(false, Ordering::Release);
         }
         if !(asking.all_asked && asking.unanswered.is_empty()) {
             return;
         }
         let mib = |pages: u64| (pages * PAGE_BYTES as u64) >> 20;
         let (found, asked) = (mib(asking.found_pages), mib(asking.asked_pages));
-        self.recorder.remark(format!(
-            "the destination has {found} of {asked} MiB that it was asked for"
-        ));
+        let (unchanged, there) = asking.unchanged;
+        if unchanged > 0 {
+            self.recorder.remark(format!(
+                "{} MiB have not changed since the VM left there; the destination has {} of them",
+                mib(unchanged),
+                mib(there)
+            ));
+        }
+        if asked > 0 || unchanged == 0 {
+            self.recorder.remark(format!(
+                "the destination has {found} of {asked} MiB that it was asked for"
+            ));
+        }
         self.pending.push_back(SourceEvent::AllAnswered);
     }
 
@@ -143,7 +192,7 @@ impl SourceDriver {
         let Some(asking) = &mut self.asking else {
             return;
         };
-        asking.is_enough.store(true, Ordering::Release);
+        asking.stop.store(true, Ordering::Release);
         asking.permits = None;
         if let Some(thread) = asking.thread.take() {
             let _ = thread.join();

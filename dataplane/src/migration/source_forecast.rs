@@ -101,8 +101,16 @@ impl SourceDriver {
         let round_ms = ms_since(self.round.as_ref()?.began);
         let data = round.classes.raw + round.classes.compressed + round.classes.delta;
         self.writing.note_round(data, round_ms);
-        let (page_ns, since) = (self.writing.page_ns?, self.collected_at?.elapsed());
+        let since = self.collected_at?.elapsed();
         let dirty_pages = self.tracker.written()?;
+        let Some(page_ns) = self.writing.page_ns else {
+            // So few pages were sent that they say nothing of those to come; of what is dirty there is no doubt.
+            return Some(Outlook {
+                dirty_pages,
+                page_ns: (round_ms * 1e6) as u64 / data.max(1),
+                outruns: false,
+            });
+        };
         let interval_ns = since.as_nanos() as u64;
         self.writing.curve.add(interval_ns, dirty_pages);
         let unchanged_permille = match round.round {

@@ -8,50 +8,58 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dwcp_simd::{FingerprintKey, PAGE_BYTES, Page, kernels};
-use serde::{Deserialize, Serialize};
 
 use super::StoreError;
+use super::header::{HEADER_BYTES, Header};
 use super::index::IndexBuilder;
 use super::sparse::read_whole;
 use crate::ram::{RamBlock, RamLayout};
 
-pub(super) const HEADER_BYTES: u64 = 64 * 1024;
-
 /// Read or written at once.
 const PIECE_PAGES: u32 = 128;
 
-/// Whose RAM it is, and of which shape.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Header {
-    schema: String,
-    pub(super) vm: String,
-    /// Name and bytes of each block.
-    blocks: Vec<(String, u64)>,
+/// The baseline of a VM, as its RAM was when it left.
+#[derive(Debug)]
+pub struct Baseline {
+    file: File,
+    /// Where each block begins, and its pages.
+    blocks: Vec<(u64, u64)>,
+    /// The migration by which it left.
+    pub migration: u128,
 }
 
-impl Header {
-    pub(super) fn of(vm: &str, layout: &RamLayout) -> Self {
-        let block = |block: &RamBlock| (block.name().to_owned(), block.bytes());
-        Self {
-            schema: "dwcp.baseline/1".into(),
-            vm: vm.to_owned(),
-            blocks: layout.blocks().iter().map(block).collect(),
-        }
+impl Baseline {
+    /// Of a file, if it is of RAM of this shape and says by which migration it left.
+    pub(super) fn open(path: &Path, layout: &RamLayout) -> io::Result<Option<Self>> {
+        let file = File::open(path)?;
+        let header = Header::read(&file)?;
+        let Some(migration) = header.migration().filter(|_| header.has_shape_of(layout)) else {
+            return Ok(None);
+        };
+        let mut start = HEADER_BYTES;
+        let blocks = layout.blocks().iter().map(|block| {
+            let at = start;
+            start += block.bytes();
+            (at, u64::from(block.pages()))
+        });
+        Ok(Some(Self {
+            blocks: blocks.collect(),
+            file,
+            migration,
+        }))
     }
 
-    pub(super) fn read(file: &File) -> io::Result<Self> {
-        let mut bytes = vec![0; HEADER_BYTES as usize];
-        file.read_exact_at(&mut bytes, 0)?;
-        let text = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
-        Ok(serde_json::from_slice(text)?)
-    }
-
-    fn write(&self, file: &File) -> io::Result<()> {
-        let text = serde_json::to_vec(self)?;
-        if text.len() as u64 >= HEADER_BYTES {
-            return Err(io::Error::other("the names of the RAM blocks are too long"));
-        }
-        file.write_all_at(&text, 0)
+    /// Reads pages of a block; false when they are not there.
+    pub(super) fn read(&self, block: usize, page: u32, out: &mut [Page]) -> bool {
+        let Some((start, pages)) = self.blocks.get(block) else {
+            return false;
+        };
+        let is_inside = u64::from(page) + out.len() as u64 <= *pages;
+        is_inside
+            && self
+                .file
+                .read_exact_at(out.as_flattened_mut(), offset(*start, page))
+                .is_ok()
     }
 }
 

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use dwcp_simd::{FingerprintKey, PAGE_BYTES, Page, kernels};
 
+use super::baseline::Baseline;
 use super::index::Index;
 use crate::engine::PageLibrary;
 
@@ -27,6 +28,8 @@ pub struct Library {
     shelves: Vec<Shelf>,
     /// Where the last page was found: the next is likely to be there, too.
     last: usize,
+    /// RAM of the VM that comes, as it left.
+    baseline: Option<Baseline>,
 }
 
 impl Library {
@@ -35,7 +38,23 @@ impl Library {
             key: FingerprintKey::new(seed),
             shelves,
             last: 0,
+            baseline: None,
         }
+    }
+
+    /// With the RAM of the VM that comes, as it left.
+    pub(super) fn with_baseline(mut self, baseline: Option<Baseline>) -> Self {
+        self.baseline = baseline;
+        self
+    }
+
+    /// The migration by which the VM left, when its RAM is here as it was then; and whether there are other pages, too.
+    #[must_use]
+    pub fn baseline(&self) -> Option<(u128, bool)> {
+        let others = self.shelves.len() > 1;
+        self.baseline
+            .as_ref()
+            .map(|baseline| (baseline.migration, others))
     }
 
     /// One without pages.
@@ -80,5 +99,10 @@ impl PageLibrary for Library {
             shelf.stale += 1;
         }
         false
+    }
+
+    fn read_as_it_left(&mut self, block: usize, page: u32, out: &mut [Page]) -> bool {
+        let baseline = self.baseline.as_ref();
+        baseline.is_some_and(|baseline| baseline.read(block, page, out))
     }
 }

@@ -6,6 +6,7 @@
 //! NUMBER.baseline        header, 64 KiB: JSON, then zeros     block 0     block 1 …
 //! NUMBER.image           JSON: where the disk image is
 //! NUMBER.index           its pages by their hashes
+//! NUMBER.arrival         header as above, then 4 bytes for each page: what RAM was when a VM came here
 //! ```
 //! The blocks of a baseline lie at their sizes' sums, page-aligned; zero pages are holes. A file is written
 //! as `NUMBER.part`, and renamed once it is on the disk, after its index. The newest has the highest number.
@@ -13,8 +14,10 @@
 //! Nothing is trusted for being in the store: a page is found by its hash and hashed when it is read, so
 //! bit rot, a torn write or an image that was changed only make pages that are not found.
 
+mod arrival;
 mod baseline;
 mod disk_image;
+mod header;
 mod index;
 mod indexing;
 mod library;
@@ -30,10 +33,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use dwcp_api::StoreKind;
 use dwcp_simd::FingerprintKey;
 
+use crate::engine::AsItCame;
 use crate::ram::{RamError, RamLayout};
 
-use baseline::Header;
+pub use baseline::Baseline;
 use disk_image::DiskImage;
+use header::{HEADER_BYTES, Header};
 use index::Index;
 pub use indexing::Indexing;
 pub use library::Library;
@@ -139,26 +144,70 @@ impl Store {
         Ok(store)
     }
 
-    /// Keeps the RAM of a VM that is not run here any more; returns the bytes written. An older
-    /// baseline of it goes, and those of other VMs as far as there must be room, the oldest first.
+    /// Keeps the RAM of a VM that left by `migration`; returns the bytes written. What was kept of it before goes, and
+    /// baselines of other VMs as far as there must be room, the oldest first.
     ///
     /// # Errors
     /// [`StoreError`]: nothing is kept of it.
-    pub fn keep(&self, vm: &str, layout: &RamLayout, stop: &AtomicBool) -> Result<u64, StoreError> {
+    pub fn keep(
+        &self,
+        (vm, migration): (&str, u128),
+        layout: &RamLayout,
+        stop: &AtomicBool,
+    ) -> Result<u64, StoreError> {
         let _turn = self.lock();
-        let mut wanted_bytes = baseline::HEADER_BYTES;
+        let mut wanted_bytes = HEADER_BYTES;
         for block in layout.blocks() {
             wanted_bytes += block.room()?.held_bytes.min(block.bytes());
         }
-        let is_old = |kind: &StoreKind| matches!(kind, StoreKind::Baseline { vm: of } if of == vm);
-        self.remove_all(is_old)?;
+        self.remove_all(|kind| {
+            matches!(kind, StoreKind::Baseline { vm: of } | StoreKind::Arrival { vm: of } if of == vm)
+        })?;
         self.make_room(with_index(wanted_bytes))?;
         self.add("baseline", |part| {
-            let header = Header::of(vm, layout);
+            let header = Header::of("dwcp.baseline/1", (vm, migration), layout);
             let written = baseline::write(part, &header, layout, &self.key(), stop)?;
             Ok((written.bytes, written.index))
         })
         .map(|(bytes, _)| bytes)
+    }
+
+    /// Keeps what the RAM of a VM was when it came by `migration`, in the place of what was kept of an earlier time. It takes a
+    /// thousandth of RAM.
+    ///
+    /// # Errors
+    /// [`StoreError`]: nothing is kept of it.
+    pub fn keep_arrival(
+        &self,
+        (vm, migration): (&str, u128),
+        layout: &RamLayout,
+        came: &AsItCame,
+    ) -> Result<(), StoreError> {
+        let _turn = self.lock();
+        self.remove_all(|kind| matches!(kind, StoreKind::Arrival { vm: of } if of == vm))?;
+        self.make_room(arrival::bytes(layout.pages()))?;
+        let part = self.next_part();
+        let written = arrival::write(&part, (vm, migration), layout, came)
+            .and_then(|()| self.finish(&part, "arrival"));
+        if written.is_err() {
+            let _ = fs::remove_file(&part);
+        }
+        let failed = || StoreError::disk(format!("cannot write {}", part.display()));
+        written.map_err(failed())
+    }
+
+    /// What the RAM of a VM was when it came by `migration`, if that is known and RAM still has that shape.
+    #[must_use]
+    pub fn arrival(&self, vm: &str, migration: u128, layout: &RamLayout) -> Option<AsItCame> {
+        let kind = StoreKind::Arrival { vm: vm.to_owned() };
+        let entry = self
+            .entries()
+            .into_iter()
+            .rev()
+            .find(|entry| entry.kind == kind)?;
+        let read = arrival::read(&self.path(entry.number, "arrival"), migration, layout);
+        let why = |error: &io::Error| tracing::warn!(%error, ?entry, "of no use in the store");
+        read.inspect_err(why).ok()?
     }
 
     /// Indexes a disk image of this node, or indexes it anew; returns the different pages that it has.
@@ -199,15 +248,12 @@ impl Store {
         end: &str,
         write: impl FnOnce(&Path) -> Result<(u64, index::IndexBuilder), StoreError>,
     ) -> Result<(u64, u64), StoreError> {
-        let number = self.entries().last().map_or(1, |last| last.number + 1);
-        let part = self.folder.join(format!("{number:06}.part"));
+        let part = self.next_part();
         let index_path = part.with_extension("index");
         let finished = write(&part).and_then(|(result, index)| {
             let cannot = || StoreError::disk(format!("cannot finish {}", part.display()));
             let pages = index.write(&index_path).map_err(cannot())?;
-            fs::rename(&part, part.with_extension(end))
-                .and_then(|()| File::open(&self.folder)?.sync_all())
-                .map_err(cannot())?;
+            self.finish(&part, end).map_err(cannot())?;
             Ok((result, pages))
         });
         if finished.is_err() {
@@ -216,33 +262,64 @@ impl Store {
         finished
     }
 
+    /// What a new entry is written to.
+    fn next_part(&self) -> PathBuf {
+        let number = self.entries().last().map_or(1, |last| last.number + 1);
+        self.folder.join(format!("{number:06}.part"))
+    }
+
+    /// Has what was written be an entry.
+    fn finish(&self, part: &Path, end: &str) -> io::Result<()> {
+        fs::rename(part, part.with_extension(end))?;
+        File::open(&self.folder)?.sync_all()
+    }
+
+    /// The same for a VM that comes: with its RAM as it left, if that is here.
+    #[must_use]
+    pub fn library_for(&self, vm: &str, layout: &RamLayout) -> Library {
+        let kind = StoreKind::Baseline { vm: vm.to_owned() };
+        let entries = self.entries();
+        let own = entries.iter().rev().find(|entry| entry.kind == kind);
+        let baseline = own.and_then(|entry| {
+            let opened = Baseline::open(&self.path(entry.number, "baseline"), layout);
+            let why = |error: &io::Error| tracing::warn!(%error, ?entry, "of no use in the store");
+            opened.inspect_err(why).ok()?
+        });
+        self.library().with_baseline(baseline)
+    }
+
     /// All that it has now, to look for pages. Files that are removed meanwhile stay readable.
     #[must_use]
     pub fn library(&self) -> Library {
         let mut entries = self.entries();
         entries.reverse();
         let shelves = entries.iter().filter_map(|entry| {
-            let shelf = self.shelf(entry);
+            let shelf = self.shelf(entry)?;
             let why = |error: &io::Error| tracing::warn!(%error, ?entry, "of no use in the store");
             shelf.inspect_err(why).ok()
         });
         Library::new(self.seed, shelves.collect())
     }
 
-    fn shelf(&self, entry: &Entry) -> io::Result<Shelf> {
+    /// `None` for what has no pages.
+    fn shelf(&self, entry: &Entry) -> Option<io::Result<Shelf>> {
         let (path, name) = match &entry.kind {
             StoreKind::Baseline { vm } => (
                 self.path(entry.number, "baseline"),
                 format!("the baseline of {vm}"),
             ),
             StoreKind::Image { path } => (path.clone(), path.display().to_string()),
+            StoreKind::Arrival { .. } => return None,
         };
-        Ok(Shelf {
-            index: Index::open(&self.path(entry.number, "index"))?,
-            pages: File::open(path)?,
-            name,
-            stale: 0,
-        })
+        let open = || {
+            Ok(Shelf {
+                index: Index::open(&self.path(entry.number, "index"))?,
+                pages: File::open(path)?,
+                name,
+                stale: 0,
+            })
+        };
+        Some(open())
     }
 
     /// All entries, the oldest first. What cannot be read is not there.
@@ -257,10 +334,13 @@ impl Store {
     fn entry(&self, path: &Path) -> Option<Entry> {
         let number = path.file_stem()?.to_str()?.parse().ok()?;
         let kind = match path.extension()?.to_str()? {
-            "baseline" => {
+            end @ ("baseline" | "arrival") => {
                 let header = File::open(path).and_then(|file| Header::read(&file));
                 let vm = header.ok()?.vm;
-                StoreKind::Baseline { vm }
+                match end {
+                    "baseline" => StoreKind::Baseline { vm },
+                    _ => StoreKind::Arrival { vm },
+                }
             }
             "image" => {
                 let path = DiskImage::read(path).ok()?.path;
@@ -301,6 +381,7 @@ impl Store {
         let end = match entry.kind {
             StoreKind::Baseline { .. } => "baseline",
             StoreKind::Image { .. } => "image",
+            StoreKind::Arrival { .. } => "arrival",
         };
         // The index last: it is nothing without the other.
         let cannot = StoreError::disk(format!("cannot remove entry {}", entry.number));
@@ -309,7 +390,7 @@ impl Store {
         Ok(())
     }
 
-    /// Removes baselines, the oldest first, until so much may be written.
+    /// Removes what is of RAM, the oldest first, until so much may be written.
     fn make_room(&self, wanted_bytes: u64) -> Result<(), StoreError> {
         loop {
             let entries = self.entries();
@@ -321,7 +402,7 @@ impl Store {
             }
             let mut baselines = entries
                 .iter()
-                .filter(|old| matches!(old.kind, StoreKind::Baseline { .. }));
+                .filter(|old| !matches!(old.kind, StoreKind::Image { .. }));
             let Some(oldest) = baselines.next().filter(|_| wanted_bytes <= self.bytes_max) else {
                 return Err(StoreError::TooLarge {
                     wanted_bytes,

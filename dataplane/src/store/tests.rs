@@ -1,7 +1,8 @@
 use super::*;
-use crate::engine::PageLibrary;
+use crate::engine::{PageLibrary, Session};
 use crate::ram::testing::ram;
-use dwcp_simd::{PAGE_BYTES, Page, kernels};
+use dwcp_api::Codec;
+use dwcp_simd::{PAGE_BYTES, Page, RamRoot, kernels};
 
 const PAGES: [u32; 2] = [300, 40];
 
@@ -56,7 +57,7 @@ fn found(store: &Store, layout: &RamLayout) -> usize {
 fn vms(store: &Store) -> Vec<String> {
     let vm = |entry: Entry| match entry.kind {
         StoreKind::Baseline { vm } => Some(vm),
-        StoreKind::Image { .. } => None,
+        StoreKind::Image { .. } | StoreKind::Arrival { .. } => None,
     };
     store.entries().into_iter().filter_map(vm).collect()
 }
@@ -67,7 +68,7 @@ fn ram_that_left_is_found_page_by_page() {
     let store = store(&folder, 64 << 20);
     let before = some_ram();
     assert_eq!(found(&store, &before), 0);
-    let written = store.keep("vm", &before, &go()).unwrap();
+    let written = store.keep(("vm", 1), &before, &go()).unwrap();
     assert_eq!(written, (100 + 14) * PAGE_BYTES as u64);
     assert_eq!(found(&store, &before), 114);
     let [entry] = &store.entries()[..] else {
@@ -137,16 +138,16 @@ fn the_newest_counts_and_the_oldest_makes_room() {
     let store = store(&folder, 2050 << 10);
     let layout = some_ram();
     content(&layout);
-    store.keep("a", &layout, &go()).unwrap();
-    store.keep("b", &layout, &go()).unwrap();
+    store.keep(("a", 1), &layout, &go()).unwrap();
+    store.keep(("b", 1), &layout, &go()).unwrap();
     layout.blocks()[1].write_page(0, &page_of(77));
-    store.keep("a", &layout, &go()).unwrap();
+    store.keep(("a", 1), &layout, &go()).unwrap();
     assert_eq!(vms(&store), ["b", "a"]);
-    store.keep("c", &layout, &go()).unwrap();
+    store.keep(("c", 1), &layout, &go()).unwrap();
     assert_eq!(vms(&store), ["a", "c"]);
     let large = ram(&[800]);
     (0..800).for_each(|page| large.blocks()[0].write_page(page, &page_of(page)));
-    let error = store.keep("d", &large, &go()).unwrap_err();
+    let error = store.keep(("d", 1), &large, &go()).unwrap_err();
     assert!(matches!(error, StoreError::TooLarge { .. }), "{error}");
     assert_eq!(vms(&store), ["a", "c"]);
 }
@@ -157,12 +158,12 @@ fn what_was_not_finished_is_gone_and_what_is_broken_is_not_used() {
     let store = store(&folder, 64 << 20);
     let layout = some_ram();
     let stopped = store
-        .keep("vm", &layout, &AtomicBool::new(true))
+        .keep(("vm", 1), &layout, &AtomicBool::new(true))
         .unwrap_err();
     assert!(matches!(stopped, StoreError::Stopped));
     // The seed stays.
     assert_eq!(fs::read_dir(&store.folder).unwrap().count(), 1);
-    store.keep("vm", &layout, &go()).unwrap();
+    store.keep(("vm", 1), &layout, &go()).unwrap();
     fs::write(store.folder.join("000009.part"), "half").unwrap();
     fs::write(store.folder.join("000008.index"), "of nothing").unwrap();
     fs::write(store.folder.join("000007.baseline"), "not one").unwrap();
@@ -176,12 +177,103 @@ fn what_was_not_finished_is_gone_and_what_is_broken_is_not_used() {
     // Cut short in its middle: what is behind is not found.
     let path = store.path(number, "baseline");
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
-    file.set_len(baseline::HEADER_BYTES + 30 * PAGE_BYTES as u64)
-        .unwrap();
+    file.set_len(HEADER_BYTES + 30 * PAGE_BYTES as u64).unwrap();
     let some = found(&store, &layout);
     assert!(some > 0 && some < all, "{some} of {all}");
     fs::write(store.path(number, "index"), "damage").unwrap();
     assert_eq!(found(&store, &layout), 0);
     file.set_len(100).unwrap();
     assert_eq!(store.entries(), []);
+}
+
+/// RAM as it came by a migration, whose pages are `some_ram`.
+fn came() -> AsItCame {
+    let session = Session::new(some_ram(), 77, Codec::Raw);
+    let mut root = RamRoot::default();
+    for (page, content) in (0..).zip(content(&session.layout)) {
+        let fingerprint = kernels().fingerprint(&session.key, &content);
+        let held = (!session.key.is_zero(fingerprint)).then_some(fingerprint);
+        session.digests.set(page, held, &mut root);
+    }
+    AsItCame::of(&session)
+}
+
+#[test]
+fn what_ram_was_when_it_came_is_known_for_that_migration_and_shape() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder, 64 << 20);
+    let (layout, came) = (some_ram(), came());
+    store.keep_arrival(("vm", 5), &layout, &came).unwrap();
+    let read = store.arrival("vm", 5, &layout).unwrap();
+    assert_eq!((read.seed(), read.words()), (77, came.words()));
+    assert!(came.words().iter().filter(|word| **word != 0).count() >= 113);
+    assert!(store.arrival("vm", 6, &layout).is_none());
+    assert!(store.arrival("other", 5, &layout).is_none());
+    assert!(store.arrival("vm", 5, &ram(&[300, 41])).is_none());
+    // The newest time counts, and when it leaves it has gone.
+    store.keep_arrival(("vm", 6), &layout, &came).unwrap();
+    assert!(store.arrival("vm", 5, &layout).is_none());
+    assert_eq!(store.entries().len(), 1);
+    assert_eq!(store.library().pages(), 0, "it has no pages");
+    store.keep(("vm", 7), &layout, &go()).unwrap();
+    assert!(store.arrival("vm", 6, &layout).is_none());
+    assert_eq!(vms(&store), ["vm"]);
+}
+
+#[test]
+fn an_arrival_that_was_cut_short_is_of_no_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder, 64 << 20);
+    let layout = some_ram();
+    store.keep_arrival(("vm", 5), &layout, &came()).unwrap();
+    let path = store.path(1, "arrival");
+    let file = File::options().write(true).open(path).unwrap();
+    file.set_len(HEADER_BYTES + 100).unwrap();
+    assert!(store.arrival("vm", 5, &layout).is_none());
+}
+
+#[test]
+fn a_baseline_is_read_by_place_where_ram_has_its_shape() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder, 64 << 20);
+    let left = some_ram();
+    store.keep(("vm", 9), &left, &go()).unwrap();
+    let mut library = store.library_for("vm", &left);
+    assert_eq!(library.baseline(), Some((9, false)));
+    let mut pages = [[7; PAGE_BYTES]; 4];
+    assert!(library.read_as_it_left(1, 36, &mut pages));
+    assert_eq!(pages[0], page_of(37));
+    assert_eq!(pages[1], [0; PAGE_BYTES]);
+    assert!(
+        !library.read_as_it_left(1, 37, &mut pages),
+        "behind the end"
+    );
+    assert!(!library.read_as_it_left(2, 0, &mut pages));
+    store.keep(("other", 10), &left, &go()).unwrap();
+    assert_eq!(store.library_for("vm", &left).baseline(), Some((9, true)));
+    assert_eq!(store.library_for("vm", &ram(&[300])).baseline(), None);
+    assert_eq!(store.library_for("new", &left).baseline(), None);
+}
+
+/// One that an earlier release has written does not say by which migration the VM left.
+#[test]
+fn a_baseline_of_before_is_found_by_hashes_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder, 64 << 20);
+    let left = some_ram();
+    store.keep(("vm", 9), &left, &go()).unwrap();
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(store.path(1, "baseline"))
+        .unwrap();
+    let mut head = vec![0; HEADER_BYTES as usize];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut head, 0).unwrap();
+    let text = String::from_utf8(head).unwrap();
+    let before = text.replace(&format!(",\"migration\":\"{:032x}\"", 9), "");
+    assert_ne!(before.len(), text.len());
+    let padded = before + &"\0".repeat(100);
+    std::os::unix::fs::FileExt::write_all_at(&file, padded.as_bytes(), 0).unwrap();
+    assert_eq!(store.library_for("vm", &left).baseline(), None);
+    assert_eq!(found(&store, &left), 114);
 }

@@ -12,7 +12,7 @@ use crate::limits::{
     RAM_BLOCK_BYTES_MAX, RAM_BLOCKS_MAX, REASON_BYTES_MAX, STREAMS_MAX, SUSPECT_RANGES_MAX,
     WANTED_PAGES_MAX,
 };
-use crate::{FetchSummary, FoundPages, MissingPages, WantedPages};
+use crate::{FetchSummary, KnownPages, MissingPages, WantedPages};
 
 /// One RAM block, as both ends must have it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -241,7 +241,7 @@ pub enum Control {
     /// S, between `Accept` and the first frame of round 0: which of these pages are there?
     Wanted(WantedPages),
     /// D, an answer to each `Wanted`, in their order: those are in its RAM now.
-    Found(FoundPages),
+    Found(KnownPages),
     /// S, between rounds: the guest is to run there before all of its pages are.
     PostcopyStart,
     /// D: it can, and has all connections for missing pages.
@@ -323,6 +323,17 @@ pub enum Control {
         /// How it stands.
         stands: SourceStands,
     },
+    /// D, right before `Accept`, to a source with [`crate::Capabilities::BASELINE`]: it has the VM's RAM as it was when it
+    /// left here.
+    HoldsBaseline {
+        /// The migration by which it left.
+        migration: u128,
+        /// There is nothing else that pages could be found in.
+        is_all: bool,
+    },
+    /// S, like `Wanted`, after `HoldsBaseline`: these pages are as they were then. Answered by a `Found`, with all of them or
+    /// with none.
+    Unchanged(KnownPages),
 }
 
 impl Control {
@@ -396,7 +407,8 @@ fn check(message: &Control) -> Result<(), ControlError> {
         | Control::TakenBack { vm, .. }
         | Control::RecallQuery { vm, .. } => name("vm", vm),
         Control::Wanted(wanted) => check_wanted(wanted),
-        Control::Found(found) => check_found(found),
+        Control::Found(found) => check_known("found.bits", found),
+        Control::Unchanged(known) => check_known("unchanged.bits", known),
         Control::PostcopyRefused { reason } => {
             limit("reason", reason.len() as u64, REASON_BYTES_MAX as u64)
         }
@@ -414,6 +426,7 @@ fn check(message: &Control) -> Result<(), ControlError> {
         | Control::Resumed
         | Control::OwnerAnswer { .. }
         | Control::RecallAnswer { .. }
+        | Control::HoldsBaseline { .. }
         | Control::Alive
         | Control::PostcopyStart
         | Control::PostcopyReady
@@ -503,9 +516,9 @@ fn check_wanted(wanted: &WantedPages) -> Result<(), ControlError> {
     limit("wanted.pages", pages, WANTED_PAGES_MAX as u64)
 }
 
-fn check_found(found: &FoundPages) -> Result<(), ControlError> {
+fn check_known(field: &'static str, known: &KnownPages) -> Result<(), ControlError> {
     let most = WANTED_PAGES_MAX.div_ceil(8) as u64;
-    limit("found.bits", found.bit_bytes() as u64, most)
+    limit(field, known.bit_bytes() as u64, most)
 }
 
 fn check_missing(missing: &MissingPages) -> Result<(), ControlError> {

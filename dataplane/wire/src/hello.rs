@@ -32,6 +32,8 @@ impl Capabilities {
     pub const POSTCOPY: Self = Self(1 << 4);
     /// It knows `SourceListens` and `TakenBack`: a guest may be taken back by an operator.
     pub const RECALL: Self = Self(1 << 5);
+    /// It knows `HoldsBaseline` and `Unchanged`: a VM that comes back names what has not changed by bits.
+    pub const BASELINE: Self = Self(1 << 6);
 
     /// Bits in both.
     #[must_use]
@@ -53,7 +55,8 @@ pub const CAPABILITIES: Capabilities = Capabilities(
         | Capabilities::WINDOW.0
         | Capabilities::RDMA.0
         | Capabilities::POSTCOPY.0
-        | Capabilities::RECALL.0,
+        | Capabilities::RECALL.0
+        | Capabilities::BASELINE.0,
 );
 
 /// Payload of `Hello` and `HelloReply`; 64 bytes, frozen.

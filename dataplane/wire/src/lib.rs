@@ -31,4 +31,4 @@ pub use hello::{
 pub use missing::{FetchSummary, MissingPages, PageRequest, RequestError};
 pub use pages::{ENTRY_BYTES, FINGERPRINT_BYTES, PageClass, PageEntry, TableError, table_bytes};
 pub use suspects::cover;
-pub use wanted::{FoundPages, WantedPages};
+pub use wanted::{KnownPages, PageQuestion, WantedPages};

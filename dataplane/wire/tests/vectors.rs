@@ -270,8 +270,10 @@ fn every_control_message_has_a_vector() {
         Control::TakenBack { .. } => 31,
         Control::RecallQuery { .. } => 32,
         Control::RecallAnswer { .. } => 33,
+        Control::HoldsBaseline { .. } => 34,
+        Control::Unchanged(_) => 35,
     };
-    let mut seen = [false; 34];
+    let mut seen = [false; 36];
     for (name, message) in messages() {
         let index = count(&message);
         seen[index] = true;
@@ -282,5 +284,5 @@ fn every_control_message_has_a_vector() {
             "the first byte names the message"
         );
     }
-    assert_eq!(seen, [true; 34]);
+    assert_eq!(seen, [true; 36]);
 }

@@ -1,8 +1,8 @@
 //! What a destination is told, and what it wants done.
 
 use dwcp_wire::{
-    AbortCode, Control, FetchSummary, MissingPages, Offer, PageRange, RefuseCode, RoundSummary,
-    WantedPages,
+    AbortCode, Control, FetchSummary, MissingPages, Offer, PageQuestion, PageRange, RefuseCode,
+    RoundSummary,
 };
 
 use crate::{JournalEntry, Outcome};
@@ -102,7 +102,7 @@ pub enum DestinationAction {
         streams: u16,
     },
     /// Find these pages in RAM, or elsewhere on this node, and answer.
-    FindPages(WantedPages),
+    FindPages(PageQuestion),
     /// Make ready to serve the guest's faults.
     PreparePostcopy,
     /// These pages are missing.

@@ -13,7 +13,7 @@ use receive::{negotiate, precopy, switchover};
 
 pub use events::{DestinationAction, DestinationConfig, DestinationEvent};
 
-use dwcp_wire::{AbortCode, Control, Offer, PageRange, RoundSummary};
+use dwcp_wire::{AbortCode, Control, Offer, PageQuestion, PageRange, RoundSummary};
 
 use crate::phase::{Phase, is_transition_valid};
 use crate::source::{floor_char, message_name};
@@ -257,22 +257,14 @@ impl Destination {
                     vec![DestinationAction::Send(Control::Ready)],
                 )
             }
-            (State::Setup(offer), DestinationEvent::Peer(Control::Wanted(wanted)))
-                if offer.reuse =>
-            {
-                (
-                    State::Setup(offer),
-                    vec![DestinationAction::FindPages(wanted)],
-                )
-            }
-            (State::Precopy(at), DestinationEvent::Peer(Control::Wanted(wanted)))
-                if at.takes_questions() =>
-            {
-                (
-                    State::Precopy(at),
-                    vec![DestinationAction::FindPages(wanted)],
-                )
-            }
+            (
+                State::Setup(offer),
+                DestinationEvent::Peer(asked @ (Control::Wanted(_) | Control::Unchanged(_))),
+            ) if offer.reuse => (State::Setup(offer), find_pages(asked)),
+            (
+                State::Precopy(at),
+                DestinationEvent::Peer(asked @ (Control::Wanted(_) | Control::Unchanged(_))),
+            ) if at.takes_questions() => (State::Precopy(at), find_pages(asked)),
             (State::Precopy(at), DestinationEvent::Peer(Control::SwitchoverStart)) => {
                 (State::Switchover(at), vec![])
             }
@@ -317,6 +309,11 @@ impl Receiving {
     const fn takes_questions(&self) -> bool {
         self.offer.reuse && self.round == 0 && self.ended.is_none() && self.applied.is_none()
     }
+}
+
+fn find_pages(asked: Control) -> Actions {
+    let question = PageQuestion::of(asked);
+    Vec::from_iter(question.map(DestinationAction::FindPages))
 }
 
 fn unexpected(state: &State, event: &DestinationEvent) -> (State, Actions) {

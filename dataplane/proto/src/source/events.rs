@@ -1,6 +1,6 @@
 //! What a source is told, and what it wants done.
 
-use dwcp_wire::{AbortCode, Control, FoundPages, Offer, PageRange, RoundSummary};
+use dwcp_wire::{AbortCode, Control, KnownPages, Offer, PageRange, RoundSummary};
 
 use crate::{JournalEntry, Outcome, Outlook, RoundLimits};
 
@@ -108,7 +108,7 @@ pub enum SourceAction {
         seed: u64,
     },
     /// The destination's next answer.
-    TakeFound(FoundPages),
+    TakeFound(KnownPages),
     /// Collect dirty pages and send them, with a mark behind them on each stream.
     StartRound {
         /// Its number.

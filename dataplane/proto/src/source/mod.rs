@@ -378,6 +378,8 @@ pub(crate) const fn message_name(message: &Control) -> &'static str {
         Control::TakenBack { .. } => "TakenBack",
         Control::RecallQuery { .. } => "RecallQuery",
         Control::RecallAnswer { .. } => "RecallAnswer",
+        Control::HoldsBaseline { .. } => "HoldsBaseline",
+        Control::Unchanged(_) => "Unchanged",
     }
 }
 

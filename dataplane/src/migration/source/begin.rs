@@ -171,6 +171,7 @@ pub(super) fn driver(parts: Parts) -> SourceDriver {
         vm_stop: Arc::default(),
         device_thread: None,
         asking: None,
+        held: None,
         serving: Serving::default(),
         round: None,
         throttle: None,

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use dwcp_wire::{
-    AbortCode, Control, FetchSummary, FoundPages, MissingPages, Offer, PageRange, RamBlockInfo,
+    AbortCode, Control, FetchSummary, KnownPages, MissingPages, Offer, PageRange, RamBlockInfo,
     RefuseCode, RoundSummary, SourceStands, WantedPages,
 };
 
@@ -89,8 +89,8 @@ pub(crate) fn messages() -> Vec<(&'static str, Control)> {
     messages
 }
 
-fn found() -> FoundPages {
-    let mut found = FoundPages::none(1, 4711, 12);
+fn found() -> KnownPages {
+    let mut found = KnownPages::none(1, 4711, 12);
     for at in [0, 7, 11] {
         found.set(at);
     }
@@ -145,6 +145,14 @@ fn agreement() -> Vec<(&'static str, Control)> {
             )),
         ),
         ("found", Control::Found(found())),
+        (
+            "holds-baseline",
+            Control::HoldsBaseline {
+                migration: 1 << 100,
+                is_all: true,
+            },
+        ),
+        ("unchanged", Control::Unchanged(found())),
         (
             "rdma-listens",
             Control::RdmaListens {

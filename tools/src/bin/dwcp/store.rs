@@ -133,6 +133,7 @@ fn name(entry: &StoreEntry) -> String {
     match &entry.kind {
         StoreKind::Baseline { vm } => format!("RAM of {vm}"),
         StoreKind::Image { path } => path.display().to_string(),
+        StoreKind::Arrival { vm } => format!("what RAM of {vm} was when it came"),
     }
 }
 
