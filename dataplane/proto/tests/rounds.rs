@@ -76,7 +76,7 @@ fn setting_up(reuse: bool, content_seed: Option<u64>) -> (Source, Vec<SourceActi
 }
 
 #[test]
-fn round_0_waits_for_the_answers() {
+fn round_0_waits_for_what_it_can_leave_out() {
     let (mut source, actions) = setting_up(true, Some(7));
     assert!(actions.contains(&SourceAction::AskForPages { seed: 7 }));
     for event in [
@@ -89,13 +89,17 @@ fn round_0_waits_for_the_answers() {
     let found = KnownPages::none(0, 3, 1);
     let actions = source.on_event(NOW, SourceEvent::Peer(Control::Found(found.clone())));
     assert_eq!(actions, [SourceAction::TakeFound(found.clone())]);
-    let actions = source.on_event(NOW, SourceEvent::AllAnswered);
+    let actions = source.on_event(NOW, SourceEvent::MayBegin);
     assert!(matches!(
         actions[..],
         [SourceAction::StartRound { round: 0, .. }]
     ));
-    let _ = source.on_event(NOW, SourceEvent::Peer(Control::Found(found)));
-    assert_eq!(source.phase(), Phase::Aborted, "an answer to nothing");
+    let answer = || SourceEvent::Peer(Control::Found(found.clone()));
+    let actions = source.on_event(NOW, answer());
+    assert_eq!(actions, [SourceAction::TakeFound(found.clone())]);
+    let _ = source.on_event(NOW, SourceEvent::RoundSent(RoundMeasure::default()));
+    let _ = source.on_event(NOW, answer());
+    assert_eq!(source.phase(), Phase::Aborted, "the round has ended");
 }
 
 /// A round trip less before the first page. The end of the round waits: the destination may not have all

@@ -36,6 +36,26 @@ impl Question {
         }
     }
 
+    /// The pages asked for, with their blocks.
+    pub fn asked_pages(&self) -> impl Iterator<Item = (usize, u32)> {
+        let (ram_block, first, _) = self.asked.chunk();
+        let asked = (first..).zip(&self.fingerprints);
+        asked
+            .filter(|(_, of)| **of != Fingerprint::default())
+            .map(move |(page, _)| (ram_block as usize, page))
+    }
+
+    /// The pages spoken of.
+    #[must_use]
+    pub fn range(&self) -> PageRange {
+        let (ram_block, page, pages) = self.asked.chunk();
+        PageRange {
+            ram_block,
+            page,
+            count: self.fingerprints.len().min(pages) as u32,
+        }
+    }
+
     /// Whether it is asked by hashes.
     #[must_use]
     pub const fn is_by_hash(&self) -> bool {
@@ -235,12 +255,7 @@ pub fn take_found(
         root.add(first + at as u64, question.fingerprints[at]);
     }
     if root.0 != found.root {
-        let count = question.fingerprints.len().min(pages) as u32;
-        return Ok(Taken::Doubtful(PageRange {
-            ram_block,
-            page,
-            count,
-        }));
+        return Ok(Taken::Doubtful(question.range()));
     }
     for &at in &there {
         let fingerprint = Some(question.fingerprints[at]);

@@ -179,7 +179,14 @@ impl DestinationDriver {
             DestinationInput::Event(DestinationEvent::Peer(Control::SourceListens { address })) => {
                 self.journal.peer_address = address.to_string();
             }
-            DestinationInput::Event(event) => self.feed(event),
+            DestinationInput::Event(event) => {
+                if let DestinationEvent::Peer(Control::RoundEnd { round: 0, .. }) = event
+                    && self.finding.is_open()
+                {
+                    self.first_round_ended();
+                }
+                self.feed(event);
+            }
             DestinationInput::Admitted => self.prepare_vm(),
             DestinationInput::GivenUp(reason) => {
                 let result = Ending::Failed;

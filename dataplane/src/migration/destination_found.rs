@@ -46,6 +46,13 @@ pub(super) struct Finding {
     in_store: u64,
 }
 
+impl Finding {
+    /// Whether the source may still ask.
+    pub(super) const fn is_open(&self) -> bool {
+        self.questions.is_some()
+    }
+}
+
 impl DestinationDriver {
     /// Looks at RAM and the store, and then for the pages that the source asks for. On a thread of its own:
     /// meanwhile the source must hear that this side lives.

@@ -38,11 +38,18 @@ impl DestinationDriver {
         if let Some(Err(error)) = self.session.as_ref().map(|session| session.seal()) {
             return self.failed(AbortCode::Protocol, error.to_string());
         }
-        if self.recorder.rounds.is_empty() {
-            self.stop_finding();
-            self.wipe();
-        } else {
+        if !self.recorder.rounds.is_empty() {
             self.round_is_here();
+        } else if !self.finding.is_open() {
+            self.wipe();
+        }
+    }
+
+    /// Round 0 has ended at the source, which has all answers: nothing more is looked for.
+    pub(super) fn first_round_ended(&mut self) {
+        self.stop_finding();
+        if !self.round.is_empty() && self.round.len() == usize::from(self.recorder.streams) {
+            self.wipe();
         }
     }
 

@@ -7,12 +7,13 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
 use dwcp_proto::SourceEvent;
-use dwcp_simd::PAGE_BYTES;
+use dwcp_simd::{PAGE_BYTES, RamRoot};
 use dwcp_wire::limits::WANTED_UNANSWERED_MAX;
 use dwcp_wire::{AbortCode, KnownPages, PageRange};
 
 use super::source::{SourceDriver, SourceInput};
 use crate::engine::{Asking, Question, Taken, ask_for_pages, take_found};
+use crate::ram::RamBitmap;
 
 /// Answers after which it is clear whether asking is worthwhile: they are from all over RAM.
 const TRIAL_ANSWERS: u64 = 16;
@@ -31,12 +32,16 @@ pub(super) struct Asked {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     all_asked: bool,
+    /// Round 0 has.
+    has_begun: bool,
     /// Of what was asked by hash.
     answers: u64,
     asked_pages: u64,
     found_pages: u64,
     /// Pages that have not changed since the VM left there, and those of them that are there.
     unchanged: (u64, u64),
+    /// What the pages that are there add to the root.
+    root: RamRoot,
     /// Pages that the destination may hold something else for than it says.
     pub(super) doubtful: Vec<PageRange>,
 }
@@ -48,6 +53,23 @@ pub(super) struct Held {
     migration: u128,
     /// Nothing else can be found there.
     is_all: bool,
+}
+
+impl Asked {
+    /// What came of it, in words.
+    fn explain(&self) -> impl Iterator<Item = String> + use<> {
+        let mib = |pages: u64| (pages * PAGE_BYTES as u64) >> 20;
+        let (found, asked) = (mib(self.found_pages), mib(self.asked_pages));
+        let (unchanged, there) = (mib(self.unchanged.0), mib(self.unchanged.1));
+        let by_bits = (self.unchanged.0 > 0).then(|| {
+            format!(
+                "{unchanged} MiB have not changed since the VM left there; the destination has {there} of them"
+            )
+        });
+        let by_hash = (asked > 0 || by_bits.is_none())
+            .then(|| format!("the destination has {found} of {asked} MiB that it was asked for"));
+        by_bits.into_iter().chain(by_hash)
+    }
 }
 
 impl SourceDriver {
@@ -94,10 +116,12 @@ impl SourceDriver {
                     stop,
                     thread: Some(thread),
                     all_asked: false,
+                    has_begun: false,
                     answers: 0,
                     asked_pages: 0,
                     found_pages: 0,
                     unchanged: (0, 0),
+                    root: RamRoot::default(),
                     doubtful: vec![],
                 });
             }
@@ -139,12 +163,16 @@ impl SourceDriver {
         let _ = asking.permits.as_ref().map(Receiver::try_recv);
         asking.answers += u64::from(question.is_by_hash());
         match take_found(&self.session, &question, found) {
+            // Round 0 was to leave them out.
+            Ok(Taken::Found { pages: 0, .. }) if asking.has_begun => {
+                asking.doubtful.push(question.range());
+            }
             Ok(Taken::Found { pages, root }) => {
                 match question.is_by_hash() {
                     true => asking.found_pages += pages,
                     false => asking.unchanged.1 += pages,
                 }
-                self.recorder.add_to_root(root);
+                asking.root.merge(root);
             }
             Ok(Taken::Doubtful(range)) => asking.doubtful.push(range),
             Err(error) => return self.fail(AbortCode::Protocol, error.to_string()),
@@ -152,7 +180,8 @@ impl SourceDriver {
         self.check_answers();
     }
 
-    /// Goes on to round 0 when all is answered; asks no more when it is of no use.
+    /// Goes on to round 0 when what is not answered is about pages that it can leave out; asks no more by hash when that is
+    /// of no use.
     fn check_answers(&mut self) {
         let Some(asking) = &mut self.asking else {
             return;
@@ -161,30 +190,56 @@ impl SourceDriver {
         if asking.answers >= TRIAL_ANSWERS && is_rare {
             asking.by_hash.store(false, Ordering::Release);
         }
-        if !(asking.all_asked && asking.unanswered.is_empty()) {
+        if !asking.all_asked {
             return;
         }
-        let mib = |pages: u64| (pages * PAGE_BYTES as u64) >> 20;
-        let (found, asked) = (mib(asking.found_pages), mib(asking.asked_pages));
-        let (unchanged, there) = asking.unchanged;
-        if unchanged > 0 {
-            self.recorder.remark(format!(
-                "{} MiB have not changed since the VM left there; the destination has {} of them",
-                mib(unchanged),
-                mib(there)
-            ));
+        if !asking.has_begun && !asking.unanswered.iter().any(Question::is_by_hash) {
+            asking.has_begun = true;
+            self.pending.push_back(SourceEvent::MayBegin);
         }
-        if asked > 0 || unchanged == 0 {
-            self.recorder.remark(format!(
-                "the destination has {found} of {asked} MiB that it was asked for"
-            ));
+        if asking.unanswered.is_empty() {
+            let remarks = asking.explain();
+            remarks.for_each(|text| self.recorder.remark(text));
+            self.round_is_sent();
         }
-        self.pending.push_back(SourceEvent::AllAnswered);
     }
 
-    /// Pages that were asked for and must be sent in any case.
-    pub(super) fn doubtful(&self) -> &[PageRange] {
-        self.asking.as_ref().map_or(&[], |asking| &asking.doubtful)
+    /// Whether there are answers to come: then round 0 does not end.
+    pub(super) fn has_unanswered(&self) -> bool {
+        let asking = self.asking.as_ref();
+        asking.is_some_and(|asking| !asking.unanswered.is_empty())
+    }
+
+    /// What the destination has, or is about to say that it has, is no part of round 0: if it is written meanwhile, the tracker
+    /// says so, and an older copy cannot come behind a newer one.
+    pub(super) fn leave_known_out(&self, dirty: &mut RamBitmap) {
+        let layout = &self.session.layout;
+        for (index, bitmap) in dirty.blocks.iter_mut().enumerate() {
+            let is_known = |page: &u32| {
+                let global = layout.global_page(index, *page);
+                self.session.digests.get(global).is_some()
+            };
+            (0..bitmap.pages())
+                .filter(is_known)
+                .for_each(|page| bitmap.clear_page(page));
+        }
+        let unanswered = self.asking.iter().flat_map(|asking| &asking.unanswered);
+        for (index, page) in unanswered.flat_map(Question::asked_pages) {
+            dirty.blocks[index].clear_page(page);
+        }
+    }
+
+    /// Pages that the destination has without their being sent, and what they add to the root.
+    pub(super) fn known(&self) -> (u64, RamRoot) {
+        let asking = self.asking.as_ref();
+        let known = asking.map(|asking| (asking.found_pages + asking.unchanged.1, asking.root));
+        known.unwrap_or_default()
+    }
+
+    /// Pages that were asked for and must be sent in any case; each is told once.
+    pub(super) fn take_doubtful(&mut self) -> Vec<PageRange> {
+        let asking = self.asking.as_mut();
+        asking.map_or_else(Vec::new, |asking| std::mem::take(&mut asking.doubtful))
     }
 
     /// The thread that asks ends.

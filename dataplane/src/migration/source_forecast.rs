@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use dwcp_api::Forecast;
 use dwcp_proto::{DirtyCurve, ForecastInput, Outlook, Phase, SourceEvent, forecast};
 
+use dwcp_wire::Control;
+
 use super::source::SourceDriver;
 use super::source_actions::ms_since;
 
@@ -87,7 +89,11 @@ impl SourceDriver {
     }
 
     /// A round has arrived: looks ahead before it is decided what follows.
-    pub(super) fn report_came(&mut self, event: SourceEvent) {
+    pub(super) fn report_came(&mut self, mut event: SourceEvent) {
+        // What the destination was asked for and does not have after all is to be sent again, too.
+        if let SourceEvent::Peer(Control::RoundReport { suspects, .. }) = &mut event {
+            suspects.extend(self.take_doubtful());
+        }
         if self.machine.phase() == Phase::Precopy
             && let Some(outlook) = self.look_ahead()
         {

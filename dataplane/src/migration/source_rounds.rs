@@ -21,7 +21,7 @@ impl SourceDriver {
         let began = Instant::now();
         let paused = self.recorder.pause.paused.is_some();
         let all = round == 0 || everything || (paused && !self.tracker.is_exact());
-        let dirty = match self.dirty_pages(round, all) {
+        let mut dirty = match self.dirty_pages(round, all) {
             Ok(dirty) => dirty,
             Err(error) => return self.fail(AbortCode::Vmm, error.to_string()),
         };
@@ -29,8 +29,13 @@ impl SourceDriver {
             memory.renew(again);
         }
         let mut forced = self.session.layout.empty_bitmap();
-        let doubtful = if round == 0 { self.doubtful() } else { &[] };
-        for range in again.iter().chain(doubtful) {
+        let doubtful = if round == 0 {
+            self.leave_known_out(&mut dirty);
+            self.take_doubtful()
+        } else {
+            vec![]
+        };
+        for range in again.iter().chain(&doubtful) {
             if let Some(block) = forced.blocks.get_mut(range.ram_block as usize) {
                 block.set_range(range.page, range.count);
             }
@@ -127,6 +132,16 @@ impl SourceDriver {
             Some(old) => *old = part,
             None => round.parts.push(part),
         }
+        self.round_is_sent();
+    }
+
+    /// The round is sent when all workers have sent their parts, and, of the first, when nothing is left to answer.
+    pub(super) fn round_is_sent(&mut self) {
+        if self.has_unanswered() {
+            return;
+        }
+        let known = self.known();
+        let Some(round) = &self.round else { return };
         if round.parts.len() < self.workers.len() {
             return;
         }
@@ -144,14 +159,15 @@ impl SourceDriver {
             self.recorder.pages_visited += part.counts.visited;
             self.recorder.pages_away += part.counts.away;
             classes.zero += part.counts.zero;
-            match round.work.round {
-                0 => classes.known += part.counts.unchanged,
-                _ => classes.unchanged += part.counts.unchanged,
-            }
+            classes.unchanged += part.counts.unchanged;
             classes.delta += part.counts.delta;
             classes.compressed += part.counts.compressed;
             classes.raw += part.counts.raw;
             delta.merge(part.root);
+        }
+        if round.work.round == 0 {
+            classes.known = known.0;
+            delta.merge(known.1);
         }
         let root = self.recorder.add_to_root(delta);
         let report = RoundReport {

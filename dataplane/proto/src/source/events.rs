@@ -45,8 +45,8 @@ pub enum SourceEvent {
     TrackerArmed,
     /// All data streams are open.
     StreamsOpen,
-    /// The destination has answered all that it was asked.
-    AllAnswered,
+    /// Round 0 may begin: what the destination has not answered yet is about pages that it leaves out.
+    MayBegin,
     /// Every page of the round is sent, with marks behind. Said again when a stream broke since, and what was
     /// lost with it is sent again.
     RoundSent(RoundMeasure),

@@ -58,8 +58,10 @@ struct Setup {
     armed: bool,
     streams: bool,
     ready: bool,
-    /// The destination has nothing that could be asked for, or has answered.
-    answered: bool,
+    /// The destination is asked for pages.
+    asks: bool,
+    /// It is known what round 0 can leave out.
+    asked: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -73,6 +75,8 @@ struct Precopy {
     throttle_percent: u8,
     /// The destination has all streams. Pages need not wait for that, the end of a round does.
     ready: bool,
+    /// The destination was asked for pages, and may still answer while round 0 is under way.
+    asks: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

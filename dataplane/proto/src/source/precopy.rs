@@ -48,7 +48,7 @@ impl Source {
         ];
         actions.extend(content_seed.map(|seed| SourceAction::AskForPages { seed }));
         let setup = Setup {
-            answered: content_seed.is_none(),
+            asks: content_seed.is_some(),
             ..Setup::default()
         };
         (State::Setup(setup), actions)
@@ -64,13 +64,13 @@ impl Source {
             SourceEvent::TrackerArmed => setup.armed = true,
             SourceEvent::StreamsOpen => setup.streams = true,
             SourceEvent::Peer(Control::Ready) => setup.ready = true,
-            SourceEvent::AllAnswered => setup.answered = true,
-            SourceEvent::Peer(Control::Found(found)) if !setup.answered => {
+            SourceEvent::MayBegin => setup.asked = true,
+            SourceEvent::Peer(Control::Found(found)) if setup.asks => {
                 return (State::Setup(setup), vec![SourceAction::TakeFound(found)]);
             }
             event => return self.unexpected(&State::Setup(setup), &event),
         }
-        if !(setup.armed && setup.streams && setup.answered) {
+        if !(setup.armed && setup.streams && (setup.asked || !setup.asks)) {
             return (State::Setup(setup), vec![]);
         }
         let precopy = Precopy {
@@ -81,6 +81,7 @@ impl Source {
             outlook: None,
             throttle_percent: 0,
             ready: setup.ready,
+            asks: setup.asks,
         };
         (State::Precopy(precopy), vec![start_round(0, vec![], false)])
     }
@@ -96,6 +97,13 @@ impl Source {
                 precopy.measure = Some(measure);
                 let end = precopy.ready.then(|| round_end(&precopy, &measure));
                 (State::Precopy(precopy), Vec::from_iter(end))
+            }
+            // About pages that are left out of the round, which does not end before.
+            SourceEvent::Peer(Control::Found(found))
+                if precopy.asks && precopy.measure.is_none() =>
+            {
+                let taken = vec![SourceAction::TakeFound(found)];
+                return (State::Precopy(precopy), taken);
             }
             SourceEvent::Outlook(outlook) => {
                 precopy.outlook = Some(outlook);
@@ -164,6 +172,7 @@ impl Source {
                     outlook: None,
                     throttle_percent: percent,
                     ready: true,
+                    asks: false,
                 };
                 (State::Precopy(next), actions)
             }
