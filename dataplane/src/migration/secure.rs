@@ -110,20 +110,7 @@ impl Way {
         address: &str,
         time: Duration,
     ) -> Result<Connection, PeerError> {
-        self.connect_for(node, address, time, None)
-    }
-
-    /// The same for a connection that is to carry a migration: names of pages go by it, too, and a loss
-    /// must not hold them up more than the pages.
-    pub(super) fn connect_for(
-        &self,
-        node: &Node,
-        address: &str,
-        time: Duration,
-        congestion_control: Option<&str>,
-    ) -> Result<Connection, PeerError> {
-        let socket = dial::connect(address, time, congestion_control)?;
-        self.secure(node, socket, time)
+        self.secure(node, dial::connect(address, time, None)?, time)
     }
 }
 

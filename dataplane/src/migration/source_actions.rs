@@ -11,7 +11,9 @@ use dwcp_api::{Codec, NotConverged};
 use dwcp_proto::{JournalEntry, Outcome, SourceEvent};
 use dwcp_wire::{AbortCode, Capabilities, Control};
 
+use super::dial;
 use super::doubt::{ASK_TIME, committed};
+use super::early::LONG_WAY;
 use super::meter::Meter;
 use super::node::lock;
 use super::peer::{self, ControlWriter, PeerError};
@@ -84,7 +86,7 @@ impl SourceDriver {
         match self.try_connect(time) {
             Ok(()) => {
                 self.pending.push_back(SourceEvent::Connected);
-                self.connect_early();
+                self.connect_early(false);
             }
             Err(error) => self.greeted(Err(error)),
         }
@@ -130,12 +132,16 @@ impl SourceDriver {
     /// Connects and says hello. The offer does not wait for the answer: that is the same in every version.
     fn try_connect(&mut self, time: Duration) -> Result<(), PeerError> {
         let address = &self.request.destination.address;
+        // Names of pages go by this connection, too: a loss must not hold them up more than the pages.
         let congestion_control = self.request.settings.congestion_control.as_deref();
-        let mut stream = self
-            .way
-            .connect_for(&self.node, address, time, congestion_control)?;
+        let began = Instant::now();
+        let socket = dial::connect(address, time, congestion_control)?;
+        self.peer = Some(socket.peer_addr()?);
+        if began.elapsed() > LONG_WAY {
+            self.connect_early(true);
+        }
+        let mut stream = self.way.secure(&self.node, socket, time)?;
         self.recorder.tls = tls_report(&stream);
-        self.peer = Some(stream.peer_addr()?);
         stream.set_read_timeout(Some(time))?;
         let meter = Arc::clone(&self.recorder.meter);
         peer::say_hello(&mut stream, &meter)?;

@@ -12,7 +12,7 @@ use dwcp_wire::{AbortCode, StreamHello, StreamRole};
 use socket2::SockRef;
 
 use super::dial::{self, Route};
-use super::early::{self, EARLY_MAX, EarlySocket, EarlySockets};
+use super::early::{EARLY_MAX, Early, EarlyConnection, EarlyConnections};
 use super::peer::{self, ControlWriter, LAST_WORDS, PeerError};
 use super::placement::{WorkersOf, place};
 use super::relay::Relay;
@@ -64,7 +64,7 @@ pub(super) struct Streams {
     /// Connections without which nothing begins, and that are not there yet.
     missing: usize,
     /// Sockets for them.
-    early: EarlySockets,
+    early: EarlyConnections,
     /// Connections of data streams that are over.
     pub(super) ended: Vec<EndedConnection>,
     /// What there is for queue pairs.
@@ -128,17 +128,27 @@ struct Break {
 }
 
 impl SourceDriver {
-    /// Connects the first sockets of the streams while the offer is considered: a round trip less. What TLS needs
-    /// to begin shortly comes with the answer.
-    pub(super) fn connect_early(&mut self) {
+    /// Makes the first connections of the streams while the offer is considered: a round trip less. What TLS needs
+    /// to begin shortly comes with the answer; over a long way it does not wait for that.
+    pub(super) fn connect_early(&mut self, is_long: bool) {
         let settings = &self.request.settings;
         // Those of several paths are each for one stream.
-        if self.request.dry_run || !settings.paths.is_empty() {
+        if self.request.dry_run || !settings.paths.is_empty() || self.streams.early.has_begun() {
             return;
         }
         let Some(to) = self.peer else { return };
+        let time = Duration::from_millis(settings.connect_timeout_ms.into());
         for _ in 0..(self.request.settings.streams + 1).min(EARLY_MAX) {
             let connect = self.connecting((None, to));
+            let (node, way) = (Arc::clone(&self.node), self.way.clone());
+            let connect = move || {
+                let (socket, note) = connect()?;
+                let early = match is_long {
+                    true => Early::Connection(way.secure(&node, socket, time)?),
+                    false => Early::Socket(socket),
+                };
+                Ok((early, note))
+            };
             self.streams.early.connect(connect, &self.recorder.meter);
         }
     }
@@ -146,7 +156,7 @@ impl SourceDriver {
     fn connecting(
         &self,
         route: Route,
-    ) -> impl FnOnce() -> Result<early::Dialled, PeerError> + Send + 'static {
+    ) -> impl FnOnce() -> Result<(TcpStream, Option<String>), PeerError> + Send + 'static {
         let settings = &self.request.settings;
         let time = Duration::from_millis(settings.connect_timeout_ms.into());
         let congestion_control = settings.congestion_control.clone();
@@ -172,7 +182,7 @@ impl SourceDriver {
             self.dial(StreamRole::Data, index, Duration::ZERO);
         }
         self.dial(StreamRole::Device, 0, Duration::ZERO);
-        self.streams.early = EarlySockets::default();
+        self.streams.early = EarlyConnections::default();
     }
 
     fn start_workers(&mut self, streams: u16) -> std::io::Result<()> {
@@ -245,7 +255,7 @@ impl SourceDriver {
         &self,
         route: Route,
         hello: StreamHello,
-        early: Option<EarlySocket>,
+        early: Option<EarlyConnection>,
     ) -> impl FnOnce() -> Result<Joined, PeerError> + Send + 'static {
         let settings = &self.request.settings;
         let time = Duration::from_millis(settings.connect_timeout_ms.into());
@@ -256,15 +266,20 @@ impl SourceDriver {
         let meter = Arc::clone(&self.recorder.meter);
         move || {
             let _helper = meter.helper();
-            let early = early.and_then(EarlySocket::dialled);
-            let (socket, note) = early.map_or_else(connect, Ok)?;
+            let early = early.and_then(EarlyConnection::dialled);
+            let connect = || connect().map(|(socket, note)| (Early::Socket(socket), note));
+            let (early, note) = early.map_or_else(connect, Ok)?;
+            let mut connection = match early {
+                Early::Socket(socket) => way.secure(&node, socket, time)?,
+                Early::Connection(connection) => connection,
+            };
+            let socket = connection.socket();
             if hello.role != StreamRole::Device {
-                dial::bound_silence(&socket, silence);
+                dial::bound_silence(socket, silence);
                 if is_encoded {
-                    dial::bound_unsent(&socket);
+                    dial::bound_unsent(socket);
                 }
             }
-            let mut connection = way.secure(&node, socket, time)?;
             peer::say_stream_hello(&mut connection, hello, &meter)?;
             Ok(Joined {
                 link: Joining::Connection(connection),

@@ -59,6 +59,9 @@ impl Identity {
             .ok_or_else(|| TlsError::Identity("there is no certificate".into()))?;
         let facts =
             CertificateFacts::from_der(own).map_err(|error| unfit("the certificate", &error))?;
+        // The first random number of a process gathers entropy for 60 ms: now, and not in the first handshake.
+        let random = provider.secure_random.fill(&mut [0; 32]);
+        random.map_err(|_| TlsError::Identity("there is no source of random numbers".into()))?;
         let provider = Arc::new(provider);
         let mut roots = RootCertStore::empty();
         for ca in trusted {
