@@ -1,29 +1,67 @@
 //! What the RAM of a VM was when it came here: 4 bytes a page, behind the header.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
+use dwcp_api::StoreKind;
+
 use super::header::{HEADER_BYTES, Header};
+use super::{Store, StoreError};
 use crate::engine::AsItCame;
 use crate::ram::RamLayout;
 
 /// Bytes of a page's word.
 const WORD_BYTES: usize = 4;
 
+impl Store {
+    /// Keeps what the RAM of a VM was when it came by `migration`, in the place of what was kept of an earlier time. It takes a
+    /// thousandth of RAM.
+    ///
+    /// # Errors
+    /// [`StoreError`]: nothing is kept of it.
+    pub fn keep_arrival(
+        &self,
+        (vm, migration): (&str, u128),
+        layout: &RamLayout,
+        came: &AsItCame,
+    ) -> Result<(), StoreError> {
+        let _turn = self.lock();
+        self.remove_all(|kind| matches!(kind, StoreKind::Arrival { vm: of } if of == vm))?;
+        self.make_room(bytes(layout.pages()))?;
+        let part = self.next_part();
+        let written = write(&part, (vm, migration), layout, came)
+            .and_then(|()| self.finish(&part, "arrival"));
+        if written.is_err() {
+            let _ = fs::remove_file(&part);
+        }
+        let failed = || StoreError::disk(format!("cannot write {}", part.display()));
+        written.map_err(failed())
+    }
+
+    /// What the RAM of a VM was when it came by `migration`, if that is known and RAM still has that shape.
+    #[must_use]
+    pub fn arrival(&self, vm: &str, migration: u128, layout: &RamLayout) -> Option<AsItCame> {
+        let kind = StoreKind::Arrival { vm: vm.to_owned() };
+        let entry = self
+            .entries()
+            .into_iter()
+            .rev()
+            .find(|entry| entry.kind == kind)?;
+        let read = read(&self.path(entry.number, "arrival"), migration, layout);
+        let why = |error: &io::Error| tracing::warn!(%error, ?entry, "of no use in the store");
+        read.inspect_err(why).ok()?
+    }
+}
+
 /// Bytes of the file for so many pages.
-pub(super) const fn bytes(pages: u64) -> u64 {
+const fn bytes(pages: u64) -> u64 {
     HEADER_BYTES + pages * WORD_BYTES as u64
 }
 
 /// Writes it to a new file.
-pub(super) fn write(
-    path: &Path,
-    of: (&str, u128),
-    layout: &RamLayout,
-    came: &AsItCame,
-) -> io::Result<()> {
+fn write(path: &Path, of: (&str, u128), layout: &RamLayout, came: &AsItCame) -> io::Result<()> {
     let file = OpenOptions::new()
         .write(true)
         .create_new(true)

@@ -21,6 +21,7 @@ mod header;
 mod index;
 mod indexing;
 mod library;
+mod seed;
 mod sparse;
 
 use std::fs::{self, DirBuilder, File};
@@ -33,7 +34,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use dwcp_api::StoreKind;
 use dwcp_simd::FingerprintKey;
 
-use crate::engine::AsItCame;
 use crate::ram::{RamError, RamLayout};
 
 pub use baseline::Baseline;
@@ -123,7 +123,7 @@ impl Store {
             .mode(0o700)
             .create(&folder)
             .map_err(cannot("make"))?;
-        let seed = seed(&folder).map_err(cannot("read the seed of"))?;
+        let seed = seed::read(&folder).map_err(cannot("read the seed of"))?;
         let store = Self {
             folder,
             bytes_max,
@@ -170,44 +170,6 @@ impl Store {
             Ok((written.bytes, written.index))
         })
         .map(|(bytes, _)| bytes)
-    }
-
-    /// Keeps what the RAM of a VM was when it came by `migration`, in the place of what was kept of an earlier time. It takes a
-    /// thousandth of RAM.
-    ///
-    /// # Errors
-    /// [`StoreError`]: nothing is kept of it.
-    pub fn keep_arrival(
-        &self,
-        (vm, migration): (&str, u128),
-        layout: &RamLayout,
-        came: &AsItCame,
-    ) -> Result<(), StoreError> {
-        let _turn = self.lock();
-        self.remove_all(|kind| matches!(kind, StoreKind::Arrival { vm: of } if of == vm))?;
-        self.make_room(arrival::bytes(layout.pages()))?;
-        let part = self.next_part();
-        let written = arrival::write(&part, (vm, migration), layout, came)
-            .and_then(|()| self.finish(&part, "arrival"));
-        if written.is_err() {
-            let _ = fs::remove_file(&part);
-        }
-        let failed = || StoreError::disk(format!("cannot write {}", part.display()));
-        written.map_err(failed())
-    }
-
-    /// What the RAM of a VM was when it came by `migration`, if that is known and RAM still has that shape.
-    #[must_use]
-    pub fn arrival(&self, vm: &str, migration: u128, layout: &RamLayout) -> Option<AsItCame> {
-        let kind = StoreKind::Arrival { vm: vm.to_owned() };
-        let entry = self
-            .entries()
-            .into_iter()
-            .rev()
-            .find(|entry| entry.kind == kind)?;
-        let read = arrival::read(&self.path(entry.number, "arrival"), migration, layout);
-        let why = |error: &io::Error| tracing::warn!(%error, ?entry, "of no use in the store");
-        read.inspect_err(why).ok()?
     }
 
     /// Indexes a disk image of this node, or indexes it anew; returns the different pages that it has.
@@ -443,24 +405,6 @@ fn has_end(path: &Path, end: &str) -> bool {
 /// Bytes of pages, and of an index of them.
 const fn with_index(page_bytes: u64) -> u64 {
     page_bytes + page_bytes / 256 + 4096
-}
-
-/// The seed of the store in `folder`; chosen, when there is none or it cannot be read: indexes of another seed
-/// find nothing.
-fn seed(folder: &Path) -> io::Result<u64> {
-    let path = folder.join("seed");
-    let written = fs::read_to_string(&path).unwrap_or_default();
-    if let Ok(seed) = u64::from_str_radix(written.trim(), 16) {
-        return Ok(seed);
-    }
-    let mut bytes = [0; 8];
-    io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut bytes)?;
-    let seed = u64::from_le_bytes(bytes);
-    let part = path.with_extension("part");
-    fs::write(&part, format!("{seed:016x}\n"))?;
-    File::open(&part)?.sync_all()?;
-    fs::rename(&part, &path)?;
-    Ok(seed)
 }
 
 #[cfg(test)]

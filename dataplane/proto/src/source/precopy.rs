@@ -103,7 +103,7 @@ impl Source {
                 if precopy.asks && precopy.measure.is_none() =>
             {
                 let taken = vec![SourceAction::TakeFound(found)];
-                return (State::Precopy(precopy), taken);
+                (State::Precopy(precopy), taken)
             }
             SourceEvent::Outlook(outlook) => {
                 precopy.outlook = Some(outlook);
