@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::node::Node;
 use crate::engine::{AsItCame, Session};
-use crate::store::{Store, StoreError};
+use crate::store::{Arrival, Store, StoreError};
 
 /// Keeps the RAM of a VM that left by `migration`; it is held until it is on the disk.
 pub(super) fn keep(node: &Arc<Node>, vm: &str, migration: u128, session: Arc<Session>) {
@@ -27,7 +27,10 @@ pub(super) fn keep_arrival(node: &Arc<Node>, vm: &str, migration: u128, session:
         "its way back will not be as short",
         move |store| {
             let came = AsItCame::of(&session);
-            store.keep_arrival((&owned, migration), &session.layout, &came)
+            let arrival = Arrival::of((&owned, migration), &session.layout, came);
+            // The store may be busy for minutes.
+            drop(session);
+            store.keep_arrival(&arrival)
         },
     );
 }

@@ -181,6 +181,7 @@ impl DestinationDriver {
             }
             DestinationInput::Event(event) => {
                 if let DestinationEvent::Peer(Control::RoundEnd { round: 0, .. }) = event
+                    && self.machine.phase() == Phase::Precopy
                     && self.finding.is_open()
                 {
                     self.first_round_ended();

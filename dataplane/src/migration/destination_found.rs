@@ -42,6 +42,8 @@ pub(super) struct Finding {
     pub(super) questions: Option<SyncSender<PageQuestion>>,
     /// What is said of the VM's baseline.
     holds: Option<Control>,
+    /// Questions that are not answered yet.
+    unanswered: u64,
     in_ram: u64,
     in_store: u64,
 }
@@ -119,6 +121,7 @@ impl DestinationDriver {
     pub(super) fn find_pages(&mut self, asked: PageQuestion) {
         let questions = self.finding.questions.as_ref();
         let is_taken = questions.is_some_and(|questions| questions.try_send(asked).is_ok());
+        self.finding.unanswered += 1;
         if !is_taken {
             let reason = "the source asks for more pages at once than it may";
             self.failed(AbortCode::Protocol, reason.into());
@@ -134,14 +137,26 @@ impl DestinationDriver {
             Ok(found) => found,
             Err(reason) => return self.failed(AbortCode::Protocol, reason),
         };
+        self.finding.unanswered = self.finding.unanswered.saturating_sub(1);
         self.recorder.add_to_root(found.root);
         self.finding.in_ram += found.in_ram;
         self.finding.in_store += found.elsewhere;
         self.send(&Control::Found(found.answer));
     }
 
-    /// Round 0 is here: nothing more is looked for.
-    pub(super) fn stop_finding(&mut self) {
+    /// Round 0 has ended at the source, which has all answers: nothing more is looked for.
+    pub(super) fn first_round_ended(&mut self) {
+        if self.finding.unanswered > 0 {
+            let reason = "the source ends round 0 before its questions are answered";
+            return self.failed(AbortCode::Protocol, reason.into());
+        }
+        self.stop_finding();
+        if !self.round.is_empty() && self.round.len() == usize::from(self.recorder.streams) {
+            self.wipe();
+        }
+    }
+
+    fn stop_finding(&mut self) {
         if self.finding.questions.take().is_none() {
             return;
         }

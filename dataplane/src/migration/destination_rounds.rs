@@ -45,17 +45,9 @@ impl DestinationDriver {
         }
     }
 
-    /// Round 0 has ended at the source, which has all answers: nothing more is looked for.
-    pub(super) fn first_round_ended(&mut self) {
-        self.stop_finding();
-        if !self.round.is_empty() && self.round.len() == usize::from(self.recorder.streams) {
-            self.wipe();
-        }
-    }
-
     /// Memory of a guest before must not outlive the first round. On a thread of its own: gigabytes
     /// take seconds, and meanwhile the source must hear that this side lives.
-    fn wipe(&mut self) {
+    pub(super) fn wipe(&mut self) {
         let Some(session) = self.session.clone() else {
             return;
         };

@@ -24,7 +24,7 @@ pub(super) enum Early {
 /// A connection, and what could not be set on its socket.
 pub(super) type Dialled = (Early, Option<String>);
 
-/// The way is long where a socket took so long to connect.
+/// The way is long where a round trip takes so long.
 pub(super) const LONG_WAY: Duration = Duration::from_millis(5);
 
 /// The other side waits twice as long for the first words on a connection.

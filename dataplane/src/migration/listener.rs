@@ -120,7 +120,14 @@ fn greet(
         refusal,
     } = admit(node, socket, HELLO_TIME)?;
     let meter = Arc::default();
-    let (header, payload) = peer::read_frame(&mut stream, &meter).map_err(text)?;
+    let (header, payload) = match peer::read_frame(&mut stream, &meter) {
+        // One that was made before it was known what for, and is not needed: what it has said is a handshake.
+        Err(error) if stream.is_sealed() && error.is_loss() => {
+            tracing::debug!(%error, "a connection on which nothing was said");
+            return Ok(());
+        }
+        first => first.map_err(text)?,
+    };
     if header.kind != FrameKind::StreamHello {
         stream.read_ahead();
     }

@@ -179,8 +179,10 @@ impl Node {
         handle.settle(Settlement { owner, reply });
         replied.recv_timeout(SETTLE_TIME).map_err(|_| {
             // It may have ended by itself meanwhile.
-            drop(handle.take_settlement());
-            nobody_waits()
+            match handle.take_settlement() {
+                Some(_) => nobody_waits(),
+                None => not_heard_of(),
+            }
         })?
     }
 
@@ -278,6 +280,11 @@ fn stands_in_words(peer: &str, stands: SourceStands) -> String {
         ),
         _ => format!("{peer} answers that it has given the VM away, and has no pages of it"),
     }
+}
+
+fn not_heard_of() -> ApiError {
+    let text = "the decision was taken, and nothing was heard of it since";
+    ApiError::new(ErrorCode::System, text).with_hint("`dwcp recover` says how it stands")
 }
 
 fn nobody_waits() -> ApiError {

@@ -145,6 +145,9 @@ pub(super) struct RoundUnderWay {
     pub(super) scan_ms: f64,
     pub(super) dirty_ns: u64,
     pub(super) parts: Vec<WorkerRound>,
+    /// When all parts were there, while the destination had still to answer: that is no time of the link.
+    pub(super) waits_since: Option<Instant>,
+    pub(super) waited_ms: f64,
     /// What was recorded before any of them.
     pub(super) before: BeforeRound,
 }

@@ -23,6 +23,7 @@ use super::settle::Settlement;
 use super::source::{SourceDriver, SourceInput};
 use crate::engine::Reread;
 use crate::tls::Connection;
+use crate::transport::TcpInfo;
 
 impl SourceDriver {
     /// Moments that only events tell.
@@ -134,10 +135,9 @@ impl SourceDriver {
         let address = &self.request.destination.address;
         // Names of pages go by this connection, too: a loss must not hold them up more than the pages.
         let congestion_control = self.request.settings.congestion_control.as_deref();
-        let began = Instant::now();
         let socket = dial::connect(address, time, congestion_control)?;
         self.peer = Some(socket.peer_addr()?);
-        if began.elapsed() > LONG_WAY {
+        if TcpInfo::of(&socket)?.rtt > LONG_WAY {
             self.connect_early(true);
         }
         let mut stream = self.way.secure(&self.node, socket, time)?;

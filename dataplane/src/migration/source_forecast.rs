@@ -104,16 +104,16 @@ impl SourceDriver {
 
     fn look_ahead(&mut self) -> Option<Outlook> {
         let round = *self.recorder.rounds.last()?;
-        let round_ms = ms_since(self.round.as_ref()?.began);
+        let under_way = self.round.as_ref()?;
+        let round_ms = ms_since(under_way.began) - under_way.waited_ms;
         let data = round.classes.raw + round.classes.compressed + round.classes.delta;
         self.writing.note_round(data, round_ms);
         let since = self.collected_at?.elapsed();
         let dirty_pages = self.tracker.written()?;
         let Some(page_ns) = self.writing.page_ns else {
-            // So few pages were sent that they say nothing of those to come; of what is dirty there is no doubt.
             return Some(Outlook {
                 dirty_pages,
-                page_ns: (round_ms * 1e6) as u64 / data.max(1),
+                page_ns: page_ns_at_most(round_ms, data),
                 outruns: false,
             });
         };
@@ -147,6 +147,12 @@ impl SourceDriver {
     }
 }
 
+/// Time that a page takes at most, where rounds of too few to say it were sent: a round of [`PAGES_MIN`] would hardly have taken
+/// longer.
+fn page_ns_at_most(round_ms: f64, data: u64) -> u64 {
+    (round_ms * 1e6) as u64 / data.max(PAGES_MIN)
+}
+
 /// What is told of what lies ahead when a page takes so long, and when each takes longer.
 pub(super) fn told(
     after_round: u32,
@@ -168,7 +174,39 @@ pub(super) fn told(
 
 #[cfg(test)]
 mod tests {
+    use dwcp_proto::{IfNotConverged, RoundDecision, RoundInput, RoundLimits, decide_round};
+
     use super::*;
+
+    /// A guest that came back and writes again what its pages hold already: next to nothing is sent.
+    #[test]
+    fn rounds_of_next_to_nothing_end_in_a_pause() {
+        let limits = RoundLimits {
+            downtime_ns_max: 300_000_000,
+            downtime_ns_at_last: 300_000_000,
+            rounds_max: 30,
+            throttle_percent_max: 0,
+            if_not_converged: IfNotConverged::PostCopy,
+        };
+        for (round, data) in [(0, 0), (1, 0), (1, 10), (2, 10), (5, 250)] {
+            let outlook = Outlook {
+                dirty_pages: 300,
+                page_ns: page_ns_at_most(60.0, data),
+                outruns: false,
+            };
+            let input = RoundInput {
+                round,
+                pages: data,
+                pages_before: data,
+                round_ns: 60_000_000,
+                dirty_ns: 60_000_000,
+                outlook: Some(outlook),
+                ..RoundInput::default()
+            };
+            let decision = decide_round(&input, &limits);
+            assert_eq!(decision, RoundDecision::Switchover, "{round} {data}");
+        }
+    }
 
     #[test]
     fn a_small_round_that_was_held_up_changes_little() {

@@ -83,6 +83,8 @@ impl SourceDriver {
             scan_ms: now.duration_since(began).as_secs_f64() * 1000.0,
             dirty_ns,
             parts: vec![],
+            waits_since: None,
+            waited_ms: 0.0,
             before: self.recorder.before_round(),
         });
     }
@@ -100,7 +102,10 @@ impl SourceDriver {
         };
         if all || collected == Collected::Everything {
             self.session.layout.mark_data(&mut dirty)?;
-            self.mark_held(&mut dirty);
+            // In the first round that is what was asked for, and is left out.
+            if round > 0 {
+                self.mark_held(&mut dirty);
+            }
         }
         Ok(dirty)
     }
@@ -137,14 +142,16 @@ impl SourceDriver {
 
     /// The round is sent when all workers have sent their parts, and, of the first, when nothing is left to answer.
     pub(super) fn round_is_sent(&mut self) {
-        if self.has_unanswered() {
-            return;
-        }
-        let known = self.known();
-        let Some(round) = &self.round else { return };
+        let (has_unanswered, known) = (self.has_unanswered(), self.known());
+        let Some(round) = &mut self.round else { return };
         if round.parts.len() < self.workers.len() {
             return;
         }
+        if has_unanswered {
+            round.waits_since.get_or_insert_with(Instant::now);
+            return;
+        }
+        round.waited_ms += round.waits_since.take().map_or(0.0, ms_since);
         let (mut sent, mut classes, mut delta) = (
             RoundSummary::default(),
             PageCounts::default(),

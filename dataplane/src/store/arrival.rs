@@ -15,23 +15,50 @@ use crate::ram::RamLayout;
 /// Bytes of a page's word.
 const WORD_BYTES: usize = 4;
 
+/// What is kept of a VM that came. Nothing of its RAM.
+#[derive(Debug)]
+pub struct Arrival {
+    header: Header,
+    came: AsItCame,
+}
+
+impl Arrival {
+    /// Of a VM that came by `migration`.
+    #[must_use]
+    pub fn of((vm, migration): (&str, u128), layout: &RamLayout, came: AsItCame) -> Self {
+        let mut header = Header::of("dwcp.arrival/1", (vm, migration), layout);
+        header.fingerprint_seed = Some(came.seed());
+        Self { header, came }
+    }
+
+    fn write(&self, path: &Path) -> io::Result<()> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        self.header.write(&file)?;
+        let words = self.came.words().iter();
+        let words: Vec<u8> = words.flat_map(|word| word.to_le_bytes()).collect();
+        file.write_all_at(&words, HEADER_BYTES)?;
+        file.sync_all()
+    }
+}
+
 impl Store {
-    /// Keeps what the RAM of a VM was when it came by `migration`, in the place of what was kept of an earlier time. It takes a
-    /// thousandth of RAM.
+    /// Keeps what the RAM of a VM was when it came, in the place of what was kept of an earlier time. It takes a
+    /// thousandth of RAM; nothing makes room for it.
     ///
     /// # Errors
     /// [`StoreError`]: nothing is kept of it.
-    pub fn keep_arrival(
-        &self,
-        (vm, migration): (&str, u128),
-        layout: &RamLayout,
-        came: &AsItCame,
-    ) -> Result<(), StoreError> {
+    pub fn keep_arrival(&self, arrival: &Arrival) -> Result<(), StoreError> {
         let _turn = self.lock();
+        let vm = &arrival.header.vm;
         self.remove_all(|kind| matches!(kind, StoreKind::Arrival { vm: of } if of == vm))?;
-        self.make_room(bytes(layout.pages()))?;
+        self.check_room(bytes(arrival.came.words().len() as u64), &self.entries())?;
         let part = self.next_part();
-        let written = write(&part, (vm, migration), layout, came)
+        let written = arrival
+            .write(&part)
             .and_then(|()| self.finish(&part, "arrival"));
         if written.is_err() {
             let _ = fs::remove_file(&part);
@@ -58,25 +85,6 @@ impl Store {
 /// Bytes of the file for so many pages.
 const fn bytes(pages: u64) -> u64 {
     HEADER_BYTES + pages * WORD_BYTES as u64
-}
-
-/// Writes it to a new file.
-fn write(path: &Path, of: (&str, u128), layout: &RamLayout, came: &AsItCame) -> io::Result<()> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    let mut header = Header::of("dwcp.arrival/1", of, layout);
-    header.fingerprint_seed = Some(came.seed());
-    header.write(&file)?;
-    let words: Vec<u8> = came
-        .words()
-        .iter()
-        .flat_map(|word| word.to_le_bytes())
-        .collect();
-    file.write_all_at(&words, HEADER_BYTES)?;
-    file.sync_all()
 }
 
 /// Reads it, if it is of RAM of this shape that came by this migration.

@@ -14,6 +14,8 @@ use crate::engine::PageLibrary;
 pub(super) struct Shelf {
     pub(super) index: Index,
     pub(super) pages: File,
+    /// Of its entry.
+    pub(super) number: u64,
     /// In words.
     pub(super) name: String,
     /// Pages that were found by their hash and are something else now.
@@ -28,8 +30,8 @@ pub struct Library {
     shelves: Vec<Shelf>,
     /// Where the last page was found: the next is likely to be there, too.
     last: usize,
-    /// RAM of the VM that comes, as it left.
-    baseline: Option<Baseline>,
+    /// RAM of the VM that comes, as it left, and the number of its entry.
+    baseline: Option<(u64, Baseline)>,
 }
 
 impl Library {
@@ -43,7 +45,7 @@ impl Library {
     }
 
     /// With the RAM of the VM that comes, as it left.
-    pub(super) fn with_baseline(mut self, baseline: Option<Baseline>) -> Self {
+    pub(super) fn with_baseline(mut self, baseline: Option<(u64, Baseline)>) -> Self {
         self.baseline = baseline;
         self
     }
@@ -51,10 +53,9 @@ impl Library {
     /// The migration by which the VM left, when its RAM is here as it was then; and whether there are other pages, too.
     #[must_use]
     pub fn baseline(&self) -> Option<(u128, bool)> {
-        let others = self.shelves.len() > 1;
-        self.baseline
-            .as_ref()
-            .map(|baseline| (baseline.migration, others))
+        let (number, baseline) = self.baseline.as_ref()?;
+        let others = self.shelves.iter().any(|shelf| shelf.number != *number);
+        Some((baseline.migration, others))
     }
 
     /// One without pages.
@@ -103,6 +104,6 @@ impl PageLibrary for Library {
 
     fn read_as_it_left(&mut self, block: usize, page: u32, out: &mut [Page]) -> bool {
         let baseline = self.baseline.as_ref();
-        baseline.is_some_and(|baseline| baseline.read(block, page, out))
+        baseline.is_some_and(|(_, baseline)| baseline.read(block, page, out))
     }
 }

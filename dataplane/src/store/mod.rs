@@ -36,6 +36,7 @@ use dwcp_simd::FingerprintKey;
 
 use crate::ram::{RamError, RamLayout};
 
+pub use arrival::Arrival;
 pub use baseline::Baseline;
 use disk_image::DiskImage;
 use header::{HEADER_BYTES, Header};
@@ -245,7 +246,7 @@ impl Store {
         let baseline = own.and_then(|entry| {
             let opened = Baseline::open(&self.path(entry.number, "baseline"), layout);
             let why = |error: &io::Error| tracing::warn!(%error, ?entry, "of no use in the store");
-            opened.inspect_err(why).ok()?
+            Some((entry.number, opened.inspect_err(why).ok()??))
         });
         self.library().with_baseline(baseline)
     }
@@ -277,6 +278,7 @@ impl Store {
             Ok(Shelf {
                 index: Index::open(&self.path(entry.number, "index"))?,
                 pages: File::open(path)?,
+                number: entry.number,
                 name,
                 stale: 0,
             })
@@ -348,7 +350,9 @@ impl Store {
         // The index last: it is nothing without the other.
         let cannot = StoreError::disk(format!("cannot remove entry {}", entry.number));
         fs::remove_file(self.path(entry.number, end)).map_err(cannot)?;
-        let _ = fs::remove_file(self.path(entry.number, "index"));
+        if end != "arrival" {
+            let _ = fs::remove_file(self.path(entry.number, "index"));
+        }
         Ok(())
     }
 
@@ -356,24 +360,32 @@ impl Store {
     fn make_room(&self, wanted_bytes: u64) -> Result<(), StoreError> {
         loop {
             let entries = self.entries();
-            let used: u64 = entries.iter().map(|old| old.disk_bytes).sum();
-            let allowed = self.bytes_max.saturating_sub(used);
-            let most_bytes = allowed.min(self.free_bytes()?);
-            if wanted_bytes <= most_bytes {
+            let Err(too_large) = self.check_room(wanted_bytes, &entries) else {
                 return Ok(());
-            }
-            let mut baselines = entries
+            };
+            let mut of_ram = entries
                 .iter()
                 .filter(|old| !matches!(old.kind, StoreKind::Image { .. }));
-            let Some(oldest) = baselines.next().filter(|_| wanted_bytes <= self.bytes_max) else {
-                return Err(StoreError::TooLarge {
-                    wanted_bytes,
-                    most_bytes,
-                });
+            let Some(oldest) = of_ram.next().filter(|_| wanted_bytes <= self.bytes_max) else {
+                return Err(too_large);
             };
             self.remove_files(oldest)?;
             tracing::info!(?oldest, "removed to make room");
         }
+    }
+
+    /// Whether so much may be written beside what there is.
+    fn check_room(&self, wanted_bytes: u64, entries: &[Entry]) -> Result<(), StoreError> {
+        let used: u64 = entries.iter().map(|old| old.disk_bytes).sum();
+        let allowed = self.bytes_max.saturating_sub(used);
+        let most_bytes = allowed.min(self.free_bytes()?);
+        if wanted_bytes <= most_bytes {
+            return Ok(());
+        }
+        Err(StoreError::TooLarge {
+            wanted_bytes,
+            most_bytes,
+        })
     }
 
     /// What the file system has, but for the share that is left to others.

@@ -198,12 +198,27 @@ fn came() -> AsItCame {
     AsItCame::of(&session)
 }
 
+fn arrival(migration: u128, layout: &RamLayout) -> Arrival {
+    Arrival::of(("vm", migration), layout, came())
+}
+
+#[test]
+fn nothing_makes_room_for_an_arrival() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder, 560 << 10);
+    let layout = some_ram();
+    store.keep(("other", 1), &layout, &go()).unwrap();
+    let error = store.keep_arrival(&arrival(5, &layout)).unwrap_err();
+    assert!(matches!(error, StoreError::TooLarge { .. }), "{error}");
+    assert_eq!(vms(&store), ["other"]);
+}
+
 #[test]
 fn what_ram_was_when_it_came_is_known_for_that_migration_and_shape() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder, 64 << 20);
     let (layout, came) = (some_ram(), came());
-    store.keep_arrival(("vm", 5), &layout, &came).unwrap();
+    store.keep_arrival(&arrival(5, &layout)).unwrap();
     let read = store.arrival("vm", 5, &layout).unwrap();
     assert_eq!((read.seed(), read.words()), (77, came.words()));
     assert!(came.words().iter().filter(|word| **word != 0).count() >= 113);
@@ -211,7 +226,7 @@ fn what_ram_was_when_it_came_is_known_for_that_migration_and_shape() {
     assert!(store.arrival("other", 5, &layout).is_none());
     assert!(store.arrival("vm", 5, &ram(&[300, 41])).is_none());
     // The newest time counts, and when it leaves it has gone.
-    store.keep_arrival(("vm", 6), &layout, &came).unwrap();
+    store.keep_arrival(&arrival(6, &layout)).unwrap();
     assert!(store.arrival("vm", 5, &layout).is_none());
     assert_eq!(store.entries().len(), 1);
     assert_eq!(store.library().pages(), 0, "it has no pages");
@@ -225,7 +240,7 @@ fn an_arrival_that_was_cut_short_is_of_no_use() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder, 64 << 20);
     let layout = some_ram();
-    store.keep_arrival(("vm", 5), &layout, &came()).unwrap();
+    store.keep_arrival(&arrival(5, &layout)).unwrap();
     let path = store.path(1, "arrival");
     let file = File::options().write(true).open(path).unwrap();
     file.set_len(HEADER_BYTES + 100).unwrap();

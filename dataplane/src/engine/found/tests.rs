@@ -217,6 +217,27 @@ fn a_baseline_that_is_another_gives_nothing() {
     }
 }
 
+/// The pages that it does not speak of would be in no round, and in no root.
+#[test]
+fn an_answer_to_bits_is_all_or_nothing() {
+    let ThereAndBack { came, source, .. } = &there_and_back();
+    let [question] = &questions(source, Some(came), false)[..] else {
+        panic!("one question")
+    };
+    let mut found = KnownPages::none(1, 0, question.asked.chunk().2);
+    assert!(take_found(source, question, &found).is_ok());
+    let mut content = [0; PAGE_BYTES];
+    source.layout.blocks()[1].read_page(7, &mut content);
+    let mut root = RamRoot::default();
+    root.add(
+        source.layout.global_page(1, 7),
+        kernels().fingerprint(&source.key, &content),
+    );
+    found.set(7);
+    found.root = root.0;
+    assert!(take_found(source, question, &found).is_err());
+}
+
 #[test]
 fn bits_for_pages_that_are_known_or_not_there_are_refused() {
     let ThereAndBack { left, came, source } = &there_and_back();
