@@ -12,7 +12,7 @@ use crate::limits::{
     RAM_BLOCK_BYTES_MAX, RAM_BLOCKS_MAX, REASON_BYTES_MAX, STREAMS_MAX, SUSPECT_RANGES_MAX,
     WANTED_PAGES_MAX,
 };
-use crate::{FetchSummary, FoundPages, MissingPages, WantedPages};
+use crate::{FetchSummary, FoundPages, MissingPages, PagesRead, WantedPages};
 
 /// One RAM block, as both ends must have it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -323,6 +323,9 @@ pub enum Control {
         /// How it stands.
         stands: SourceStands,
     },
+    /// D, before `Fetched`, to a source with [`crate::Capabilities::POSTCOPY_READ`] that has made a queue pair for it:
+    /// what its adapter has read.
+    PagesRead(PagesRead),
 }
 
 impl Control {
@@ -397,9 +400,11 @@ fn check(message: &Control) -> Result<(), ControlError> {
         | Control::RecallQuery { vm, .. } => name("vm", vm),
         Control::Wanted(wanted) => check_wanted(wanted),
         Control::Found(found) => check_found(found),
-        Control::PostcopyRefused { reason } => {
-            limit("reason", reason.len() as u64, REASON_BYTES_MAX as u64)
-        }
+        Control::PostcopyRefused { reason }
+        | Control::PagesRead(PagesRead {
+            broke: Some(reason),
+            ..
+        }) => limit("reason", reason.len() as u64, REASON_BYTES_MAX as u64),
         Control::Missing(missing) => check_missing(missing),
         Control::RdmaListens { address } | Control::SourceListens { address } => {
             check_listener(*address)
@@ -423,7 +428,8 @@ fn check(message: &Control) -> Result<(), ControlError> {
         | Control::PostcopyResume { .. }
         | Control::PostcopyGoOn { .. }
         | Control::MissingAhead
-        | Control::MissingAheadTaken => Ok(()),
+        | Control::MissingAheadTaken
+        | Control::PagesRead(PagesRead { broke: None, .. }) => Ok(()),
     }
 }
 

@@ -32,6 +32,9 @@ impl Capabilities {
     pub const POSTCOPY: Self = Self(1 << 4);
     /// It knows `SourceListens` and `TakenBack`: a guest may be taken back by an operator.
     pub const RECALL: Self = Self(1 << 5);
+    /// Beside `RDMA` and `POSTCOPY`: pages that somebody waits for may be read out of the source's RAM by the
+    /// destination's adapter, and it knows `PagesRead`.
+    pub const POSTCOPY_READ: Self = Self(1 << 6);
 
     /// Bits in both.
     #[must_use]
@@ -53,7 +56,8 @@ pub const CAPABILITIES: Capabilities = Capabilities(
         | Capabilities::WINDOW.0
         | Capabilities::RDMA.0
         | Capabilities::POSTCOPY.0
-        | Capabilities::RECALL.0,
+        | Capabilities::RECALL.0
+        | Capabilities::POSTCOPY_READ.0,
 );
 
 /// Payload of `Hello` and `HelloReply`; 64 bytes, frozen.

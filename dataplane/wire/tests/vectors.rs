@@ -150,12 +150,18 @@ fn queue_messages() -> Vec<(&'static str, QueueMessage)> {
         address: 0x7f00_1234_5678_9000,
         key: 0xdead_beef,
     };
+    let fingerprints = QueueMessage::PieceFingerprints {
+        piece,
+        address: 0x7f00_1234_5678_9008,
+        key: 0xfeed_f00d,
+    };
     vec![
         ("credit", credit),
         ("piece-wanted", QueueMessage::PieceWanted(piece)),
         ("piece-granted", granted),
         ("piece-refused", QueueMessage::PieceRefused(piece)),
         ("piece-returned", QueueMessage::PieceReturned(piece)),
+        ("piece-fingerprints", fingerprints),
     ]
 }
 
@@ -270,8 +276,9 @@ fn every_control_message_has_a_vector() {
         Control::TakenBack { .. } => 31,
         Control::RecallQuery { .. } => 32,
         Control::RecallAnswer { .. } => 33,
+        Control::PagesRead(_) => 34,
     };
-    let mut seen = [false; 34];
+    let mut seen = [false; 35];
     for (name, message) in messages() {
         let index = count(&message);
         seen[index] = true;
@@ -282,5 +289,5 @@ fn every_control_message_has_a_vector() {
             "the first byte names the message"
         );
     }
-    assert_eq!(seen, [true; 34]);
+    assert_eq!(seen, [true; 35]);
 }

@@ -378,6 +378,7 @@ pub(crate) const fn message_name(message: &Control) -> &'static str {
         Control::TakenBack { .. } => "TakenBack",
         Control::RecallQuery { .. } => "RecallQuery",
         Control::RecallAnswer { .. } => "RecallAnswer",
+        Control::PagesRead(_) => "PagesRead",
     }
 }
 
