@@ -227,7 +227,11 @@ fn pages_are_sent_while_answers_are_on_their_way() {
     assert_eq!(back.bad_pages(), 0);
     assert!(is_by_bits(&second) > 0);
     // The chunk that rotted was left out of the first round.
-    assert!(second.round_reports[0].suspect_pages > 0, "{:?}", second.round_reports);
+    assert!(
+        second.round_reports[0].suspect_pages > 0,
+        "{:?}",
+        second.round_reports
+    );
 }
 
 /// Flips a bit of a page that the baseline there has.

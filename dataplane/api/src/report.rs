@@ -267,6 +267,8 @@ pub struct PostcopyReport {
     pub fetch_ms: u64,
     /// How often the connections broke and came again.
     pub breaks: u32,
+    /// Pages that were read out of the source's RAM by the destination's network adapter, for somebody who waited.
+    pub read_pages: u64,
 }
 
 /// How a migration's connections were protected.

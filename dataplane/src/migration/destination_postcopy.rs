@@ -15,6 +15,7 @@ use super::peer::ControlWriter;
 use super::postcopy::{DEMAND, Fetch, FetchEvent, FetchOptions, LINKS, note_missing};
 use crate::ram::{RamBitmap, RamBlock, RamLayout};
 use crate::tls::Connection;
+use crate::transport::{PageReader, RdmaRequest};
 use crate::vmm::{Faults, Userfault, Vm, VmmError, started_ticks};
 
 /// What post-copy needs, and how far it is.
@@ -23,11 +24,17 @@ pub(super) struct Postcopy {
     userfault: Option<Userfault>,
     missing: Option<RamBitmap>,
     /// Those of them that are out of RAM.
-    taken: Option<RamBitmap>,
+    pub(super) taken: Option<RamBitmap>,
     /// Connections that wait to be used.
     links: [Option<Connection>; LINKS as usize],
     generations: [u16; LINKS as usize],
-    fetch: Option<Arc<Fetch>>,
+    /// Reads what somebody waits for, once there is something to fetch.
+    pub(super) reader: Option<PageReader>,
+    /// The source asks for it.
+    pub(super) asked: Option<RdmaRequest>,
+    /// It has: it does so once.
+    pub(super) was_asked: bool,
+    pub(super) fetch: Option<Arc<Fetch>>,
     /// The machine knows that all is there to begin.
     is_prepared: bool,
     /// This data plane was started anew: what came before is in nobody's root.
@@ -156,6 +163,10 @@ impl DestinationDriver {
 
     /// A connection for missing pages; one that comes later takes the place of one that broke.
     pub(super) fn join_missing(&mut self, join: StreamJoin) {
+        let connection = match join.link {
+            JoinLink::Connection(connection) => connection,
+            JoinLink::Queue(request) => return self.take_reader(request),
+        };
         let at = usize::from(join.index);
         let Some(known) = self.postcopy.generations.get(at).copied() else {
             let reason = format!("connection {at} for missing pages joins unasked");
@@ -166,9 +177,6 @@ impl DestinationDriver {
             return;
         }
         self.postcopy.generations[at] = join.generation;
-        let JoinLink::Connection(connection) = join.link else {
-            return;
-        };
         self.postcopy.links[at] = Some(connection);
         if self.postcopy.fetch.is_none() {
             return self.postcopy_is_prepared();
@@ -241,6 +249,7 @@ impl DestinationDriver {
         match self.take_out_missing() {
             Ok(forgotten) => {
                 self.recorder.add_to_root(forgotten);
+                self.answer_reader();
                 self.pending.push_back(DestinationEvent::MissingTakenAhead);
             }
             Err(error) => self.failed(AbortCode::Vmm, format!("post-copy: {error}")),
@@ -287,6 +296,7 @@ impl DestinationDriver {
         })?;
         // What nobody waits for follows the guest's device state, which it does not run without.
         self.postcopy.fetch = Some(fetch);
+        self.use_reader();
         self.use_links();
         Ok(())
     }
@@ -296,6 +306,7 @@ impl DestinationDriver {
             // Looked at after every event.
             FetchEvent::All => {}
             FetchEvent::LinkLost(reason) => self.recorder.stream_broke(reason),
+            FetchEvent::ReadingBroke(reason) => self.not_read(&reason),
             FetchEvent::Failed(reason) => self.failed(AbortCode::Vmm, reason),
         }
     }
@@ -311,6 +322,7 @@ impl DestinationDriver {
         };
         fetch.stop();
         let summary = fetch.summary();
+        self.tell_read(&fetch);
         let root = self.recorder.add_to_root(fetch.root());
         if self.postcopy.is_root_forgotten {
             self.recorder.ram_root = None;

@@ -8,8 +8,10 @@ use dwcp_wire::{Capabilities, Control, StreamHello};
 use super::destination::{DestinationDriver, DestinationInput};
 use super::destination_streams::{JoinLink, StreamJoin};
 use super::node::{Node, lock};
+use super::postcopy::Fetch;
+use super::recorder::NOT_READ;
 use crate::engine::{Session, count_zero, give_back};
-use crate::transport::{RdmaListener, RdmaMemory, RdmaRequest};
+use crate::transport::{PageReader, RdmaListener, RdmaMemory, RdmaRequest};
 
 /// What `--rdma-listen` says where no queue pairs are taken.
 const NONE: &str = "none";
@@ -129,5 +131,53 @@ impl DestinationDriver {
         memory
             .revoke()
             .map_err(|error| format!("RAM may still be written by the other node: {error}"))
+    }
+
+    /// The source would have what somebody waits for read out of its RAM.
+    pub(super) fn take_reader(&mut self, request: RdmaRequest) {
+        if std::mem::replace(&mut self.postcopy.was_asked, true) {
+            return request.refuse("there was one already");
+        }
+        self.postcopy.asked = Some(request);
+        self.answer_reader();
+    }
+
+    /// Takes it once RAM is not registered any more: there may be little that can be locked.
+    pub(super) fn answer_reader(&mut self) {
+        if self.postcopy.taken.is_none() {
+            return;
+        }
+        let Some(request) = self.postcopy.asked.take() else {
+            return;
+        };
+        match PageReader::answer(request) {
+            Ok(reader) => {
+                self.postcopy.reader = Some(reader);
+                self.use_reader();
+            }
+            Err(error) => self.not_read(&error.to_string()),
+        }
+    }
+
+    /// Reads what somebody waits for from now on, where there is something to fetch, and a queue pair for it.
+    pub(super) fn use_reader(&mut self) {
+        if let Some(fetch) = &self.postcopy.fetch
+            && let Some(reader) = self.postcopy.reader.take()
+        {
+            fetch.read_by(reader);
+        }
+    }
+
+    pub(super) fn not_read(&mut self, reason: &str) {
+        self.recorder.note(format!("{NOT_READ}: {reason}"));
+    }
+
+    /// Tells both nodes' operators what was read.
+    pub(super) fn tell_read(&mut self, fetch: &Fetch) {
+        let Some(read) = fetch.pages_read() else {
+            return;
+        };
+        self.recorder.pages_were_read(&read);
+        self.send(&Control::PagesRead(read));
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dwcp_proto::DestinationEvent;
-use dwcp_wire::{AbortCode, StreamRole};
+use dwcp_wire::{AbortCode, Capabilities, StreamRole};
 
 use super::destination::{DestinationDriver, DestinationInput};
 use super::peer::LAST_WORDS;
@@ -119,7 +119,15 @@ impl DestinationDriver {
                     && connection.names(&self.offer.source_node)
             }
             // The token is all that it has; it was told where queue pairs are taken.
-            JoinLink::Queue(_) => self.rdma.is_some() && join.role == StreamRole::Data,
+            JoinLink::Queue(_) => {
+                let reads = self.source_can.contains(Capabilities::POSTCOPY_READ);
+                self.rdma.is_some()
+                    && match join.role {
+                        StreamRole::Data => true,
+                        StreamRole::Missing => reads,
+                        StreamRole::Device => false,
+                    }
+            }
         }
     }
 

@@ -55,6 +55,7 @@ mod source;
 mod source_actions;
 mod source_asks;
 mod source_forecast;
+mod source_grants;
 mod source_path;
 mod source_paths;
 mod source_postcopy;

@@ -10,7 +10,7 @@ use dwcp_api::{
 use dwcp_proto::{Ending, Outcome};
 
 use dwcp_simd::RamRoot;
-use dwcp_wire::FetchSummary;
+use dwcp_wire::{FetchSummary, PagesRead};
 
 use super::eta::Rate;
 use super::meter::Meter;
@@ -25,6 +25,9 @@ const EXPLAINED_PAGES_MIN: u64 = 4096;
 
 /// The transport that is told wherever it carried anything.
 const RDMA: &str = "rdma";
+
+/// What is noted where a queue pair for missing pages breaks, or cannot be made.
+pub(super) const NOT_READ: &str = "missing pages that are waited for go by TCP";
 
 /// Collects the numbers of one end of a migration.
 #[derive(Debug)]
@@ -46,6 +49,8 @@ pub(super) struct Recorder {
     forecasts: Option<Forecasts>,
     /// What post-copy took, and when it was over.
     pub(super) postcopy: Option<(PostcopyReport, Instant)>,
+    /// Pages that the destination's adapter has read meanwhile, once that is known.
+    read_pages: Option<u64>,
     pub(super) transport: String,
     pub(super) tls: Option<TlsReport>,
     /// How guest pages left; empty when copies did.
@@ -159,8 +164,24 @@ impl Recorder {
             fault_max_us: summary.fault_max_us,
             fetch_ms: summary.fetch_ms,
             breaks: summary.breaks,
+            read_pages: self.read_pages.unwrap_or(0),
         };
         self.postcopy = Some((report, Instant::now()));
+    }
+
+    /// The destination's adapter has read pages for those who waited. What it broke for is the destination's to note.
+    pub(super) fn pages_were_read(&mut self, read: &PagesRead) {
+        if self.read_pages.replace(read.pages).is_some() {
+            // Another node might say so for ever.
+            return;
+        }
+        self.remark(format!(
+            "RDMA: {} missing pages READ by the adapter, by {} reads of {} µs (half), {} µs (99 of 100)",
+            read.pages, read.reads, read.p50_us, read.p99_us
+        ));
+        if let Some(reason) = &read.broke {
+            self.note(format!("{NOT_READ}: {reason}"));
+        }
     }
 
     /// A part of RAM came to be as its digests say; returns the whole root.
@@ -187,6 +208,7 @@ impl Recorder {
             pause: PauseMoments::default(),
             forecasts: None,
             postcopy: None,
+            read_pages: None,
             transport: String::new(),
             tls: None,
             send_method: "",

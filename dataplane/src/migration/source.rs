@@ -27,6 +27,7 @@ use super::secure::Way;
 use super::shares::Share;
 use super::source_asks::{Asked, Held};
 use super::source_forecast::Writing;
+use super::source_grants::ReaderFound;
 use super::source_path::PathWatch;
 use super::source_postcopy::{BackAgain, ServeEnded, Serving};
 use super::source_streams::{Dialled, Streams};
@@ -73,6 +74,8 @@ pub(super) enum SourceInput {
     Question(Question),
     /// A connection for missing pages ended.
     ServeEnded(ServeEnded),
+    /// There is a way for the destination to read, or none.
+    ReaderFound(ReaderFound),
     /// The destination is connected to again.
     BackAgain(BackAgain),
     /// There is nothing more to ask for.
@@ -216,6 +219,9 @@ impl SourceDriver {
             SourceInput::Event(SourceEvent::Peer(Control::RdmaKeysGone)) => {
                 self.keys_are_gone();
             }
+            SourceInput::Event(SourceEvent::Peer(Control::PagesRead(read))) => {
+                self.recorder.pages_were_read(&read);
+            }
             SourceInput::Event(event @ SourceEvent::Peer(Control::Accept { .. }))
                 if self.request.dry_run =>
             {
@@ -233,6 +239,7 @@ impl SourceDriver {
             SourceInput::Question(question) => self.question(question),
             SourceInput::AllAsked(asked) => self.all_asked(asked),
             SourceInput::ServeEnded(ended) => self.serve_ended(&ended),
+            SourceInput::ReaderFound(found) => self.reader_found(found),
             SourceInput::BackAgain(back) => self.back_again(back),
             SourceInput::Admitted => self.begin(),
         }
@@ -450,6 +457,7 @@ impl SourceDriver {
         }
         self.relay = None;
         self.serving.end();
+        self.explain_grants();
         self.tracker.disarm();
         self.remember_page_time();
         (self.turn, self.share) = (None, None);

@@ -309,6 +309,8 @@ impl SourceDriver {
 
     pub(super) fn resume_vm(&mut self) {
         self.let_vm_go();
+        // What a guest writes is nobody's to read.
+        self.serving.granting.end();
         let resumed = lock(&self.vm).resume();
         match resumed {
             Ok(_) => self.pending.push_back(SourceEvent::Resumed),

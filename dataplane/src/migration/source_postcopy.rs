@@ -12,6 +12,7 @@ use super::node::lock;
 use super::peer::{self, ControlWriter, PeerError};
 use super::postcopy::{LINKS, serve, tell_missing};
 use super::source::{SourceDriver, SourceInput};
+use super::source_grants::Granting;
 use crate::engine::{Session, read_root};
 use crate::ram::RamBitmap;
 use crate::tls::Connection;
@@ -47,6 +48,8 @@ pub(super) struct Serving {
     tries: u32,
     /// Pages that were named as missing.
     missing: Option<RamBitmap>,
+    /// Who lets the destination read.
+    pub(super) granting: Granting,
     /// The migration is over.
     stop: Arc<AtomicBool>,
 }
@@ -63,6 +66,7 @@ impl Serving {
     }
 
     fn shut(&mut self) {
+        self.granting.end();
         for connection in self.open.iter_mut().filter_map(Option::take) {
             connection.shut();
         }
@@ -85,6 +89,7 @@ impl SourceDriver {
         for index in 0..LINKS {
             self.dial(StreamRole::Missing, index, Duration::ZERO);
         }
+        self.find_reader();
     }
 
     /// Serves pages on a connection, on a thread of its own.
@@ -168,7 +173,10 @@ impl SourceDriver {
         if let Err(reason) = self.try_name_missing(&[]) {
             return self.fail(AbortCode::Vmm, reason);
         }
-        let pages = self.serving.missing.as_ref().map_or(0, RamBitmap::count);
+        let missing = self.serving.missing.as_ref();
+        let pages = missing.map_or(0, RamBitmap::count);
+        // The guest stands.
+        self.serving.granting.begin(missing.cloned());
         self.recorder.remark(format!(
             "post-copy: {pages} of {} pages follow the guest",
             self.session.layout.pages()

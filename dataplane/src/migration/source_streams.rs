@@ -76,6 +76,15 @@ pub(super) struct Streams {
 }
 
 impl Streams {
+    /// Whether any data stream is a queue pair.
+    pub(super) fn has_queues(&self) -> bool {
+        self.data.iter().any(|stream| stream.is_queue)
+    }
+
+    pub(super) const fn token(&self) -> u128 {
+        self.token
+    }
+
     /// Where connections of this migration join.
     pub(super) const fn set_token(&mut self, token: u128) {
         self.token = token;

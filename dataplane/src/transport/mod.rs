@@ -39,7 +39,10 @@ pub use buffers::{BUFFER_BYTES, BufferId, BufferStock, Buffers};
 use dwcp_api::{IoPath, KernelTlsChoice, SendChoice};
 use dwcp_wire::PageRange;
 pub use poll::PollTransport;
-pub use rdma::{QueueLink, RdmaListener, RdmaMemory, RdmaRequest, RdmaTransport, find_route};
+pub use rdma::{
+    Ending, PageReader, PagesCame, PieceGranter, QueueLink, READ_PAGES_MAX, RdmaListener,
+    RdmaMemory, RdmaRequest, RdmaTransport, find_route,
+};
 pub use sealed::SealedTransport;
 pub use tcp_info::{SHORT_RTT, TcpInfo, set_pacing_rate};
 pub use uring::UringTransport;

@@ -4,11 +4,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use dwcp_api::{
-    Codec, MigrationId, MigrationReport, NotConverged, RdmaChoice, RunResult, TransferSettings,
+    Codec, MigrationId, MigrationReport, NotConverged, PhaseName, PostcopyReport, RdmaChoice,
+    RunResult, TrackerChoice, TransferSettings, Tune,
 };
 use dwcp_dataplane::migration::Node;
 use dwcp_testbed::synthetic::SyntheticOptions;
 
+use crate::common::proxy::{self, Harm, Plan, Proxy, Way};
 use crate::common::{TwoNodes, busy, settings, until, wait};
 
 pub(crate) const ID: MigrationId = MigrationId(7);
@@ -259,22 +261,142 @@ fn outruns(incoming: bool) -> SyntheticOptions {
     }
 }
 
-/// What is missing is taken out of RAM that an adapter had been told of.
+/// Whether an end had to go back to TCP for what is waited for.
+pub(crate) fn reading_broke(report: &MigrationReport) -> bool {
+    let mut notes = report.notes.iter();
+    notes.any(|note| note.contains("waited for go by TCP"))
+}
+
+/// What post-copy took; both ends say the same of it.
+fn check_read(reports: &[MigrationReport; 2]) -> PostcopyReport {
+    let postcopy = reports[0].postcopy.expect("it was post-copied");
+    assert_eq!(reports[1].postcopy, Some(postcopy));
+    assert!(postcopy.pages > 1000, "{postcopy:?}");
+    let read = format!(
+        "RDMA: {} missing pages READ by the adapter",
+        postcopy.read_pages
+    );
+    for report in reports {
+        let mut notes = report.notes.iter();
+        let is_told = notes.any(|note| note.starts_with(&read));
+        assert!(is_told, "{read}: {:?}", report.notes);
+    }
+    postcopy
+}
+
+/// What is missing is taken out of RAM that an adapter had been told of; what is waited for is read by one.
 #[test]
 #[ignore = "needs an RDMA device"]
 fn post_copy_follows_rounds_over_queue_pairs() {
+    reads(&required());
+}
+
+/// Moves a guest that outruns its link, and has pages read meanwhile.
+pub(crate) fn reads(settings: &TransferSettings) {
     let settings = TransferSettings {
         bandwidth_limit_mbit: 100,
         if_not_converged: NotConverged::PostCopy,
-        ..required()
+        ..settings.clone()
     };
     let nodes = start(&settings, outruns, None);
     move_guest(&nodes, &settings);
     let reports = check_moved(&nodes);
     assert_eq!(reports[0].transport, "rdma");
     assert_eq!(reports[0].streams_replaced, 0, "{:?}", reports[0].notes);
+    let postcopy = check_read(&reports);
+    assert!(postcopy.read_pages > 100, "{postcopy:?}");
+    assert!(!reports.iter().any(reading_broke), "{:?}", reports[1].notes);
+}
+
+/// All of it follows the guest, which writes and looks at a page now and then.
+pub(crate) fn calm(incoming: bool) -> SyntheticOptions {
+    SyntheticOptions {
+        rate: 100,
+        verify_rate: 100,
+        hot_mib: 32,
+        ..dense(incoming)
+    }
+}
+
+/// The adapter's address is gone while the guest waits for pages: they are asked for by TCP, and nobody is lost.
+#[test]
+#[ignore = "needs an RDMA device"]
+fn post_copy_whose_reads_break_goes_on_over_tcp() {
+    ip(&format!("addr add {APART}/24 dev eth0"));
+    let settings = TransferSettings {
+        bandwidth_limit_mbit: 100,
+        peer_silence_ms: 20_000,
+        // It does not say which pages were written.
+        tracker: TrackerChoice::Fingerprint,
+        ..settings()
+    };
+    let nodes = start(&settings, calm, Some(APART));
+    move_guest(&nodes, &settings);
+    nodes.a.node.tune(ID, Tune::PostCopy).unwrap();
+    until("it is not post-copied", || {
+        nodes.a.node.status(ID).unwrap().phase == PhaseName::Postcopy
+    });
+    // Some of those that are waited for by then are read.
+    std::thread::sleep(Duration::from_secs(1));
+    ip(&format!("addr del {APART}/24 dev eth0"));
+    let left = nodes.b.node.status(ID).unwrap().progress.pages_left;
+    assert!(left > 2000, "{left} pages are left: it broke too late");
+    let reports = check_moved(&nodes);
+    let postcopy = check_read(&reports);
+    assert!(postcopy.read_pages > 0, "{postcopy:?}");
+    assert!(reports.iter().all(reading_broke), "{:?}", reports[0].notes);
+}
+
+/// The way of all but the queue pairs is lost, and found again: no key outlives that, and pages come by TCP.
+#[test]
+#[ignore = "needs an RDMA device"]
+fn post_copy_whose_way_is_lost_reads_nothing_more() {
+    let settings = TransferSettings {
+        bandwidth_limit_mbit: 100,
+        tracker: TrackerChoice::Fingerprint,
+        ..settings()
+    };
+    let nodes = start(&settings, calm, None);
+    let plan = Plan {
+        connections: proxy::missing(1)..proxy::missing(1) + 1,
+        way: Way::ToDestination,
+        harm: Harm::Sever { bytes: 8 << 20 },
+    };
+    let proxy = Proxy::start(&nodes.b.address, plan);
+    let node = &nodes.a.node;
+    node.start_migration(ID, "vm", &proxy.address, settings, false)
+        .unwrap();
+    node.tune(ID, Tune::PostCopy).unwrap();
+    until("the source is cut off", || {
+        node.status(ID).unwrap().phase == PhaseName::PostcopyPaused
+    });
+    proxy.restore();
+    let reports = check_moved(&nodes);
+    let postcopy = check_read(&reports);
+    assert!(
+        postcopy.read_pages > 0 && postcopy.breaks > 0,
+        "{postcopy:?}"
+    );
+    assert!(reports.iter().all(reading_broke), "{:?}", reports[1].notes);
+}
+
+/// What the operator forbids is not done.
+#[test]
+#[ignore = "needs an RDMA device"]
+fn post_copy_without_queue_pairs_reads_nothing() {
+    let settings = TransferSettings {
+        bandwidth_limit_mbit: 100,
+        if_not_converged: NotConverged::PostCopy,
+        rdma: RdmaChoice::Off,
+        ..settings()
+    };
+    let nodes = start(&settings, outruns, None);
+    move_guest(&nodes, &settings);
+    let reports = check_moved(&nodes);
     let postcopy = reports[0].postcopy.expect("it was post-copied");
-    assert!(postcopy.pages > 1000, "{postcopy:?}");
+    assert_eq!(postcopy.read_pages, 0);
+    let notes = reports.map(|report| report.notes.join(" ")).concat();
+    assert!(!notes.contains("RDMA"), "{notes}");
 }
 
 /// The device goes while its queue pairs are at work. The name has this test come last: afterwards there is none.

@@ -1,6 +1,6 @@
 //! A process that is not root and may lock little.
 
-use crate::one_node::{moves, placed_mib, required};
+use crate::one_node::{moves, placed_mib, reads, required};
 use dwcp_api::TransferSettings;
 
 /// Both ends are in this process, and so are their buffers: pieces are given back all the time.
@@ -18,4 +18,14 @@ fn a_busy_guest_is_moved_by_the_adapter_though_little_may_be_locked() {
     let (placed, ring) = placed_mib(&reports[0]);
     println!("{placed} MiB placed, {ring} MiB in rings");
     assert!(placed > ring, "{placed} MiB placed, {ring} in rings");
+}
+
+/// What rounds had registered is let go before anything is to be read.
+#[test]
+#[ignore = "needs an RDMA device and a limit of locked memory"]
+fn missing_pages_are_read_though_little_may_be_locked() {
+    reads(&TransferSettings {
+        streams: 1,
+        ..required()
+    });
 }

@@ -3,11 +3,11 @@
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use dwcp_api::{MigrationReport, RunResult, TransferSettings};
+use dwcp_api::{MigrationReport, PhaseName, RunResult, TrackerChoice, TransferSettings, Tune};
 use dwcp_testbed::synthetic::SyntheticOptions;
 
 use crate::common::{TestGuest, TestNode, node_options, node_with, settings, until, wait};
-use crate::one_node::{ID, ip, large, until_sent};
+use crate::one_node::{ID, calm, ip, large, reading_broke, until_sent};
 
 /// Where the first node says that it is there, and stays until the second has gone.
 const MEETING: u16 = 7400;
@@ -72,7 +72,7 @@ fn meet(place: &Place) -> TcpStream {
 /// Moves the guest from the second node to the first, which listens at `port`; `meanwhile` is done at both.
 fn moves(
     port: u16,
-    guest: fn(bool) -> SyntheticOptions,
+    (guest, settings): (fn(bool) -> SyntheticOptions, TransferSettings),
     rdma: Option<String>,
     meanwhile: impl FnOnce(&TestNode),
 ) -> MigrationReport {
@@ -83,7 +83,7 @@ fn moves(
         let settings = TransferSettings {
             peer_silence_ms: 20_000,
             connect_timeout_ms: 20_000,
-            ..settings()
+            ..settings
         };
         let destination = format!("{}:{port}", end.place.peer);
         node.start_migration(ID, "vm", &destination, settings, false)
@@ -117,7 +117,7 @@ fn small(incoming: bool) -> SyntheticOptions {
 #[test]
 #[ignore = "needs two nodes with RDMA devices: tools/testbed/rxe --nodes 2"]
 fn a_guest_is_moved_over_a_link_that_delays_and_loses() {
-    let report = moves(7440, small, None, |_| ());
+    let report = moves(7440, (small, settings()), None, |_| ());
     assert_eq!(report.streams_replaced, 0, "{:?}", report.notes);
     if place().is_destination {
         return;
@@ -127,9 +127,8 @@ fn a_guest_is_moved_over_a_link_that_delays_and_loses() {
     assert!(again > 0, "the link has lost nothing");
 }
 
-/// Moves a guest by queue pairs over addresses of their own, and takes one end's away in the middle.
-fn loses_the_way(port: u16, at_destination: bool) -> MigrationReport {
-    let place = place();
+/// Gives this node an address for queue pairs alone.
+fn set_apart(place: &Place) -> String {
     let number = if place.is_destination { 1 } else { 2 };
     let apart = format!("{APART}.{number}");
     ip(&format!("addr add {apart}/24 dev eth0"));
@@ -139,8 +138,15 @@ fn loses_the_way(port: u16, at_destination: bool) -> MigrationReport {
         let mut gids = gids.map(|gid| std::fs::read_to_string(gid.unwrap().path()));
         gids.any(|gid| gid.is_ok_and(|gid| gid.contains(&last)))
     });
+    apart
+}
+
+/// Moves a guest by queue pairs over addresses of their own, and takes one end's away in the middle.
+fn loses_the_way(port: u16, at_destination: bool) -> MigrationReport {
+    let place = place();
+    let apart = set_apart(&place);
     let is_here = place.is_destination == at_destination;
-    let report = moves(port, large, Some(apart.clone()), |node| {
+    let report = moves(port, (large, settings()), Some(apart.clone()), |node| {
         if is_here {
             until_sent(&node.node, 24 << 20);
             ip(&format!("addr del {apart}/24 dev eth0"));
@@ -168,6 +174,39 @@ fn c_guest_is_moved_though_its_destination_is_not_reached_any_more() {
         let notes = report.notes.join("\n");
         assert!(notes.contains("retries exceeded"), "{notes}");
     }
+}
+
+/// Pages that the guest waits for are read, and then those reads are answered by nobody.
+#[test]
+#[ignore = "needs two nodes with RDMA devices: tools/testbed/rxe --nodes 2"]
+fn d_guest_is_post_copied_though_reads_are_not_answered_any_more() {
+    let place = place();
+    let apart = set_apart(&place);
+    let settings = TransferSettings {
+        bandwidth_limit_mbit: 100,
+        // It does not say which pages were written: all of them follow the guest.
+        tracker: TrackerChoice::Fingerprint,
+        ..settings()
+    };
+    let report = moves(7443, (calm, settings), Some(apart.clone()), |node| {
+        if place.is_destination {
+            return;
+        }
+        let node = &node.node;
+        node.tune(ID, Tune::PostCopy).unwrap();
+        until("it is not post-copied", || {
+            node.status(ID).unwrap().phase == PhaseName::Postcopy
+        });
+        // Some of those that are waited for by then are read.
+        std::thread::sleep(Duration::from_secs(2));
+        ip(&format!("addr del {apart}/24 dev eth0"));
+    });
+    if place.is_destination {
+        ip(&format!("addr del {apart}/24 dev eth0"));
+    }
+    let postcopy = report.postcopy.expect("it was post-copied");
+    assert!(postcopy.read_pages > 0, "{postcopy:?}");
+    assert!(reading_broke(&report), "{:?}", report.notes);
 }
 
 /// One of what soft-RoCE counts.

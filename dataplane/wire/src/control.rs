@@ -11,7 +11,7 @@ use check::{check, limit};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{CONTROL_BYTES_MAX, PAGE_BYTES};
-use crate::{FetchSummary, KnownPages, MissingPages, WantedPages};
+use crate::{FetchSummary, KnownPages, MissingPages, PagesRead, WantedPages};
 
 /// One RAM block, as both ends must have it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -333,6 +333,9 @@ pub enum Control {
     /// S, like `Wanted`, after `HoldsBaseline`: these pages are as they were then. Answered by a `Found`, with all of them or
     /// with none.
     Unchanged(KnownPages),
+    /// D, before `Fetched`, to a source with [`crate::Capabilities::POSTCOPY_READ`] that has made a queue pair for it:
+    /// what its adapter has read.
+    PagesRead(PagesRead),
 }
 
 impl Control {

@@ -34,6 +34,9 @@ impl Capabilities {
     pub const RECALL: Self = Self(1 << 5);
     /// It knows `HoldsBaseline` and `Unchanged`: a VM that comes back names what has not changed by bits.
     pub const BASELINE: Self = Self(1 << 6);
+    /// Beside `RDMA` and `POSTCOPY`: pages that somebody waits for may be read out of the source's RAM by the
+    /// destination's adapter, and it knows `PagesRead`.
+    pub const POSTCOPY_READ: Self = Self(1 << 7);
 
     /// Bits in both.
     #[must_use]
@@ -56,7 +59,8 @@ pub const CAPABILITIES: Capabilities = Capabilities(
         | Capabilities::RDMA.0
         | Capabilities::POSTCOPY.0
         | Capabilities::RECALL.0
-        | Capabilities::BASELINE.0,
+        | Capabilities::BASELINE.0
+        | Capabilities::POSTCOPY_READ.0,
 );
 
 /// Payload of `Hello` and `HelloReply`; 64 bytes, frozen.

@@ -28,7 +28,7 @@ pub use hello::{
     CAPABILITIES, Capabilities, Hello, HelloError, StreamHello, StreamRole, VERSION_CURRENT,
     VERSION_OLDEST, negotiate,
 };
-pub use missing::{FetchSummary, MissingPages, PageRequest, RequestError};
+pub use missing::{FetchSummary, MissingPages, PageRequest, PagesRead, RequestError};
 pub use pages::{ENTRY_BYTES, FINGERPRINT_BYTES, PageClass, PageEntry, TableError, table_bytes};
 pub use suspects::cover;
 pub use wanted::{KnownPages, PageQuestion, WantedPages};

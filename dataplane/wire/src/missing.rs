@@ -35,6 +35,21 @@ pub struct FetchSummary {
     pub breaks: u32,
 }
 
+/// What a destination's adapter has read out of the source's RAM, for those who waited.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PagesRead {
+    /// Pages that were read and placed.
+    pub pages: u64,
+    /// By so many answers to faults.
+    pub reads: u64,
+    /// Half of them took no longer, from the request to the page's place; microseconds.
+    pub p50_us: u64,
+    /// 99 of 100 took no longer; microseconds.
+    pub p99_us: u64,
+    /// Why pages were asked for by TCP again, from some time on.
+    pub broke: Option<String>,
+}
+
 /// Pages that the destination wants, in the order in which it wants them: the payload of a `PageRequest`
 /// frame. They come as page frames, in that order.
 ///

@@ -10,6 +10,15 @@
 //!     | <============================ SEND Ack            |  64 bytes: a frame
 //!     | <==========================> SEND QueueMessage    |  32 bytes
 //! ```
+//!
+//! The queue pair by which a destination reads pages in post-copy is another one, without ring or records. It is asked for
+//! with role `Missing`, and accepted without words:
+//!
+//! ```text
+//!     | <=============================== SEND PieceWanted |  a page of it was waited for
+//!     | SEND PieceFingerprints, SEND PieceGranted ======> |  or PieceRefused
+//!     | <================= READ pages, READ fingerprints  |  nobody is told
+//! ```
 
 use crate::limits::{FRAME_BYTES_MAX, FRAME_DATA_PAGES_MAX, RAM_BLOCKS_MAX};
 use crate::{HelloError, StreamHello};
@@ -30,6 +39,12 @@ pub const CREDIT_RECORDS: u32 = RECORDS_MAX / 4;
 /// most, credits are told now and then, and a stream begins with an acknowledgement.
 pub const REPLIES_MAX: u32 =
     RECORDS_MAX + RECORDS_MAX / CREDIT_RECORDS + RING_BYTES / CREDIT_BYTES + 4;
+
+/// Pieces that a destination may have asked to read and has no answer for yet. Two messages answer one.
+pub const READS_WANTED_MAX: u32 = 16;
+
+/// Bytes of a page's fingerprint in the table of a piece: the lower half, as in page frames.
+pub const FINGERPRINT_BYTES: usize = 8;
 
 /// Pieces of RAM by which keys are given: their bytes are a power of two within these.
 pub const PIECE_BYTES_MIN: u32 = 128 * 1024;
@@ -101,7 +116,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 pub struct QueueHello {
     /// Which stream of which migration.
     pub stream: StreamHello,
-    /// The largest piece of RAM that the source registers at once.
+    /// The largest piece of RAM that the source registers at once; with role `Missing`, the bytes of all of them.
     pub piece_bytes_max: u32,
 }
 
@@ -240,15 +255,16 @@ pub struct PieceId {
     pub piece: u32,
 }
 
-/// A message of a queue pair's end, beside frames; 32 bytes. S: sent by the source, D: by the destination.
+/// A message of a queue pair's end, beside frames; 32 bytes. S: sent by the source, D: by the destination. For READ they are
+/// the other way round: it is the destination that wants pieces then.
 ///
 /// | offset | bytes | field |
 /// |--:|--:|---|
-/// | 0 | 4 | kind: 1 `Credit`, 2 `PieceWanted`, 3 `PieceGranted`, 4 `PieceRefused`, 5 `PieceReturned` |
+/// | 0 | 4 | kind: 1 `Credit`, 2 `PieceWanted`, 3 `PieceGranted`, 4 `PieceRefused`, 5 `PieceReturned`, 6 `PieceFingerprints` |
 /// | 4 | 4 | RAM block; otherwise 0 |
 /// | 8 | 4 | piece; otherwise 0 |
-/// | 12 | 4 | key of `PieceGranted`; otherwise 0 |
-/// | 16 | 8 | address of `PieceGranted`, ring bytes of `Credit`; otherwise 0 |
+/// | 12 | 4 | key of `PieceGranted` and `PieceFingerprints`; otherwise 0 |
+/// | 16 | 8 | address of `PieceGranted` and `PieceFingerprints`, ring bytes of `Credit`; otherwise 0 |
 /// | 24 | 8 | records of `Credit`; otherwise 0 |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueMessage {
@@ -274,6 +290,15 @@ pub enum QueueMessage {
     PieceRefused(PieceId),
     /// S: nothing is written there any more, by this stream.
     PieceReturned(PieceId),
+    /// S, for READ, before `PieceGranted`: where the fingerprints of its pages are, [`FINGERPRINT_BYTES`] each.
+    PieceFingerprints {
+        /// Which.
+        piece: PieceId,
+        /// Where they begin, in the source's process.
+        address: u64,
+        /// Key of their memory region.
+        key: u32,
+    },
 }
 
 impl QueueMessage {
@@ -300,6 +325,11 @@ impl QueueMessage {
             } => (3, piece, key, address, 0),
             Self::PieceRefused(piece) => (4, piece, 0, 0, 0),
             Self::PieceReturned(piece) => (5, piece, 0, 0, 0),
+            Self::PieceFingerprints {
+                piece,
+                address,
+                key,
+            } => (6, piece, key, address, 0),
         };
         let mut bytes = [0; Self::BYTES];
         bytes[..4].copy_from_slice(&kind.to_le_bytes());
@@ -337,6 +367,11 @@ impl QueueMessage {
             },
             4 => Self::PieceRefused(piece),
             5 => Self::PieceReturned(piece),
+            6 => Self::PieceFingerprints {
+                piece,
+                address: long,
+                key,
+            },
             _ => {
                 return Err(QueueError::Field {
                     field: "message",
@@ -385,7 +420,7 @@ mod tests {
         assert!(QueueMessage::from_bytes(&bytes).is_ok());
         bytes[31] = 1;
         assert!(QueueMessage::from_bytes(&bytes).is_err());
-        for kind in [0, 6, u32::MAX] {
+        for kind in [0, 7, u32::MAX] {
             let mut bytes = [0; 32];
             bytes[..4].copy_from_slice(&kind.to_le_bytes());
             assert!(QueueMessage::from_bytes(&bytes).is_err());

@@ -150,12 +150,18 @@ fn queue_messages() -> Vec<(&'static str, QueueMessage)> {
         address: 0x7f00_1234_5678_9000,
         key: 0xdead_beef,
     };
+    let fingerprints = QueueMessage::PieceFingerprints {
+        piece,
+        address: 0x7f00_1234_5678_9008,
+        key: 0xfeed_f00d,
+    };
     vec![
         ("credit", credit),
         ("piece-wanted", QueueMessage::PieceWanted(piece)),
         ("piece-granted", granted),
         ("piece-refused", QueueMessage::PieceRefused(piece)),
         ("piece-returned", QueueMessage::PieceReturned(piece)),
+        ("piece-fingerprints", fingerprints),
     ]
 }
 
@@ -272,8 +278,9 @@ fn every_control_message_has_a_vector() {
         Control::RecallAnswer { .. } => 33,
         Control::HoldsBaseline { .. } => 34,
         Control::Unchanged(_) => 35,
+        Control::PagesRead(_) => 36,
     };
-    let mut seen = [false; 36];
+    let mut seen = [false; 37];
     for (name, message) in messages() {
         let index = count(&message);
         seen[index] = true;
@@ -284,5 +291,5 @@ fn every_control_message_has_a_vector() {
             "the first byte names the message"
         );
     }
-    assert_eq!(seen, [true; 36]);
+    assert_eq!(seen, [true; 37]);
 }

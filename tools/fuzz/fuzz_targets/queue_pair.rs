@@ -65,7 +65,8 @@ fn message(bytes: &[u8; QueueMessage::BYTES]) {
             if let QueueMessage::PieceWanted(piece)
             | QueueMessage::PieceGranted { piece, .. }
             | QueueMessage::PieceRefused(piece)
-            | QueueMessage::PieceReturned(piece) = message
+            | QueueMessage::PieceReturned(piece)
+            | QueueMessage::PieceFingerprints { piece, .. } = message
             {
                 assert!((piece.ram_block as usize) < RAM_BLOCKS_MAX);
             }

@@ -384,6 +384,7 @@ pub(crate) const fn message_name(message: &Control) -> &'static str {
         Control::RecallAnswer { .. } => "RecallAnswer",
         Control::HoldsBaseline { .. } => "HoldsBaseline",
         Control::Unchanged(_) => "Unchanged",
+        Control::PagesRead(_) => "PagesRead",
     }
 }
 

@@ -1,5 +1,7 @@
 //! The destination's side of post-copy: faults told, pages asked for and placed, until none is missing.
 
+mod ask;
+
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -7,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dwcp_simd::{Fingerprint, PAGE_BYTES, RamRoot};
-use dwcp_wire::{FetchSummary, PageRange};
+use dwcp_wire::{FetchSummary, PageRange, PagesRead};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -15,6 +17,7 @@ use super::link::{self, Requests};
 use super::missing::Missing;
 use super::order::Order;
 use super::place::Place;
+use super::read::Reading;
 use super::waiting::Waiting;
 use super::{DEMAND, LINKS};
 use crate::engine::Session;
@@ -23,9 +26,6 @@ use crate::migration::node::lock;
 use crate::ram::RamBitmap;
 use crate::tls::Connection;
 use crate::vmm::{Faults, Userfault, VmmError};
-
-/// Pages asked for with one that somebody waits for: up to 64 KiB from it on.
-const AROUND_PAGES: u32 = 16;
 
 /// Until pages that could not be placed are asked for again.
 const PLACE_AGAIN: Duration = Duration::from_millis(200);
@@ -40,6 +40,8 @@ pub(in crate::migration) enum FetchEvent {
     All,
     /// A connection ended: the source makes another.
     LinkLost(String),
+    /// The adapter reads no more: what somebody waits for is asked for by TCP.
+    ReadingBroke(String),
     /// A page cannot be placed.
     Failed(String),
 }
@@ -51,6 +53,7 @@ pub(in crate::migration) struct Fetch {
     missing: Missing,
     waiting: Waiting,
     order: Mutex<Order>,
+    reading: Reading,
     demand: Mutex<Option<Requests>>,
     /// Connections so far.
     number: AtomicU32,
@@ -102,6 +105,7 @@ impl Fetch {
             userfault: options.userfault,
             waiting: Waiting::new(),
             order: Mutex::new(Order::new(empty)),
+            reading: Reading::new(),
             demand: Mutex::default(),
             number: AtomicU32::new(0),
             open: Mutex::default(),
@@ -134,7 +138,11 @@ impl Fetch {
         self.spawn("dwcp-faults".into(), move || hears.hear_faults())
     }
 
-    fn spawn(&self, name: String, run: impl FnOnce() + Send + 'static) -> Result<(), VmmError> {
+    pub(super) fn spawn(
+        &self,
+        name: String,
+        run: impl FnOnce() + Send + 'static,
+    ) -> Result<(), VmmError> {
         let meter = Arc::clone(&self.meter);
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             let _helper = meter.helper();
@@ -195,6 +203,18 @@ impl Fetch {
 
     pub(super) const fn waiting(&self) -> &Waiting {
         &self.waiting
+    }
+
+    pub(super) const fn reading(&self) -> &Reading {
+        &self.reading
+    }
+
+    pub(super) fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    pub(super) fn tell(&self, event: FetchEvent) {
+        (self.tell)(event);
     }
 
     /// Pages to ask for that nobody waits for.
@@ -265,43 +285,6 @@ impl Fetch {
         }
     }
 
-    /// Asks for what somebody waits for by this connection from now on.
-    pub(super) fn ask_by(&self, requests: Requests) {
-        *lock(&self.demand) = Some(requests);
-        self.ask_again();
-    }
-
-    /// What was asked for and has not come: at once where somebody waits.
-    fn ask_again(&self) {
-        lock(&self.order).begin_anew();
-        for (block, page) in self.waiting.pages() {
-            self.ask_now(block, page);
-        }
-    }
-
-    fn ask_now(&self, block: u32, page: u32) {
-        let mut ranges = vec![PageRange {
-            ram_block: block,
-            page,
-            count: 1,
-        }];
-        let mut order = lock(&self.order);
-        ranges.extend(order.behind(&self.missing, block, page + 1, AROUND_PAGES - 1));
-        order.needed(block, page + AROUND_PAGES - 1);
-        drop(order);
-        let mut demand = lock(&self.demand);
-        let asked = demand.as_mut().map(|requests| requests.ask(ranges));
-        if matches!(asked, Some(Ok(()))) {
-            return;
-        }
-        // Without a connection it is asked for when there is one.
-        if let Some(requests) = demand.take() {
-            requests.shut();
-        }
-        drop(demand);
-        lock(&self.order).begin_anew();
-    }
-
     fn hear_faults(&self) {
         while !self.stop.load(Ordering::Acquire) {
             let mut fds = [PollFd::new(self.userfault.as_fd(), PollFlags::POLLIN)];
@@ -358,6 +341,11 @@ impl Fetch {
         self.missing.named()
     }
 
+    /// What the adapter has read, where it was to.
+    pub(in crate::migration) fn pages_read(&self) -> Option<PagesRead> {
+        self.reading.summary()
+    }
+
     pub(in crate::migration) fn summary(&self) -> FetchSummary {
         FetchSummary {
             pages: self.missing.named(),
@@ -380,6 +368,7 @@ impl Fetch {
     /// Ends it. Faults are the kernel's again only where nothing is missing.
     pub(in crate::migration) fn stop(&self) {
         self.stop.store(true, Ordering::Release);
+        self.reading.end();
         if self.missing.left() == 0 {
             self.lift();
         }

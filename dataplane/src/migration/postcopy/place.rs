@@ -1,12 +1,12 @@
 //! Missing pages into the guest's RAM, each at once and each once: the guest runs.
 
-use dwcp_simd::{FingerprintKey, Kernels, PAGE_BYTES, Page, RamRoot, kernels};
+use dwcp_simd::{Fingerprint, FingerprintKey, Kernels, PAGE_BYTES, Page, RamRoot, kernels};
 use nix::errno::Errno;
 
 use super::fetch::Fetch;
 use crate::path::PageSink;
 
-/// Takes the pages of a frame. A page that is not what its fingerprint says is not placed, and will be asked
+/// Takes the pages of a frame, or of a read. A page that is not what its fingerprint says is not placed, and will be asked
 /// for again.
 pub(super) struct Place<'a> {
     fetch: &'a Fetch,
@@ -35,6 +35,47 @@ impl<'a> Place<'a> {
     fn address(&self, block: u32, page: u32) -> u64 {
         let block = &self.fetch.session().layout.blocks()[block as usize];
         block.vmm_address() + u64::from(page) * PAGE_BYTES as u64
+    }
+
+    /// Takes pages that an adapter has read. Which of them are zero, nobody said.
+    pub(super) fn read(&mut self, block: u32, first: u32, data: &[Page], fingerprints_low: &[u64]) {
+        let right = self.right(data, fingerprints_low);
+        let mut done = 0;
+        for run in right.chunk_by(|one, next| self.key.is_zero(*one) == self.key.is_zero(*next)) {
+            let page = first + done as u32;
+            if self.key.is_zero(run[0]) {
+                self.zero(block, page, run.len() as u32);
+            } else {
+                self.data(block, page, &data[done..], run);
+            }
+            done += run.len();
+        }
+    }
+
+    /// The fingerprints of pages up to the first that is not what was sent. Behind that nothing is looked at: it comes
+    /// again with that one.
+    fn right(&mut self, data: &[Page], fingerprints_low: &[u64]) -> Vec<Fingerprint> {
+        let found = data.iter().zip(fingerprints_low).map_while(|(page, low)| {
+            let found = self.kernels.fingerprint(self.key, page);
+            (found.lo == *low).then_some(found)
+        });
+        let right: Vec<_> = found.collect();
+        self.damaged += (data.len() - right.len()) as u64;
+        right
+    }
+
+    /// Puts as many pages as have fingerprints, none of them zero.
+    fn data(&mut self, block: u32, first: u32, data: &[Page], found: &[Fingerprint]) {
+        let userfault = self.fetch.userfault();
+        self.put(self.address(block, first), found.len(), |done, to| {
+            userfault.copy(to, &data[done..found.len()])
+        });
+        if self.failure.is_none() {
+            for (page, found) in (first..).zip(found) {
+                self.fetch
+                    .is_there(block, page, Some(*found), &mut self.root);
+            }
+        }
     }
 
     /// Puts a run by `put`, which says how many of the pages behind the first so many it has put. One that
@@ -79,22 +120,8 @@ impl PageSink for Place<'_> {
     }
 
     fn pages(&mut self, block: u32, first: u32, data: &[Page], fingerprints_low: &[u64]) {
-        let fingerprint = |page| self.kernels.fingerprint(self.key, page);
-        let found: Vec<_> = data.iter().map(fingerprint).collect();
-        let right = found.iter().zip(fingerprints_low);
-        let right = right.take_while(|(found, low)| found.lo == **low).count();
-        let userfault = self.fetch.userfault();
-        self.put(self.address(block, first), right, |done, to| {
-            userfault.copy(to, &data[done..right])
-        });
-        if self.failure.is_none() {
-            for (page, found) in (first..).zip(&found[..right]) {
-                self.fetch
-                    .is_there(block, page, Some(*found), &mut self.root);
-            }
-        }
-        // Behind one that is damaged nothing was looked at: it comes again with that one.
-        self.damaged += (data.len() - right) as u64;
+        let right = self.right(data, fingerprints_low);
+        self.data(block, first, data, &right);
     }
 
     /// Nothing is received straight into RAM.

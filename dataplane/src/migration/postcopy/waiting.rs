@@ -13,6 +13,12 @@ use crate::migration::node::lock;
 /// Longest wait that is told apart from longer ones, in microseconds: an hour.
 const WAIT_US_MAX: u64 = 3_600_000_000;
 
+/// Of waits.
+pub(super) fn new_histogram() -> Histogram<u64> {
+    let histogram = Histogram::new_with_max(WAIT_US_MAX, 2);
+    histogram.expect("the bounds are constants, and valid")
+}
+
 /// Pages that somebody waits for.
 #[derive(Debug)]
 pub(super) struct Waiting {
@@ -25,11 +31,10 @@ pub(super) struct Waiting {
 
 impl Waiting {
     pub(super) fn new() -> Self {
-        let histogram = Histogram::new_with_max(WAIT_US_MAX, 2);
         Self {
             pages: Mutex::default(),
             count: AtomicUsize::new(0),
-            waits_us: Mutex::new(histogram.expect("the bounds are constants, and valid")),
+            waits_us: Mutex::new(new_histogram()),
             nobody: Condvar::new(),
             quiet: Mutex::default(),
         }

@@ -81,6 +81,12 @@ impl RdmaMemory {
         Self::new(ram, Access::REMOTE_WRITE)
     }
 
+    /// Of a source in post-copy: the destination's adapter reads RAM.
+    #[must_use]
+    pub(super) fn of_read_source(ram: &Arc<RamLayout>) -> Arc<Self> {
+        Self::new(ram, Access::REMOTE_READ)
+    }
+
     fn new(ram: &Arc<RamLayout>, access: Access) -> Arc<Self> {
         Arc::new(Self {
             blocks: GuestBlock::all(ram),
@@ -208,7 +214,18 @@ impl RdmaMemory {
         }
     }
 
-    /// Destination: the key to a piece for a stream, if it can be had.
+    /// The pages of a piece; `None` outside of RAM.
+    pub(super) fn pages(&self, piece: PieceId) -> Option<PageRange> {
+        let bytes = self.lock().piece_bytes?;
+        let (_, range) = self.range(piece, bytes)?;
+        Some(PageRange {
+            ram_block: piece.ram_block,
+            page: (range.start / PAGE_BYTES) as u32,
+            count: (range.len() / PAGE_BYTES) as u32,
+        })
+    }
+
+    /// Destination, or a source that is read: the key to a piece for a stream, if it can be had.
     pub(super) fn grant(&self, piece: PieceId, stream: u16) -> Option<RemoteAddress> {
         let mut state = self.lock();
         if state.is_revoked {
@@ -244,10 +261,15 @@ impl RdmaMemory {
         }
     }
 
-    /// Destination: nobody can write RAM when this returns, nor will again.
+    /// Source: nothing more is written. What no request holds is not pinned when this returns.
+    pub fn let_go(&self) {
+        self.lock().pieces.clear();
+    }
+
+    /// Destination, or a source that is read: no key leads to RAM when this returns, nor will again.
     ///
     /// # Errors
-    /// When a region cannot be deregistered: what is read then proves nothing.
+    /// When a region cannot be deregistered: what a destination reads then proves nothing.
     pub fn revoke(&self) -> io::Result<()> {
         let mut state = self.lock();
         state.is_revoked = true;

@@ -10,16 +10,24 @@
 //! | `grants.rs`, `sender.rs` | the source's end of a stream |
 //! | `receiver.rs` | the destination's |
 //! | `stream.rs` | either, as a stream |
+//! | `granter.rs`, `reader.rs`, `readable.rs` | post-copy: pieces of the source's RAM that the destination reads |
+//! | `ending.rs` | how the thread of either is ended |
 //! | `route.rs` | the way to the other node, before there is a stream; who asks from there |
 //!
 //! While there is work, completion queues are polled. Before a worker sleeps they are armed, and polled once more; their
 //! descriptors, those of the connection manager's events, and the worker's bell are in one epoll, which the TCP transport
 //! watches as its bell.
 
+mod ending;
+mod granter;
 mod grants;
 mod guest_memory;
 mod memory;
 mod queue;
+#[cfg(test)]
+mod read_tests;
+mod readable;
+mod reader;
 mod receiver;
 mod ring;
 mod route;
@@ -36,7 +44,10 @@ use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
+pub use ending::Ending;
+pub use granter::PieceGranter;
 pub use memory::RdmaMemory;
+pub use reader::{PageReader, PagesCame, READ_PAGES_MAX};
 pub use route::{RdmaListener, RdmaRequest, find_route};
 pub use stream::QueueLink;
 

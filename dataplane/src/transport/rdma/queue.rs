@@ -12,7 +12,7 @@ use dwcp_rdma::{
     RegisteredMemory, RemoteAddress, Reset, SendRequest, WorkCompletion,
 };
 use dwcp_wire::HEADER_BYTES;
-use dwcp_wire::rdma::{QueueHello, QueueMessage, QueueReply, RECORDS_MAX, REPLIES_MAX};
+use dwcp_wire::rdma::{QueueHello, QueueMessage, READS_WANTED_MAX, RECORDS_MAX, REPLIES_MAX};
 
 use super::memory::{invalid, words};
 
@@ -22,6 +22,9 @@ pub(super) const SENDS_MAX: usize = 320;
 
 /// Bytes that are copied into a request: an acknowledgement, a mark.
 pub(super) const INLINE_BYTES: usize = HEADER_BYTES;
+
+/// A request that nobody asks after.
+pub(super) const UNNAMED: u64 = 0;
 
 /// One request in so many says when it is complete.
 const SIGNAL_EVERY: u32 = 16;
@@ -48,6 +51,38 @@ const PATIENCE: Patience = Patience {
     receiver_not_ready_retries: 2,
 };
 
+/// What an end takes of the other one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Takes {
+    /// Records and messages that may be under way to it.
+    receives: u32,
+    /// What the other end's adapter may do with regions that allow it.
+    access: Access,
+}
+
+impl Takes {
+    /// The source's end of a stream: the other one sends messages alone.
+    pub(super) const SENDER: Self = Self {
+        receives: REPLIES_MAX,
+        access: Access::SOURCE,
+    };
+    /// The destination's end of a stream.
+    pub(super) const RECEIVER: Self = Self {
+        receives: RECORDS_MAX,
+        access: Access::REMOTE_WRITE,
+    };
+    /// The source's end, where the destination reads.
+    pub(super) const GRANTER: Self = Self {
+        receives: READS_WANTED_MAX,
+        access: Access::REMOTE_READ,
+    };
+    /// The destination's end there: two messages answer one.
+    pub(super) const READER: Self = Self {
+        receives: 2 * READS_WANTED_MAX,
+        access: Access::SOURCE,
+    };
+}
+
 /// What has come.
 #[derive(Debug)]
 pub(super) enum Arrival {
@@ -55,6 +90,8 @@ pub(super) enum Arrival {
     Record(u32),
     /// A SEND: so many bytes are those of a message or a frame.
     Message([u8; RECEIVE_BYTES], usize),
+    /// A READ that was to say so is complete, and those posted before it: what it was called.
+    Read(u64),
 }
 
 #[derive(Debug)]
@@ -89,9 +126,9 @@ impl Queue {
         id: ConnectionId,
         domain: &Arc<ProtectionDomain>,
         hello: QueueHello,
+        takes: Takes,
     ) -> io::Result<Self> {
-        // The other end sends messages alone.
-        let queue = Self::new(id, domain, REPLIES_MAX, Access::SOURCE)?;
+        let queue = Self::new(id, domain, takes)?;
         let Some(Pair::Asking(pair, _)) = &queue.pair else {
             return Err(io::ErrorKind::NotConnected.into());
         };
@@ -101,37 +138,32 @@ impl Queue {
         Ok(queue)
     }
 
-    /// Accepts a request. The message that establishes the connection may get lost: the manager accepts again then, and until it
+    /// Accepts a request, in these words. The message that establishes the connection may get lost: the manager accepts again then, and until it
     /// hears of that, data comes as well. (To tell it by [`ConnectionId::peer_has_sent`] has it go on accepting for a minute,
     /// for which whoever destroys the id waits: Linux 6.12.)
     pub(super) fn answer(
         id: ConnectionId,
         domain: &Arc<ProtectionDomain>,
-        reply: QueueReply,
+        reply: &[u8],
+        takes: Takes,
     ) -> io::Result<Self> {
         let channel = EventChannel::new().map_err(|error| words(&error))?;
         let id = id.move_to(&channel).map_err(|error| words(&error))?;
-        let mut queue = Self::new(id, domain, RECORDS_MAX, Access::REMOTE_WRITE)?;
+        let mut queue = Self::new(id, domain, takes)?;
         let number = queue.get_ready()?;
-        let accept = queue.id.accept(&parameters(number, &reply.to_bytes()));
+        let accept = queue.id.accept(&parameters(number, reply));
         accept.map_err(|error| words(&error))?;
         Ok(queue)
     }
 
-    fn new(
-        id: ConnectionId,
-        domain: &Arc<ProtectionDomain>,
-        receives: u32,
-        access: Access,
-    ) -> io::Result<Self> {
-        Self::build(id, domain, receives, access).map_err(|error| words(&error))
+    fn new(id: ConnectionId, domain: &Arc<ProtectionDomain>, takes: Takes) -> io::Result<Self> {
+        Self::build(id, domain, takes).map_err(|error| words(&error))
     }
 
     fn build(
         id: ConnectionId,
         domain: &Arc<ProtectionDomain>,
-        receives: u32,
-        access: Access,
+        Takes { receives, access }: Takes,
     ) -> Result<Self, RdmaError> {
         // One place for each request, and for those that are posted again while completions are looked at.
         let capacity = SENDS_MAX as u32 + 2 * receives;
@@ -201,7 +233,7 @@ impl Queue {
     ///
     /// # Errors
     /// The connection is over, or will never be.
-    pub(super) fn next_event(&mut self) -> io::Result<Option<QueueReply>> {
+    pub(super) fn next_event(&mut self) -> io::Result<Option<Vec<u8>>> {
         loop {
             let event = self.id.channel().next_event();
             let Some(event) = event.map_err(|error| words(&error))? else {
@@ -209,11 +241,9 @@ impl Queue {
             };
             match event.kind {
                 ConnectionEventKind::ConnectResponse => {
-                    let reply = QueueReply::from_bytes(&event.private_data);
-                    let reply = reply.map_err(|error| invalid(error.to_string()))?;
                     self.get_ready()?;
                     self.id.establish().map_err(|error| words(&error))?;
-                    return Ok(Some(reply));
+                    return Ok(Some(event.private_data));
                 }
                 ConnectionEventKind::Disconnected => return Err(super::super::closed_by_peer()),
                 ConnectionEventKind::Rejected => {
@@ -302,6 +332,9 @@ impl Queue {
             }
             Some(CompletedOperation::ReceiveWriteImmediate) => {
                 Arrival::Record(completion.immediate.unwrap_or_default())
+            }
+            Some(CompletedOperation::Read) if completion.id != UNNAMED => {
+                return take(Arrival::Read(completion.id));
             }
             _ => return Ok(()),
         };

@@ -122,7 +122,9 @@ impl Sender {
                 self.grants.granted(piece, at)
             }
             QueueMessage::PieceRefused(piece) => self.refused(piece),
-            QueueMessage::PieceWanted(_) | QueueMessage::PieceReturned(_) => false,
+            QueueMessage::PieceWanted(_)
+            | QueueMessage::PieceReturned(_)
+            | QueueMessage::PieceFingerprints { .. } => false,
         };
         if fits {
             return Ok(());

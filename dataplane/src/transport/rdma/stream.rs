@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dwcp_rdma::ConnectionId;
-use dwcp_wire::rdma::QueueHello;
+use dwcp_wire::rdma::{QueueHello, QueueReply};
 
-use super::memory::{RdmaMemory, piece_bytes_max};
-use super::queue::{Arrival, QUIET, Queue, REASON_TIME};
+use super::memory::{RdmaMemory, invalid, piece_bytes_max};
+use super::queue::{Arrival, QUIET, Queue, REASON_TIME, Takes};
 use super::receiver::{Receiver, Wanted};
 use super::route::refuse;
 use super::sender::Sender;
@@ -181,14 +181,17 @@ impl Live {
                     stream: hello,
                     piece_bytes_max: piece_bytes_max(),
                 };
-                (Queue::ask(id, &domain, hello)?, End::Source(sender))
+                (
+                    Queue::ask(id, &domain, hello, Takes::SENDER)?,
+                    End::Source(sender),
+                )
             }
             QueueLink::Answer { id, hello } => {
                 let answered = answer(&id, hello, memory, ram);
                 let (domain, receiver, reply) =
                     answered.inspect_err(|error| refuse(&id, &error.to_string()))?;
                 (
-                    Queue::answer(id, &domain, reply)?,
+                    Queue::answer(id, &domain, &reply.to_bytes(), Takes::RECEIVER)?,
                     End::Destination(receiver),
                 )
             }
@@ -213,10 +216,12 @@ impl Live {
             true => self.queue.next_event(),
             false => Ok(None),
         };
-        if let Ok(Some(reply)) = &event
+        if let Ok(Some(words)) = &event
             && let End::Source(sender) = &mut self.end
         {
-            sender.connected(*reply)?;
+            let reply =
+                QueueReply::from_bytes(words).map_err(|error| invalid(error.to_string()))?;
+            sender.connected(reply)?;
         }
         let Self {
             queue, end, wanted, ..
@@ -230,9 +235,8 @@ impl Live {
                     receiver.message(&bytes[..length])
                 }
                 (End::Destination(receiver), Arrival::Record(number)) => receiver.record(number),
-                (End::Source(_), Arrival::Record(_)) => {
-                    Err(super::memory::invalid("a record from a destination"))
-                }
+                (End::Source(_), Arrival::Record(_)) => Err(invalid("a record from a destination")),
+                (_, Arrival::Read(_)) => Err(invalid("a stream reads nothing")),
             })?;
         }
         if let Some(request) = wanted {
@@ -257,11 +261,7 @@ impl Live {
     }
 }
 
-type Answer = (
-    Arc<dwcp_rdma::ProtectionDomain>,
-    Receiver,
-    dwcp_wire::rdma::QueueReply,
-);
+type Answer = (Arc<dwcp_rdma::ProtectionDomain>, Receiver, QueueReply);
 
 fn answer(
     id: &ConnectionId,

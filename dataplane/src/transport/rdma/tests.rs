@@ -7,10 +7,10 @@ use dwcp_rdma::{Payload, RemoteAddress, SendRequest};
 use dwcp_simd::PAGE_BYTES;
 use dwcp_testbed::rxe::in_guests;
 use dwcp_wire::limits::FRAME_BYTES_MAX;
-use dwcp_wire::rdma::{PIECE_BYTES_MIN, PieceId, QueueHello, QueueMessage, RecordMark};
+use dwcp_wire::rdma::{PIECE_BYTES_MIN, PieceId, QueueHello, QueueMessage, QueueReply, RecordMark};
 use dwcp_wire::{HEADER_BYTES, PageRange};
 
-use super::queue::Queue;
+use super::queue::{Queue, Takes};
 use super::*;
 use crate::ram::testing;
 use crate::transport::suite::ends::{Kind, ask, bell, connect, options};
@@ -284,7 +284,7 @@ fn ends_do_not_believe_a_source_that_lies() {
             stream: hello,
             piece_bytes_max: PIECE_BYTES_MIN,
         };
-        let mut queue = Queue::ask(id, &domain, hello).unwrap();
+        let mut queue = Queue::ask(id, &domain, hello, Takes::SENDER).unwrap();
         let request = listener.next(LIMIT).unwrap().expect("a request");
         let RdmaRequest { id, hello } = request;
         let answer = QueueLink::Answer { id, hello };
@@ -300,7 +300,7 @@ fn ends_do_not_believe_a_source_that_lies() {
                 break;
             }
         }
-        let reply = reply.expect("it is accepted");
+        let reply = QueueReply::from_bytes(&reply.expect("it is accepted")).unwrap();
         let ring = RemoteAddress {
             address: reply.ring_address,
             rkey: reply.ring_key,

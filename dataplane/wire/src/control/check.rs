@@ -7,7 +7,7 @@ use crate::limits::{
     MISSING_BYTES_MAX, NAME_BYTES_MAX, PAGE_BYTES, PEER_SILENCE_MS_MAX, RAM_BLOCK_BYTES_MAX,
     RAM_BLOCKS_MAX, REASON_BYTES_MAX, STREAMS_MAX, SUSPECT_RANGES_MAX, WANTED_PAGES_MAX,
 };
-use crate::{KnownPages, MissingPages, WantedPages};
+use crate::{KnownPages, MissingPages, PagesRead, WantedPages};
 
 pub(super) fn check(message: &Control) -> Result<(), ControlError> {
     match message {
@@ -23,9 +23,11 @@ pub(super) fn check(message: &Control) -> Result<(), ControlError> {
         Control::Wanted(wanted) => check_wanted(wanted),
         Control::Found(found) => check_known("found.bits", found),
         Control::Unchanged(known) => check_known("unchanged.bits", known),
-        Control::PostcopyRefused { reason } => {
-            limit("reason", reason.len() as u64, REASON_BYTES_MAX as u64)
-        }
+        Control::PostcopyRefused { reason }
+        | Control::PagesRead(PagesRead {
+            broke: Some(reason),
+            ..
+        }) => limit("reason", reason.len() as u64, REASON_BYTES_MAX as u64),
         Control::Missing(missing) => check_missing(missing),
         Control::RdmaListens { address } | Control::SourceListens { address } => {
             check_listener(*address)
@@ -50,7 +52,8 @@ pub(super) fn check(message: &Control) -> Result<(), ControlError> {
         | Control::PostcopyResume { .. }
         | Control::PostcopyGoOn { .. }
         | Control::MissingAhead
-        | Control::MissingAheadTaken => Ok(()),
+        | Control::MissingAheadTaken
+        | Control::PagesRead(PagesRead { broke: None, .. }) => Ok(()),
     }
 }
 

@@ -3,8 +3,8 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use dwcp_wire::{
-    AbortCode, Control, FetchSummary, KnownPages, MissingPages, Offer, PageRange, RamBlockInfo,
-    RefuseCode, RoundSummary, SourceStands, WantedPages,
+    AbortCode, Control, FetchSummary, KnownPages, MissingPages, Offer, PageRange, PagesRead,
+    RamBlockInfo, RefuseCode, RoundSummary, SourceStands, WantedPages,
 };
 
 /// The lines of a vector file: name and bytes.
@@ -212,6 +212,13 @@ fn postcopy() -> Vec<(&'static str, Control)> {
         fetch_ms: 22_000,
         breaks: 1,
     };
+    let read = PagesRead {
+        pages: 1600,
+        reads: 110,
+        p50_us: 21,
+        p99_us: 300,
+        broke: None,
+    };
     vec![
         ("postcopy-start", Control::PostcopyStart),
         ("postcopy-ready", Control::PostcopyReady),
@@ -251,6 +258,14 @@ fn postcopy() -> Vec<(&'static str, Control)> {
         ),
         ("missing-ahead", Control::MissingAhead),
         ("missing-ahead-taken", Control::MissingAheadTaken),
+        ("pages-read", Control::PagesRead(read.clone())),
+        (
+            "pages-read-until",
+            Control::PagesRead(PagesRead {
+                broke: Some("queue pair: flushed".into()),
+                ..read
+            }),
+        ),
     ]
 }
 

@@ -289,6 +289,12 @@ fn fetched(postcopy: &PostcopyReport) -> String {
         us(postcopy.fault_p99_us),
         us(postcopy.fault_max_us),
     );
+    if postcopy.read_pages > 0 {
+        text.push_str(&format!(
+            "; {} pages READ by the adapter",
+            postcopy.read_pages
+        ));
+    }
     if postcopy.breaks > 0 {
         text.push_str(&format!("; {} connections broke", postcopy.breaks));
     }
