@@ -4,7 +4,7 @@
 //! answer and the record of the decision nothing can come in.
 
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use dwcp_api::{ApiError, ErrorCode, PhaseName, RecoverRequest, Recovery, Role, SettledOwner};
@@ -177,11 +177,12 @@ impl Node {
         let handle = self.migration(open.migration).ok_or_else(nobody_waits)?;
         let (reply, replied) = sync_channel(1);
         handle.settle(Settlement { owner, reply });
-        replied.recv_timeout(SETTLE_TIME).map_err(|_| {
+        replied.recv_timeout(SETTLE_TIME).map_err(|why| {
             // It may have ended by itself meanwhile.
-            match handle.take_settlement() {
-                Some(_) => nobody_waits(),
-                None => not_heard_of(),
+            let is_left = handle.take_settlement().is_some();
+            match why {
+                RecvTimeoutError::Timeout if !is_left => not_heard_of(),
+                _ => nobody_waits(),
             }
         })?
     }

@@ -205,9 +205,11 @@ fn arrival(migration: u128, layout: &RamLayout) -> Arrival {
 #[test]
 fn nothing_makes_room_for_an_arrival() {
     let folder = tempfile::tempdir().unwrap();
-    let store = store(&folder, 560 << 10);
     let layout = some_ram();
-    store.keep(("other", 1), &layout, &go()).unwrap();
+    let before = store(&folder, 64 << 20);
+    before.keep(("other", 1), &layout, &go()).unwrap();
+    let used = before.entries()[0].disk_bytes;
+    let store = store(&folder, used + HEADER_BYTES);
     let error = store.keep_arrival(&arrival(5, &layout)).unwrap_err();
     assert!(matches!(error, StoreError::TooLarge { .. }), "{error}");
     assert_eq!(vms(&store), ["other"]);
