@@ -1,8 +1,8 @@
 //! What the RAM of a VM was when it came here: 4 bytes a page, behind the header.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use dwcp_api::StoreKind;
@@ -32,12 +32,7 @@ impl Arrival {
     }
 
     fn write(&self, path: &Path) -> io::Result<()> {
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)?;
-        self.header.write(&file)?;
+        let file = self.header.create(path)?;
         let words = self.came.words().iter();
         let words: Vec<u8> = words.flat_map(|word| word.to_le_bytes()).collect();
         file.write_all_at(&words, HEADER_BYTES)?;
@@ -56,29 +51,20 @@ impl Store {
         let vm = &arrival.header.vm;
         self.remove_all(|kind| matches!(kind, StoreKind::Arrival { vm: of } if of == vm))?;
         self.check_room(bytes(arrival.came.words().len() as u64), &self.entries())?;
-        let part = self.next_part();
-        let written = arrival
-            .write(&part)
-            .and_then(|()| self.finish(&part, "arrival"));
-        if written.is_err() {
-            let _ = fs::remove_file(&part);
-        }
-        let failed = || StoreError::disk(format!("cannot write {}", part.display()));
-        written.map_err(failed())
+        self.add("arrival", |part| {
+            let failed = StoreError::disk(format!("cannot write {}", part.display()));
+            arrival.write(part).map_err(failed)?;
+            Ok(((), None))
+        })
+        .map(|((), _)| ())
     }
 
     /// What the RAM of a VM was when it came by `migration`, if that is known and RAM still has that shape.
     #[must_use]
     pub fn arrival(&self, vm: &str, migration: u128, layout: &RamLayout) -> Option<AsItCame> {
-        let kind = StoreKind::Arrival { vm: vm.to_owned() };
-        let entry = self
-            .entries()
-            .into_iter()
-            .rev()
-            .find(|entry| entry.kind == kind)?;
-        let read = read(&self.path(entry.number, "arrival"), migration, layout);
-        let why = |error: &io::Error| tracing::warn!(%error, ?entry, "of no use in the store");
-        read.inspect_err(why).ok()?
+        let entry = self.newest(&StoreKind::Arrival { vm: vm.to_owned() })?;
+        let came = read(&self.path(entry.number, "arrival"), migration, layout);
+        entry.of_use(came)?
     }
 }
 
@@ -88,11 +74,7 @@ const fn bytes(pages: u64) -> u64 {
 }
 
 /// Reads it, if it is of RAM of this shape that came by this migration.
-pub(super) fn read(
-    path: &Path,
-    migration: u128,
-    layout: &RamLayout,
-) -> io::Result<Option<AsItCame>> {
+fn read(path: &Path, migration: u128, layout: &RamLayout) -> io::Result<Option<AsItCame>> {
     let file = File::open(path)?;
     let header = Header::read(&file)?;
     let is_it = header.migration() == Some(migration) && header.has_shape_of(layout);

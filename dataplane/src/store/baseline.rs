@@ -1,9 +1,9 @@
 //! One baseline file: guest RAM, written down.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,12 +20,12 @@ const PIECE_PAGES: u32 = 128;
 
 /// The baseline of a VM, as its RAM was when it left.
 #[derive(Debug)]
-pub struct Baseline {
+pub(super) struct Baseline {
     file: File,
     /// Where each block begins, and its pages.
     blocks: Vec<(u64, u64)>,
     /// The migration by which it left.
-    pub migration: u128,
+    pub(super) migration: u128,
 }
 
 impl Baseline {
@@ -80,13 +80,7 @@ pub(super) fn write(
     stop: &AtomicBool,
 ) -> Result<Written, StoreError> {
     let failed = || StoreError::disk(format!("cannot write {}", path.display()));
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(failed())?;
-    header.write(&file).map_err(failed())?;
+    let file = header.create(path).map_err(failed())?;
     let mut start = HEADER_BYTES;
     let mut written = Written {
         bytes: 0,

@@ -1,8 +1,9 @@
 //! The begin of a file about a VM's RAM: whose it is, of which shape, and how it came or left.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -51,12 +52,19 @@ impl Header {
         Ok(serde_json::from_slice(text)?)
     }
 
-    pub(super) fn write(&self, file: &File) -> io::Result<()> {
+    /// Makes the file that begins with it.
+    pub(super) fn create(&self, path: &Path) -> io::Result<File> {
         let text = serde_json::to_vec(self)?;
         if text.len() as u64 >= HEADER_BYTES {
             return Err(io::Error::other("the names of the RAM blocks are too long"));
         }
-        file.write_all_at(&text, 0)
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        file.write_all_at(&text, 0)?;
+        Ok(file)
     }
 }
 

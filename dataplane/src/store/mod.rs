@@ -37,7 +37,7 @@ use dwcp_simd::FingerprintKey;
 use crate::ram::{RamError, RamLayout};
 
 pub use arrival::Arrival;
-pub use baseline::Baseline;
+use baseline::Baseline;
 use disk_image::DiskImage;
 use header::{HEADER_BYTES, Header};
 use index::Index;
@@ -109,6 +109,15 @@ pub struct Entry {
     pub disk_bytes: u64,
 }
 
+impl Entry {
+    /// What it was opened for, unless it cannot be.
+    fn of_use<T>(&self, opened: io::Result<T>) -> Option<T> {
+        let why =
+            |error: &io::Error| tracing::warn!(%error, entry = ?self, "of no use in the store");
+        opened.inspect_err(why).ok()
+    }
+}
+
 impl Store {
     /// The store of a node, in `folder`, which may take `bytes_max` of disk. What was not finished is
     /// removed.
@@ -168,7 +177,7 @@ impl Store {
         self.add("baseline", |part| {
             let header = Header::of("dwcp.baseline/1", (vm, migration), layout);
             let written = baseline::write(part, &header, layout, &self.key(), stop)?;
-            Ok((written.bytes, written.index))
+            Ok((written.bytes, Some(written.index)))
         })
         .map(|(bytes, _)| bytes)
     }
@@ -199,24 +208,28 @@ impl Store {
         self.add("image", |part| {
             let failed = StoreError::disk(format!("cannot write {}", part.display()));
             DiskImage::of(path).write(part).map_err(failed)?;
-            Ok((0, index))
+            Ok(((), Some(index)))
         })
-        .map(|(_, pages)| pages)
+        .map(|((), pages)| pages)
     }
 
-    /// Writes a file with its index; returns what `write` says and the pages in the index. It is there once
-    /// both are on the disk.
-    fn add(
+    /// Writes a file with its index, if it has one; returns what `write` says and the pages in the index. It is there
+    /// once both are on the disk.
+    fn add<T>(
         &self,
         end: &str,
-        write: impl FnOnce(&Path) -> Result<(u64, index::IndexBuilder), StoreError>,
-    ) -> Result<(u64, u64), StoreError> {
-        let part = self.next_part();
+        write: impl FnOnce(&Path) -> Result<(T, Option<index::IndexBuilder>), StoreError>,
+    ) -> Result<(T, u64), StoreError> {
+        let number = self.entries().last().map_or(1, |last| last.number + 1);
+        let part = self.folder.join(format!("{number:06}.part"));
         let index_path = part.with_extension("index");
         let finished = write(&part).and_then(|(result, index)| {
             let cannot = || StoreError::disk(format!("cannot finish {}", part.display()));
-            let pages = index.write(&index_path).map_err(cannot())?;
-            self.finish(&part, end).map_err(cannot())?;
+            let pages = index.map_or(Ok(0), |index| index.write(&index_path));
+            let pages = pages.map_err(cannot())?;
+            fs::rename(&part, part.with_extension(end))
+                .and_then(|()| File::open(&self.folder)?.sync_all())
+                .map_err(cannot())?;
             Ok((result, pages))
         });
         if finished.is_err() {
@@ -225,28 +238,18 @@ impl Store {
         finished
     }
 
-    /// What a new entry is written to.
-    fn next_part(&self) -> PathBuf {
-        let number = self.entries().last().map_or(1, |last| last.number + 1);
-        self.folder.join(format!("{number:06}.part"))
-    }
-
-    /// Has what was written be an entry.
-    fn finish(&self, part: &Path, end: &str) -> io::Result<()> {
-        fs::rename(part, part.with_extension(end))?;
-        File::open(&self.folder)?.sync_all()
+    fn newest(&self, kind: &StoreKind) -> Option<Entry> {
+        let mut entries = self.entries().into_iter().rev();
+        entries.find(|entry| entry.kind == *kind)
     }
 
     /// The same for a VM that comes: with its RAM as it left, if that is here.
     #[must_use]
     pub fn library_for(&self, vm: &str, layout: &RamLayout) -> Library {
-        let kind = StoreKind::Baseline { vm: vm.to_owned() };
-        let entries = self.entries();
-        let own = entries.iter().rev().find(|entry| entry.kind == kind);
+        let own = self.newest(&StoreKind::Baseline { vm: vm.to_owned() });
         let baseline = own.and_then(|entry| {
             let opened = Baseline::open(&self.path(entry.number, "baseline"), layout);
-            let why = |error: &io::Error| tracing::warn!(%error, ?entry, "of no use in the store");
-            Some((entry.number, opened.inspect_err(why).ok()??))
+            Some((entry.number, entry.of_use(opened)??))
         });
         self.library().with_baseline(baseline)
     }
@@ -256,16 +259,12 @@ impl Store {
     pub fn library(&self) -> Library {
         let mut entries = self.entries();
         entries.reverse();
-        let shelves = entries.iter().filter_map(|entry| {
-            let shelf = self.shelf(entry)?;
-            let why = |error: &io::Error| tracing::warn!(%error, ?entry, "of no use in the store");
-            shelf.inspect_err(why).ok()
-        });
+        let shelves = entries.iter().filter_map(|entry| self.shelf(entry));
         Library::new(self.seed, shelves.collect())
     }
 
-    /// `None` for what has no pages.
-    fn shelf(&self, entry: &Entry) -> Option<io::Result<Shelf>> {
+    /// `None` for what has no pages, or is of no use.
+    fn shelf(&self, entry: &Entry) -> Option<Shelf> {
         let (path, name) = match &entry.kind {
             StoreKind::Baseline { vm } => (
                 self.path(entry.number, "baseline"),
@@ -283,7 +282,7 @@ impl Store {
                 stale: 0,
             })
         };
-        Some(open())
+        entry.of_use(open())
     }
 
     /// All entries, the oldest first. What cannot be read is not there.

@@ -249,12 +249,18 @@ fn an_arrival_that_was_cut_short_is_of_no_use() {
     assert!(store.arrival("vm", 5, &layout).is_none());
 }
 
-#[test]
-fn a_baseline_is_read_by_place_where_ram_has_its_shape() {
+/// A store with the RAM of a VM that left by migration 9.
+fn left_by_9() -> (tempfile::TempDir, Store, RamLayout) {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder, 64 << 20);
     let left = some_ram();
     store.keep(("vm", 9), &left, &go()).unwrap();
+    (folder, store, left)
+}
+
+#[test]
+fn a_baseline_is_read_by_place_where_ram_has_its_shape() {
+    let (_folder, store, left) = left_by_9();
     let mut library = store.library_for("vm", &left);
     assert_eq!(library.baseline(), Some((9, false)));
     let mut pages = [[7; PAGE_BYTES]; 4];
@@ -275,10 +281,7 @@ fn a_baseline_is_read_by_place_where_ram_has_its_shape() {
 /// One that an earlier release has written does not say by which migration the VM left.
 #[test]
 fn a_baseline_of_before_is_found_by_hashes_alone() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = store(&folder, 64 << 20);
-    let left = some_ram();
-    store.keep(("vm", 9), &left, &go()).unwrap();
+    let (_folder, store, left) = left_by_9();
     let file = File::options()
         .read(true)
         .write(true)
