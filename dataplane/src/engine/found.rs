@@ -110,10 +110,10 @@ fn find_wanted(
     for (at, hash) in wanted.hashes().enumerate().filter(|(_, hash)| *hash != 0) {
         let number = page + at as u32;
         let global = session.layout.global_page(index, number);
-        let is_unknown = session.digests.is_unknown(global);
-        if !is_unknown && session.digests.get(global).is_some() {
+        if session.digests.known(global).is_some() {
             return Err(not_there());
         }
+        let is_unknown = session.digests.is_unknown(global);
         // A page without memory is not looked at: that would allocate it.
         if is_unknown {
             block.read_page(number, &mut content);
@@ -151,11 +151,7 @@ fn find_unchanged(
         .map(|at| first.saturating_add(at as u32))
         .collect();
     let global = |page: u32| session.layout.global_page(index, page);
-    let is_free = |page: u32| {
-        page < block.pages()
-            && (session.digests.is_unknown(global(page))
-                || session.digests.get(global(page)).is_none())
-    };
+    let is_free = |page: u32| page < block.pages() && session.digests.known(global(page)).is_none();
     if !asked.iter().all(|page| is_free(*page)) {
         return Err(not_there());
     }

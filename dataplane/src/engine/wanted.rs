@@ -28,12 +28,7 @@ impl Question {
     /// Pages asked for.
     #[must_use]
     pub fn pages(&self) -> u64 {
-        match &self.asked {
-            PageQuestion::Wanted(wanted) => {
-                wanted.hashes().filter(|&hash| hash != 0).count() as u64
-            }
-            PageQuestion::Unchanged(known) => known.count(),
-        }
+        self.asked_pages().count() as u64
     }
 
     /// The pages asked for, with their blocks.

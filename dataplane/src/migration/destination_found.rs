@@ -150,16 +150,6 @@ impl DestinationDriver {
             let reason = "the source ends round 0 before its questions are answered";
             return self.failed(AbortCode::Protocol, reason.into());
         }
-        self.stop_finding();
-        if !self.round.is_empty() && self.round.len() == usize::from(self.recorder.streams) {
-            self.wipe();
-        }
-    }
-
-    fn stop_finding(&mut self) {
-        if self.finding.questions.take().is_none() {
-            return;
-        }
         self.join_helpers();
         let mib = |pages: u64| (pages * PAGE_BYTES as u64) >> 20;
         let (in_ram, in_store) = (mib(self.finding.in_ram), mib(self.finding.in_store));
@@ -167,6 +157,9 @@ impl DestinationDriver {
             let text =
                 format!("{in_ram} MiB were in the VM's RAM already, {in_store} MiB in the store");
             self.recorder.remark(text);
+        }
+        if !self.round.is_empty() && self.round.len() == usize::from(self.recorder.streams) {
+            self.wipe();
         }
     }
 }

@@ -213,6 +213,7 @@ impl SourceDriver {
     /// What the destination has, or is about to say that it has, is no part of round 0: if it is written meanwhile, the tracker
     /// says so, and an older copy cannot come behind a newer one.
     pub(super) fn leave_known_out(&self, dirty: &mut RamBitmap) {
+        let Some(asking) = &self.asking else { return };
         let layout = &self.session.layout;
         for (index, bitmap) in dirty.blocks.iter_mut().enumerate() {
             let is_known = |page: &u32| {
@@ -223,8 +224,7 @@ impl SourceDriver {
                 .filter(is_known)
                 .for_each(|page| bitmap.clear_page(page));
         }
-        let unanswered = self.asking.iter().flat_map(|asking| &asking.unanswered);
-        for (index, page) in unanswered.flat_map(Question::asked_pages) {
+        for (index, page) in asking.unanswered.iter().flat_map(Question::asked_pages) {
             dirty.blocks[index].clear_page(page);
         }
     }

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use dwcp_api::Forecast;
 use dwcp_proto::{DirtyCurve, ForecastInput, Outlook, Phase, SourceEvent, forecast};
-
 use dwcp_wire::Control;
 
 use super::source::SourceDriver;

@@ -63,7 +63,7 @@ pub(super) struct Streams {
     data: Vec<DataStream>,
     /// Connections without which nothing begins, and that are not there yet.
     missing: usize,
-    /// Sockets for them.
+    /// Made for them before it is known which is which.
     early: EarlyConnections,
     /// Connections of data streams that are over.
     pub(super) ended: Vec<EndedConnection>,

@@ -41,6 +41,12 @@ impl Digests {
         (lo | hi != 0).then_some(Fingerprint { lo, hi })
     }
 
+    /// The fingerprint of a page that is neither zero nor unknown: it has a term in the root.
+    #[must_use]
+    pub fn known(&self, page: u64) -> Option<Fingerprint> {
+        self.get(page).filter(|held| !is_unknown(*held))
+    }
+
     /// Says that nobody knows what a page holds.
     pub fn set_unknown(&self, page: u64) {
         self.store(page, UNKNOWN, UNKNOWN);
@@ -57,8 +63,7 @@ impl Digests {
     /// One worker at a time touches a page; between rounds the workers synchronise through their
     /// mailboxes, which orders these relaxed stores.
     pub fn set(&self, page: u64, new: Option<Fingerprint>, root: &mut RamRoot) {
-        let old = self.get(page);
-        match (old.filter(|old| !is_unknown(*old)), new) {
+        match (self.known(page), new) {
             (None, None) => {}
             (None, Some(new)) => root.add(page, new),
             (Some(old), Some(new)) => root.replace(page, old, new),
@@ -85,7 +90,7 @@ impl Digests {
     pub fn root(&self) -> RamRoot {
         let mut root = RamRoot::default();
         for page in 0..self.pages() {
-            if let Some(fingerprint) = self.get(page).filter(|held| !is_unknown(*held)) {
+            if let Some(fingerprint) = self.known(page) {
                 root.add(page, fingerprint);
             }
         }

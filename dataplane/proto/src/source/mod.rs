@@ -388,7 +388,9 @@ pub(crate) const fn message_name(message: &Control) -> &'static str {
     }
 }
 
-pub(crate) fn floor_char(text: &str, most: usize) -> usize {
+/// Where a text may be cut so that at most so many bytes of it are left: before a whole character.
+#[must_use]
+pub fn floor_char(text: &str, most: usize) -> usize {
     (0..=most.min(text.len()))
         .rev()
         .find(|&at| text.is_char_boundary(at))

@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use dwcp_proto::floor_char;
 use dwcp_simd::PAGE_BYTES;
 use dwcp_wire::PagesRead;
 use dwcp_wire::limits::REASON_BYTES_MAX;
@@ -65,12 +66,9 @@ impl Reading {
     }
 
     fn note_broken(&self, reason: &str) {
-        let fits = |(at, letter): &(usize, char)| at + letter.len_utf8() <= REASON_BYTES_MAX;
-        let letters = reason.char_indices().take_while(fits);
+        let most = floor_char(reason, REASON_BYTES_MAX);
         let mut count = lock(&self.count);
-        count
-            .broke
-            .get_or_insert_with(|| letters.map(|(_, letter)| letter).collect());
+        count.broke.get_or_insert_with(|| reason[..most].to_owned());
     }
 
     fn count(&self, pages: u64, took: Duration) {
