@@ -151,6 +151,8 @@ pub fn status(id: MigrationId, vm: &str, report: Option<MigrationReport>) -> Mig
             eta_ms: Some((1000, 3000)),
             limit: Limit::Link,
             forecast: None,
+            transport: "tcp-uring".into(),
+            read_pages: 0,
         },
         path: None,
         rounds: Vec::new(),

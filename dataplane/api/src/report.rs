@@ -224,6 +224,12 @@ pub struct Progress {
     /// Whether it converges, once that can be told, and until the pause.
     #[serde(default)]
     pub forecast: Option<Forecast>,
+    /// What carries pages, as in the report; empty until that is decided.
+    #[serde(default)]
+    pub transport: String,
+    /// Destination, in post-copy: pages that its network adapter has read out of the source's RAM so far.
+    #[serde(default)]
+    pub read_pages: u64,
 }
 
 /// A migration as it is now.

@@ -26,7 +26,7 @@ use super::destination_streams::{LostConnection, StreamJoin};
 use super::node::{JournalScope, MigrationHandle, Node};
 use super::peer::ControlWriter;
 use super::postcopy::FetchEvent;
-use super::recorder::{End, Recorder, no_outcome};
+use super::recorder::{End, Fetching, Recorder, no_outcome};
 use super::relay::Relay;
 use crate::engine::{
     DestinationCommand, Found, Mailbox, NotWiped, Reread, Session, StreamRound, WorkerEvent,
@@ -367,14 +367,14 @@ impl DestinationDriver {
 
     fn publish(&mut self) {
         let session = self.session.as_deref();
-        self.recorder.fetching = self.postcopy.left();
+        self.recorder.fetching = self.postcopy.fetching();
         let phase = self.machine.phase();
         let mut status = self.recorder.status(phase, false, session);
         if phase == Phase::Postcopy && self.lacks_pages_and_source() {
             status.phase = PhaseName::PostcopyPaused;
         }
         self.handle.publish(status);
-        let (left, named) = self.recorder.fetching.unwrap_or_default();
+        let Fetching { left, named, .. } = self.recorder.fetching.unwrap_or_default();
         let counters = Counters {
             round: u64::from(self.recorder.round),
             pages_in_round: named,

@@ -178,7 +178,7 @@ impl DestinationDriver {
     }
 
     pub(super) fn resume_vm(&mut self) {
-        if let (Some(vm), Some(_)) = (&self.vm, self.postcopy.left()) {
+        if let (Some(vm), Some(_)) = (&self.vm, &self.postcopy.fetch) {
             let vm = Arc::clone(vm);
             return self.resume_patiently(vm);
         }

@@ -13,6 +13,7 @@ use super::destination_streams::{JoinLink, StreamJoin};
 use super::node::lock;
 use super::peer::ControlWriter;
 use super::postcopy::{DEMAND, Fetch, FetchEvent, FetchOptions, LINKS, note_missing};
+use super::recorder::Fetching;
 use crate::ram::{RamBitmap, RamBlock, RamLayout};
 use crate::tls::Connection;
 use crate::transport::{PageReader, RdmaRequest};
@@ -62,10 +63,14 @@ impl Postcopy {
         self.is_root_forgotten = true;
     }
 
-    /// Pages that are missing, of how many.
-    pub(super) fn left(&self) -> Option<(u64, u64)> {
+    /// How far fetching is, once it has begun.
+    pub(super) fn fetching(&self) -> Option<Fetching> {
         let fetch = self.fetch.as_ref()?;
-        Some((fetch.left(), fetch.named()))
+        Some(Fetching {
+            left: fetch.left(),
+            named: fetch.named(),
+            read: fetch.read_so_far(),
+        })
     }
 }
 
@@ -339,7 +344,7 @@ impl DestinationDriver {
         let is_heard = self
             .source_heard
             .is_some_and(|heard| heard.elapsed() <= silence);
-        let lacks = self.postcopy.left().is_some_and(|(left, _)| left > 0);
+        let lacks = self.postcopy.fetching().is_some_and(|at| at.left > 0);
         lacks && !is_heard
     }
 

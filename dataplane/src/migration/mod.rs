@@ -7,6 +7,7 @@
 //! | `node.rs`, `vms.rs` | what all migrations of a node share; who has which VM to himself |
 //! | `admission.rs`, `placement.rs`, `network_card.rs`, `room.rs` | when a migration may begin, where its workers run, whether it fits |
 //! | `dial.rs`, `peer.rs` | connecting to another node; the control connection |
+//! | `source_streams.rs`, `destination_streams.rs` | the further connections: made, given to workers, made anew |
 //! | `secure.rs` | TLS or plain text |
 //! | `source_rdma.rs`, `destination_rdma.rs` | whether streams are queue pairs |
 //! | `relay.rs` | device state between the VMM and the other node |
@@ -54,6 +55,7 @@ mod shares;
 mod source;
 mod source_actions;
 mod source_asks;
+mod source_dial;
 mod source_forecast;
 mod source_grants;
 mod source_path;
@@ -61,6 +63,7 @@ mod source_paths;
 mod source_postcopy;
 mod source_prospect;
 mod source_rdma;
+mod source_replace;
 mod source_rounds;
 mod source_streams;
 mod source_throttle;

@@ -24,7 +24,7 @@ mod progress;
 const EXPLAINED_PAGES_MIN: u64 = 4096;
 
 /// The transport that is told wherever it carried anything.
-const RDMA: &str = "rdma";
+pub(super) const RDMA: &str = "rdma";
 
 /// What is noted where a queue pair for missing pages breaks, or cannot be made.
 pub(super) const NOT_READ: &str = "missing pages that are waited for go by TCP";
@@ -82,14 +82,25 @@ pub(super) struct Recorder {
     pub(super) notes: Vec<String>,
     pub(super) dirty_pages_per_s: f64,
     pub(super) pages_in_round: u64,
-    /// Destination, in post-copy: pages that are missing, and were.
-    pub(super) fetching: Option<(u64, u64)>,
+    /// Destination, in post-copy.
+    pub(super) fetching: Option<Fetching>,
     pub(super) round: u32,
     /// Bytes that may be under way.
     pub(super) window_bytes: u64,
     /// Counts of the helpers.
     pub(super) meter: Arc<Meter>,
     rate: Rate,
+}
+
+/// How far fetching is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Fetching {
+    /// Pages that are missing.
+    pub(super) left: u64,
+    /// Pages that were.
+    pub(super) named: u64,
+    /// Pages that the adapter has read.
+    pub(super) read: u64,
 }
 
 /// What was foretold after the first round, and after the last one.

@@ -26,11 +26,12 @@ use super::relay::Relay;
 use super::secure::Way;
 use super::shares::Share;
 use super::source_asks::{Asked, Held};
+use super::source_dial::Dialled;
 use super::source_forecast::Writing;
 use super::source_grants::ReaderFound;
 use super::source_path::PathWatch;
 use super::source_postcopy::{BackAgain, ServeEnded, Serving};
-use super::source_streams::{Dialled, Streams};
+use super::source_streams::Streams;
 use super::stream_count::StreamCount;
 use crate::engine::{
     Mailbox, Question, Reread, Session, SourceCommand, WorkerEvent, WorkerHandle, WorkerRound,
@@ -422,6 +423,7 @@ impl SourceDriver {
     }
 
     fn publish(&mut self) {
+        self.note_queue_pairs();
         let (phase, in_doubt) = (self.machine.phase(), self.machine.is_in_doubt());
         let mut status = self.recorder.status(phase, in_doubt, Some(&self.session));
         if self.machine.is_cut_off() {

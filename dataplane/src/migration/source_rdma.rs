@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use dwcp_api::{ApiError, ErrorCode, RdmaChoice, TransferSettings};
 
+use super::recorder::RDMA;
 use super::secure::INTERNET;
 use super::source::SourceDriver;
 use crate::transport::RdmaMemory;
@@ -68,13 +69,23 @@ impl SourceDriver {
         }
     }
 
+    /// Bytes of pages on queue pairs: placed by the adapter, and through rings.
+    fn queued_bytes(&self) -> Option<(u64, u64)> {
+        let memory = self.streams.rdma.memory()?;
+        let (written, ring) = memory.counted();
+        (written + ring > 0).then_some((written, ring))
+    }
+
+    /// Pages go by queue pairs as soon as the first has.
+    pub(super) fn note_queue_pairs(&mut self) {
+        if self.queued_bytes().is_some() {
+            self.recorder.carried_by(RDMA);
+        }
+    }
+
     /// What became of pages on queue pairs.
     pub(super) fn explain_rdma(&mut self) {
-        let Some((written, ring)) = self.streams.rdma.memory().map(|memory| memory.counted())
-        else {
-            return;
-        };
-        if written + ring > 0 {
+        if let Some((written, ring)) = self.queued_bytes() {
             self.recorder.remark(format!(
                 "RDMA: {} MiB of pages placed by the adapter, {} MiB through rings",
                 written >> 20,

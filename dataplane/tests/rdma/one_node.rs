@@ -232,6 +232,15 @@ pub(crate) fn until_sent(node: &Node, bytes: u64) {
     });
 }
 
+/// Waits until the adapter of this node, the destination, has read pages that somebody waited for.
+pub(crate) fn until_read(node: &Node) {
+    until("no pages are read", || {
+        let status = node.status(ID).expect("it is known");
+        assert!(status.report.is_none(), "over too soon: {status:?}");
+        status.progress.read_pages >= 16
+    });
+}
+
 /// The adapter's address is gone in the middle: nothing that it has sent is acknowledged any more.
 #[test]
 #[ignore = "needs an RDMA device"]
@@ -333,11 +342,7 @@ fn post_copy_whose_reads_break_goes_on_over_tcp() {
     let nodes = start(&settings, calm, Some(APART));
     move_guest(&nodes, &settings);
     nodes.a.node.tune(ID, Tune::PostCopy).unwrap();
-    until("it is not post-copied", || {
-        nodes.a.node.status(ID).unwrap().phase == PhaseName::Postcopy
-    });
-    // Some of those that are waited for by then are read.
-    std::thread::sleep(Duration::from_secs(1));
+    until_read(&nodes.b.node);
     ip(&format!("addr del {APART}/24 dev eth0"));
     let left = nodes.b.node.status(ID).unwrap().progress.pages_left;
     assert!(left > 2000, "{left} pages are left: it broke too late");

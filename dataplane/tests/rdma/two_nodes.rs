@@ -1,13 +1,14 @@
 //! Two kernels and a link between them. The same tests run in both, and look where they are: the first is the destination.
 
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use dwcp_api::{MigrationReport, PhaseName, RunResult, TrackerChoice, TransferSettings, Tune};
+use dwcp_api::{MigrationReport, RunResult, TrackerChoice, TransferSettings, Tune};
 use dwcp_testbed::synthetic::SyntheticOptions;
 
 use crate::common::{TestGuest, TestNode, node_options, node_with, settings, until, wait};
-use crate::one_node::{ID, calm, ip, large, reading_broke, until_sent};
+use crate::one_node::{ID, calm, ip, large, reading_broke, until_read, until_sent};
 
 /// Where the first node says that it is there, and stays until the second has gone.
 const MEETING: u16 = 7400;
@@ -69,15 +70,15 @@ fn meet(place: &Place) -> TcpStream {
     met.unwrap()
 }
 
-/// Moves the guest from the second node to the first, which listens at `port`; `meanwhile` is done at both.
+/// Moves the guest from the second node to the first, which listens at `port`; `meanwhile` is done at both, which can talk.
 fn moves(
     port: u16,
     (guest, settings): (fn(bool) -> SyntheticOptions, TransferSettings),
     rdma: Option<String>,
-    meanwhile: impl FnOnce(&TestNode),
+    meanwhile: impl FnOnce(&TestNode, &mut TcpStream),
 ) -> MigrationReport {
     let end = end(place(), port, guest, rdma);
-    let met = meet(&end.place);
+    let mut met = meet(&end.place);
     let node = &end.node.node;
     if !end.place.is_destination {
         let settings = TransferSettings {
@@ -90,7 +91,7 @@ fn moves(
             .unwrap();
     }
     until("a migration comes", || node.migration(ID).is_some());
-    meanwhile(&end.node);
+    meanwhile(&end.node, &mut met);
     let report = wait(node, ID);
     println!("{}", serde_json::to_string_pretty(&report).unwrap());
     assert_eq!(report.result, RunResult::Completed, "{}", report.reason);
@@ -117,7 +118,7 @@ fn small(incoming: bool) -> SyntheticOptions {
 #[test]
 #[ignore = "needs two nodes with RDMA devices: tools/testbed/rxe --nodes 2"]
 fn a_guest_is_moved_over_a_link_that_delays_and_loses() {
-    let report = moves(7440, (small, settings()), None, |_| ());
+    let report = moves(7440, (small, settings()), None, |_, _| ());
     assert_eq!(report.streams_replaced, 0, "{:?}", report.notes);
     if place().is_destination {
         return;
@@ -146,7 +147,7 @@ fn loses_the_way(port: u16, at_destination: bool) -> MigrationReport {
     let place = place();
     let apart = set_apart(&place);
     let is_here = place.is_destination == at_destination;
-    let report = moves(port, (large, settings()), Some(apart.clone()), |node| {
+    let report = moves(port, (large, settings()), Some(apart.clone()), |node, _| {
         if is_here {
             until_sent(&node.node, 24 << 20);
             ip(&format!("addr del {apart}/24 dev eth0"));
@@ -188,19 +189,20 @@ fn d_guest_is_post_copied_though_reads_are_not_answered_any_more() {
         tracker: TrackerChoice::Fingerprint,
         ..settings()
     };
-    let report = moves(7443, (calm, settings), Some(apart.clone()), |node| {
-        if place.is_destination {
-            return;
-        }
-        let node = &node.node;
-        node.tune(ID, Tune::PostCopy).unwrap();
-        until("it is not post-copied", || {
-            node.status(ID).unwrap().phase == PhaseName::Postcopy
-        });
-        // Some of those that are waited for by then are read.
-        std::thread::sleep(Duration::from_secs(2));
-        ip(&format!("addr del {apart}/24 dev eth0"));
-    });
+    let report = moves(
+        7443,
+        (calm, settings),
+        Some(apart.clone()),
+        |node, other| {
+            if place.is_destination {
+                until_read(&node.node);
+                return other.write_all(&[0]).unwrap();
+            }
+            node.node.tune(ID, Tune::PostCopy).unwrap();
+            other.read_exact(&mut [0]).unwrap();
+            ip(&format!("addr del {apart}/24 dev eth0"));
+        },
+    );
     if place.is_destination {
         ip(&format!("addr del {apart}/24 dev eth0"));
     }

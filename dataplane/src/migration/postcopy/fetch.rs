@@ -341,6 +341,11 @@ impl Fetch {
         self.missing.named()
     }
 
+    /// Pages that the adapter has read.
+    pub(in crate::migration) fn read_so_far(&self) -> u64 {
+        self.reading.pages()
+    }
+
     /// What the adapter has read, where it was to.
     pub(in crate::migration) fn pages_read(&self) -> Option<PagesRead> {
         self.reading.summary()

@@ -78,6 +78,11 @@ impl Reading {
         count.took_us.saturating_record(us);
     }
 
+    /// Pages so far.
+    pub(super) fn pages(&self) -> u64 {
+        lock(&self.count).pages
+    }
+
     /// What was read; `None` where nothing was to be.
     pub(super) fn summary(&self) -> Option<PagesRead> {
         let count = lock(&self.count);

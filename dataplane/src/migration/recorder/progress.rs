@@ -5,7 +5,7 @@ use std::time::Instant;
 use dwcp_api::{Limit, MigrationStatus, PhaseName, Progress, Role};
 use dwcp_proto::Phase;
 
-use super::Recorder;
+use super::{Fetching, Recorder};
 use crate::engine::Session;
 use crate::migration::eta::Basis;
 use crate::migration::pause::ms;
@@ -17,11 +17,15 @@ impl Recorder {
     fn progress(&mut self, phase: Phase, session: Option<&Session>) -> Progress {
         let wire_bytes = self.wire_bytes(session);
         let done = session.map_or(0, Session::pages_done);
-        let (pages_left, pages_in_round) = self.fetching.unwrap_or_else(|| {
-            let all = self.pages_in_round;
-            (all.saturating_sub(done), all)
-        });
-        let fetched = self.fetching.map_or(0, |(left, named)| named - left);
+        let fetching = self.fetching.unwrap_or_default();
+        let (pages_left, pages_in_round) = match self.fetching {
+            Some(Fetching { left, named, .. }) => (left, named),
+            None => (
+                self.pages_in_round.saturating_sub(done),
+                self.pages_in_round,
+            ),
+        };
+        let fetched = fetching.named - fetching.left;
         let pages = done + fetched + self.rounds.iter().map(|round| round.pages).sum::<u64>();
         self.rate.note(wire_bytes, pages);
         let in_flight = session.map_or(0, Session::in_flight_bytes);
@@ -45,6 +49,8 @@ impl Recorder {
             },
             limit: self.limit(phase, &basis, in_flight),
             forecast: self.forecasts.map(|told| told.newest).filter(|_| is_live),
+            transport: self.transport.clone(),
+            read_pages: fetching.read,
         }
     }
 

@@ -133,16 +133,25 @@ pub(crate) fn progress_line(status: &MigrationStatus) -> String {
     let progress = &status.progress;
     let done = progress.pages_in_round.saturating_sub(progress.pages_left);
     format!(
-        "{} {}: round {}, {done} of {} pages, {}, {} sent, ETA {}, limited by {}",
+        "{} {}: round {}, {done} of {} pages, {}, {} sent{}, ETA {}, limited by {}",
         status.vm,
         phase(status.phase),
         progress.round,
         progress.pages_in_round,
         rate(progress.bytes_per_s),
         bytes(progress.wire_bytes),
+        carrier(progress),
         eta(progress),
         limit(progress.limit),
     )
+}
+
+/// What carries pages, once that is decided.
+pub(crate) fn carrier(progress: &Progress) -> String {
+    match progress.transport.as_str() {
+        "" => String::new(),
+        transport => format!(" by {transport}"),
+    }
 }
 
 /// The end of a migration. Of one that sent no round, or whose rounds are not known after a restart,

@@ -121,10 +121,11 @@ impl Display {
         bar.set_position(progress.pages_in_round.saturating_sub(progress.pages_left));
         bar.set_prefix(format!("{} {}", status.vm, show::phase(status.phase)));
         bar.set_message(format!(
-            "round {}, {}, {} sent, ETA {}, limited by {}",
+            "round {}, {}, {} sent{}, ETA {}, limited by {}",
             progress.round,
             show::rate(progress.bytes_per_s),
             show::bytes(progress.wire_bytes),
+            show::carrier(progress),
             show::eta(progress),
             show::limit(progress.limit),
         ));
