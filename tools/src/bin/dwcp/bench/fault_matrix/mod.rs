@@ -3,37 +3,42 @@
 //! | file | what |
 //! |---|---|
 //! | `plan.rs` | what a seed decides |
+//! | `strike.rs` | one run |
 //! | `harm.rs` | what is done |
 //! | `table.rs` | what came of it |
 //!
 //! A run has two nodes, a guest and a link of its own. The link stops at the run's moment, the fault strikes, and
-//! what was stopped goes on: where a run strikes does not depend on how fast the machine is.
+//! what was stopped goes on: where a run strikes does not depend on how fast the machine is. Queue pairs do not go by that link:
+//! where pages do, the moments that are counted in pages are seen in what the nodes tell.
 
 mod harm;
 mod plan;
+mod strike;
 mod table;
 
+use std::net::IpAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dwcp_api::TransferSettings;
 use dwcp_api::node::Request;
+use dwcp_api::{MigrationId, TrackerChoice, TransferSettings};
 use dwcp_controlplane::profile;
 use dwcp_testbed::Kind;
 use dwcp_testbed::wire::Backing;
-use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, LabError, MemoryCage, Proxy, RunSpec};
+use dwcp_tools::lab::{Ends, GuestChoice, GuestSpec, Lab, LabError, RunSpec};
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 
-use super::draws::Draws;
 use super::run::Record;
 use super::whereabouts::{Where, find};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::show;
-use harm::{Ground, RecordBytes, Scene};
-use plan::{Cell, Fault, Mode, Phase, Sizes, cells, moment};
+use harm::RecordBytes;
+use plan::{Cell, Fault, Mode, Phase, Sizes, cells};
+use strike::one;
 
 const HELP: &str = "A run is good when exactly one copy of the guest runs in the end, at either side, and finds all \
 of its memory whole. Killing the source's VMM is left out: its guest is lost by definition. A guest whose VMM is \
@@ -45,7 +50,8 @@ Full disks and lack of memory need root. Ctrl-C ends it after the runs that are 
 Examples:
   dwcp bench fault-matrix --runs 2000 --json > fault-matrix.json
   dwcp bench fault-matrix --fault cut-link --phase handover --runs 50
-  dwcp bench fault-matrix --mode post-copy --phase postcopy --runs 100 --jobs 2";
+  dwcp bench fault-matrix --mode post-copy --phase postcopy --runs 100 --jobs 2
+  dwcp bench fault-matrix --rdma 192.0.2.7 --fault kill-source-data-plane,kill-destination-data-plane --runs 36";
 
 /// `dwcp bench fault-matrix`.
 #[derive(clap::Args, Debug)]
@@ -57,11 +63,11 @@ pub(crate) struct Args {
     /// First seed.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Only this fault; may be given again.
-    #[arg(long, value_enum)]
+    /// Only these faults.
+    #[arg(long, value_enum, value_delimiter = ',')]
     fault: Vec<Fault>,
-    /// Only this phase; may be given again.
-    #[arg(long, value_enum)]
+    /// Only these phases.
+    #[arg(long, value_enum, value_delimiter = ',')]
     phase: Vec<Phase>,
     /// Only this kind of migration.
     #[arg(long, value_enum)]
@@ -75,6 +81,9 @@ pub(crate) struct Args {
     /// How long a daemon that is stopped stays so, seconds.
     #[arg(long, default_value_t = 10)]
     stop_s: u64,
+    /// Pages go by queue pairs, of this machine's RDMA device that has this address; the link carries the rest.
+    #[arg(long, value_name = "ADDRESS")]
+    rdma: Option<IpAddr>,
 }
 
 /// What came of a run.
@@ -128,9 +137,21 @@ struct Plan<'a> {
     cells: Vec<Cell>,
     spec: RunSpec,
     sizes: Sizes,
-    /// Of source and destination, by kind of migration.
-    records: [[RecordBytes; 2]; 2],
+    /// By kind of migration.
+    usual: [Usual; 2],
 }
+
+/// What a migration leaves that nothing disturbs.
+#[derive(Debug, Default)]
+struct Usual {
+    /// Of source and destination.
+    records: [RecordBytes; 2],
+    /// Pages that the destination's adapter has read for the guest.
+    read_pages: u64,
+}
+
+/// The transport in a report whose streams were queue pairs.
+const BY_QUEUE_PAIRS: &str = "rdma";
 
 /// The moment of a run comes within this time, or not at all.
 const MOMENT_TIME: Duration = Duration::from_secs(20);
@@ -177,76 +198,121 @@ fn end_on_signal() -> Result<Arc<AtomicBool>, Failure> {
     Ok(is_ended)
 }
 
-fn plan(args: &Args, cells: Vec<Cell>) -> Result<Plan<'_>, Failure> {
-    let fill_mib = args.size_mib * 3 / 4;
-    let hot_mib = args.size_mib / 8;
-    // A round takes half a second, and a guest dirties a good part of its hot pages meanwhile.
+/// A round takes half a second, and a guest dirties a good part of its hot pages meanwhile.
+fn settings(args: &Args) -> Result<TransferSettings, Failure> {
     let mbit = args.size_mib * 12;
-    let settings = profile::with_changes(
-        &profile::load("datacenter")?,
-        [
-            "timeouts.peer_silence=3s",
-            "timeouts.connect=2s",
-            &format!("transfer.bandwidth_limit_mbit={mbit}"),
-        ],
-    )?;
-    let guest = GuestSpec {
+    let changes = [
+        "timeouts.peer_silence=3s".to_owned(),
+        "timeouts.connect=2s".to_owned(),
+        format!("transfer.bandwidth_limit_mbit={mbit}"),
+    ];
+    // Pages that are encoded are placed by nobody's adapter; and keys for reading take their time, where guests are emulated.
+    let by_queue_pairs = [
+        "transfer.rdma=auto".to_owned(),
+        "pages.codec=raw".to_owned(),
+        format!("transfer.bandwidth_limit_mbit={}", mbit / 4),
+    ];
+    let by_queue_pairs = by_queue_pairs.iter().filter(|_| args.rdma.is_some());
+    let changes = changes.iter().chain(by_queue_pairs).map(String::as_str);
+    profile::with_changes(&profile::load("datacenter")?, changes).map_err(Failure::from)
+}
+
+fn guest(args: &Args) -> GuestSpec {
+    let hot_mib = args.size_mib / 8;
+    GuestSpec {
         choice: GuestChoice::Synthetic,
         ram_mib: args.size_mib,
-        fill_mib,
+        // What has holes is not registered: its pages would go through rings.
+        fill_mib: match args.rdma {
+            None => args.size_mib * 3 / 4,
+            Some(_) => args.size_mib,
+        },
         hot_mib,
         dirty_pages_per_s: hot_mib * 256,
         checked_pages_per_s: 1000,
         kind: Kind::Random,
         backing: Backing::Fresh,
+    }
+}
+
+fn plan(args: &Args, cells: Vec<Cell>) -> Result<Plan<'_>, Failure> {
+    let guest = guest(args);
+    let spec = RunSpec {
+        guest,
+        settings: settings(args)?,
+    };
+    let sizes = Sizes {
+        pages_bytes: guest.fill_mib << 20,
+        missing_bytes: guest.hot_mib << 18,
+        read_pages: None,
     };
     let mut plan = Plan {
         args,
         cells,
-        spec: RunSpec { guest, settings },
-        sizes: Sizes {
-            pages_bytes: fill_mib << 20,
-            missing_bytes: hot_mib << 18,
-        },
-        records: Default::default(),
+        spec,
+        sizes,
+        usual: Default::default(),
     };
     for mode in [Mode::PreCopy, Mode::PostCopy] {
-        plan.records[mode as usize] = undisturbed(&plan.spec, mode)?;
+        plan.usual[mode as usize] = plan.undisturbed(mode)?;
+    }
+    if args.rdma.is_some() {
+        let usual = plan.usual[Mode::PostCopy as usize].read_pages;
+        eprintln!("{usual} pages are READ for a guest that nothing disturbs");
+        plan.sizes.read_pages = Some(usual);
     }
     Ok(plan)
 }
 
-/// What the nodes write into their journals when nothing happens.
-fn undisturbed(spec: &RunSpec, mode: Mode) -> Result<[RecordBytes; 2], Failure> {
-    let folder = tempfile::tempdir().map_err(Failure::other)?;
-    let lab = Lab::start(spec, folder.path(), &mut |_| {});
-    let mut lab = lab.map_err(Failure::other)?;
-    let to = lab.b.address().to_owned();
-    begin(&mut lab, to, &spec.settings, mode).map_err(Failure::other)?;
-    let found = find(&mut lab, false, SETTLE_TIME)?;
-    if found.at != Where::Destination || !found.is_good() {
-        let text = format!("undisturbed: {found:?}");
-        return Err(Failure::other(anyhow::anyhow!(text)));
+impl Plan<'_> {
+    fn lab(&self, folder: &Path) -> Result<Lab, Failure> {
+        let address = self.args.rdma.map(|address| address.to_string());
+        let ends = address.as_deref().map(Ends::at);
+        Lab::start_over(&self.spec, folder, ends, &mut |_| {}).map_err(Failure::other)
     }
-    Ok([RecordBytes::read(&lab.a)?, RecordBytes::read(&lab.b)?])
-}
 
-/// Begins a migration; one of post-copy is told so at once.
-fn begin(
-    lab: &mut Lab,
-    to: String,
-    settings: &TransferSettings,
-    mode: Mode,
-) -> Result<(), LabError> {
-    let id = lab.migrate_by(to, settings)?;
-    if mode == Mode::PostCopy {
-        lab.a.ask(&Request::Tune {
-            which: id.to_string(),
-            bandwidth_limit_mbit: None,
-            post_copy: true,
-        })?;
+    /// Begins a migration; one of post-copy is told so at once.
+    fn begin(&self, lab: &mut Lab, to: String, mode: Mode) -> Result<MigrationId, LabError> {
+        let mut settings = self.spec.settings.clone();
+        let is_postcopy = mode == Mode::PostCopy;
+        if is_postcopy && self.args.rdma.is_some() {
+            // Which does not say what was written: all pages follow the guest, and it waits for many of them.
+            settings.tracker = TrackerChoice::Fingerprint;
+        }
+        let id = lab.migrate_by(to, &settings)?;
+        if is_postcopy {
+            lab.a.ask(&Request::Tune {
+                which: id.to_string(),
+                bandwidth_limit_mbit: None,
+                post_copy: true,
+            })?;
+        }
+        Ok(id)
     }
-    Ok(())
+
+    /// Moves a guest, and does nothing to it.
+    fn undisturbed(&self, mode: Mode) -> Result<Usual, Failure> {
+        let folder = tempfile::tempdir().map_err(Failure::other)?;
+        let mut lab = self.lab(folder.path())?;
+        let to = lab.b.address().to_owned();
+        let id = self.begin(&mut lab, to, mode).map_err(Failure::other)?;
+        let found = find(&mut lab, false, SETTLE_TIME)?;
+        let failed = |text: String| Err(Failure::other(anyhow::anyhow!("undisturbed: {text}")));
+        if found.at != Where::Destination || !found.is_good() {
+            return failed(format!("{found:?}"));
+        }
+        let Some(report) = lab.status(id).map_err(Failure::other)?.report else {
+            return failed("no report".to_owned());
+        };
+        if self.args.rdma.is_some() && report.transport != BY_QUEUE_PAIRS {
+            let (by, notes) = (report.transport, report.notes.join("; "));
+            return failed(format!("pages went by {by}, not by queue pairs: {notes}"));
+        }
+        Ok(Usual {
+            records: [RecordBytes::read(&lab.a)?, RecordBytes::read(&lab.b)?],
+            read_pages: report.postcopy.map_or(0, |postcopy| postcopy.read_pages),
+        })
+    }
 }
 
 /// All runs, some at once; in the order of their seeds.
@@ -278,114 +344,6 @@ fn all(plan: &Plan<'_>, is_ended: &AtomicBool) -> Vec<Run> {
     let mut runs = runs.into_inner().unwrap_or_else(PoisonError::into_inner);
     runs.sort_by_key(|run| run.seed);
     runs
-}
-
-fn one(plan: &Plan<'_>, seed: u64) -> Run {
-    let cell = plan.cells[(seed % plan.cells.len() as u64) as usize];
-    let mut draws = Draws::of(seed);
-    let (stop_at, name) = moment(cell, plan.sizes, &mut draws);
-    let began = Instant::now();
-    let mut run = Run {
-        seed,
-        cell,
-        moment: name,
-        outcome: Outcome::Skipped,
-        found: None,
-        total_ms: 0,
-        note: String::new(),
-    };
-    let result = match why_not(cell.fault) {
-        Some(why) => {
-            run.note = why;
-            Ok(())
-        }
-        None => strike(plan, &mut run, stop_at, &mut draws),
-    };
-    if let Err(failure) = result {
-        run.outcome = Outcome::Broken;
-        run.note = failure.text();
-    }
-    run.total_ms = began.elapsed().as_millis() as u64;
-    run
-}
-
-/// What the machine lacks for a fault.
-fn why_not(fault: Fault) -> Option<String> {
-    let needs_root = matches!(
-        fault,
-        Fault::FullDiskSource | Fault::FullDiskDestination | Fault::OutOfMemoryDestination
-    );
-    let has_cages = fault != Fault::OutOfMemoryDestination || MemoryCage::is_possible();
-    match (needs_root && !nix::unistd::geteuid().is_root(), has_cages) {
-        (true, _) => Some("needs root".to_owned()),
-        (_, false) => Some("no memory cgroups of version 1".to_owned()),
-        _ => None,
-    }
-}
-
-fn strike(
-    plan: &Plan<'_>,
-    run: &mut Run,
-    stop_at: dwcp_tools::lab::Moment,
-    draws: &mut Draws,
-) -> Result<(), Failure> {
-    let (cell, settings) = (run.cell, &plan.spec.settings);
-    let folder = tempfile::tempdir().map_err(Failure::other)?;
-    let side = usize::from(cell.fault == Fault::FullDiskDestination);
-    let records = &plan.records[cell.mode as usize][side];
-    // Declared before the nodes: what they stand on goes after them.
-    let ground = Ground::prepare(cell, folder.path(), records, draws)?;
-    let lab = Lab::start(&plan.spec, folder.path(), &mut |_| {});
-    let mut lab = lab.map_err(Failure::other)?;
-    if cell.fault == Fault::ClockJump {
-        lab.let_clocks_jump().map_err(Failure::other)?;
-    }
-    let cage = match lab.b.dataplane_pid() {
-        Some(pid) if cell.fault == Fault::OutOfMemoryDestination => {
-            Some(MemoryCage::around(pid).map_err(Failure::other)?)
-        }
-        _ => None,
-    };
-    let proxy = Proxy::start(lab.b.address(), Some(stop_at)).map_err(Failure::other)?;
-    begin(&mut lab, proxy.address(), settings, cell.mode).map_err(Failure::other)?;
-    let has_ended = |lab: &mut Lab| {
-        let list = lab.a.ask(&Request::Status { which: None });
-        matches!(list, Ok(dwcp_api::node::Reply::Migrations(list))
-            if list.iter().all(|status| status.report.is_some()))
-    };
-    let stopped = proxy.wait_stopped(MOMENT_TIME, || has_ended(&mut lab));
-    if stopped {
-        let scene = Scene {
-            lab: &mut lab,
-            proxy: &proxy,
-            ground: &ground,
-            cage: cage.as_ref(),
-            stop_time: Duration::from_secs(plan.args.stop_s),
-        };
-        scene.harm(cell.fault, draws)?;
-    }
-    let vmm_killed = cell.fault == Fault::KillDestinationVmm;
-    let found = find(&mut lab, vmm_killed, SETTLE_TIME)?;
-    let did_flip = cell.fault != Fault::Corrupt || proxy.has_flipped();
-    run.found = Some(found.at);
-    run.outcome = match found.at {
-        Where::Neither => Outcome::Lost,
-        Where::Both => Outcome::Doubled,
-        _ if !found.is_good() => Outcome::Damaged,
-        _ if stopped && did_flip => Outcome::Good,
-        _ => Outcome::NotStruck,
-    };
-    if run.outcome.is_bad() {
-        run.note = format!("{}{}", found.memory.unwrap_or_default(), found.journals);
-        keep(&folder.keep(), run);
-    }
-    Ok(())
-}
-
-/// The logs and journals of a run that went wrong stay.
-fn keep(folder: &std::path::Path, run: &mut Run) {
-    let text = format!(" (logs and journals in {})", folder.display());
-    run.note.push_str(&text);
 }
 
 fn line(run: &Run) -> String {

@@ -183,24 +183,44 @@ const POSTCOPY: &[Message] = &[
 pub(super) struct Sizes {
     pub(super) pages_bytes: u64,
     pub(super) missing_bytes: u64,
+    /// Where pages go by queue pairs: those that the destination's adapter reads for the guest, about.
+    pub(super) read_pages: Option<u64>,
+}
+
+/// When a run strikes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum When {
+    /// The link stops there.
+    Link(Moment),
+    /// The source has sent so many bytes.
+    Sent(u64),
+    /// The destination's adapter has read so many pages.
+    Read(u64),
 }
 
 /// The moment of a run, and its name. Half of those in which pages flow are counted in their bytes.
-pub(super) fn moment(cell: Cell, sizes: Sizes, draws: &mut Draws) -> (Moment, String) {
-    let bytes = |most: u64, draws: &mut Draws| 1 + (most as f64 * draws.share()) as u64;
+pub(super) fn moment(cell: Cell, sizes: Sizes, draws: &mut Draws) -> (When, String) {
+    let some = |most: u64, draws: &mut Draws| 1 + (most as f64 * draws.share()) as u64;
     let by_bytes = draws.below(2) == 0;
-    match (cell.phase, by_bytes) {
-        (Phase::Precopy, true) => {
-            let bytes = bytes(sizes.pages_bytes, draws);
-            return (
-                Moment::Pages(bytes),
-                format!("after {bytes} bytes of pages"),
-            );
+    match (cell.phase, by_bytes, sizes.read_pages) {
+        (Phase::Precopy, true, by_queue_pairs) => {
+            let bytes = some(sizes.pages_bytes, draws);
+            let name = format!("after {bytes} bytes of pages");
+            let when = match by_queue_pairs {
+                None => When::Link(Moment::Pages(bytes)),
+                Some(_) => When::Sent(bytes),
+            };
+            return (when, name);
         }
-        (Phase::Postcopy, true) => {
-            let bytes = bytes(sizes.missing_bytes, draws);
+        (Phase::Postcopy, true, None) => {
+            let bytes = some(sizes.missing_bytes, draws);
             let name = format!("after {bytes} bytes of missing pages");
-            return (Moment::Missing(bytes), name);
+            return (When::Link(Moment::Missing(bytes)), name);
+        }
+        (Phase::Postcopy, true, Some(usual)) => {
+            // Another guest of this kind may wait for fewer.
+            let pages = some(usual / 2, draws);
+            return (When::Read(pages), format!("after {pages} pages were READ"));
         }
         _ => {}
     }
@@ -215,10 +235,8 @@ pub(super) fn moment(cell: Cell, sizes: Sizes, draws: &mut Draws) -> (Moment, St
     let (name, way, is_it) = messages[draws.below(messages.len() as u64) as usize];
     let after = draws.below(2) == 0;
     let when = if after { "after" } else { "before" };
-    (
-        Moment::Message { way, is_it, after },
-        format!("{when} {name}"),
-    )
+    let stop = Moment::Message { way, is_it, after };
+    (When::Link(stop), format!("{when} {name}"))
 }
 
 #[cfg(test)]
@@ -238,6 +256,7 @@ mod tests {
         let sizes = Sizes {
             pages_bytes: 1000,
             missing_bytes: 100,
+            read_pages: Some(100),
         };
         for cell in cells(&[], &[], &[]) {
             let name = |seed| moment(cell, sizes, &mut Draws::of(seed)).1;

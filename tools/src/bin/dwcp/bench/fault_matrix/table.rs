@@ -27,7 +27,8 @@ pub(super) fn table(record: &Record<Run>) -> String {
         *good += u32::from(run.outcome == Outcome::Good);
         *all += 1;
     }
-    for fault in Fault::value_variants() {
+    let has_runs = |fault: &&Fault| record.runs.iter().any(|run| run.cell.fault == **fault);
+    for fault in Fault::value_variants().iter().filter(has_runs) {
         let _ = write!(out, "{:<32}", name(fault));
         for (mode, phase) in columns() {
             let cell = cells.get(&(*fault, mode, phase));
