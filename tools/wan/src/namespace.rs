@@ -56,7 +56,7 @@ pub(crate) fn add(name: &str) -> io::Result<()> {
 ///
 /// # Errors
 /// What `ip` said.
-pub(crate) fn remove(name: &str) -> io::Result<bool> {
+pub fn remove(name: &str) -> io::Result<bool> {
     if !path(name).exists() {
         return Ok(false);
     }

@@ -12,6 +12,7 @@ mod demo;
 mod doctor;
 mod drain;
 mod failure;
+mod interrupted;
 mod journal;
 mod migrate;
 mod node;

@@ -28,6 +28,7 @@ mod wire;
 
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::interrupted::Scratch;
 
 /// `dwcp bench`.
 #[derive(clap::Args, Debug)]
@@ -79,6 +80,11 @@ enum Which {
 }
 
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
+    let _scratch = match &args.which {
+        // It ends by itself, with the table of what it has.
+        Which::FaultMatrix(_) => None,
+        _ => Some(Scratch::begin()?),
+    };
     match &args.which {
         Which::Peers(args) => peers::run(args, context),
         Which::Wire(args) => wire::run(args, context),
