@@ -2,6 +2,8 @@
 
 mod again;
 mod begin;
+mod end;
+mod pace;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -10,18 +12,16 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use dwcp_api::counters::Counters;
-use dwcp_api::{MigrationId, MigrationStatus, PhaseName, TransferSettings};
+use dwcp_api::{MigrationId, TransferSettings};
 use dwcp_proto::{
-    Ending, Instant as ProtoInstant, Outcome, Phase, RoundLimits, Source, SourceAction, SourceEvent,
+    Instant as ProtoInstant, Outcome, Phase, RoundLimits, Source, SourceAction, SourceEvent,
 };
 use dwcp_wire::{AbortCode, Capabilities, Control};
 
 use super::admission::{Turn, at_once};
-use super::baseline;
 use super::node::{JournalScope, MigrationHandle, Node, PeerNode};
 use super::peer::{ControlWriter, PeerError};
-use super::recorder::{BeforeRound, End, Recorder, no_outcome};
+use super::recorder::{BeforeRound, Recorder};
 use super::relay::Relay;
 use super::secure::Way;
 use super::shares::Share;
@@ -32,7 +32,6 @@ use super::source_grants::ReaderFound;
 use super::source_path::PathWatch;
 use super::source_postcopy::{BackAgain, ServeEnded, Serving};
 use super::source_streams::Streams;
-use super::stream_count::StreamCount;
 use crate::engine::{
     Mailbox, Question, Reread, Session, SourceCommand, WorkerEvent, WorkerHandle, WorkerRound,
 };
@@ -154,11 +153,6 @@ pub(super) struct RoundUnderWay {
     pub(super) waited_ms: f64,
     /// What was recorded before any of them.
     pub(super) before: BeforeRound,
-}
-
-/// What is left of a rate in Mbit/s for a worker to count.
-const fn bytes_per_s(mbit: u32) -> u64 {
-    mbit as u64 * 1_000_000 / 8
 }
 
 impl SourceDriver {
@@ -302,39 +296,6 @@ impl SourceDriver {
         begin::limits(&self.request.settings)
     }
 
-    pub(super) fn limit_bandwidth(&mut self, mbit: u32) {
-        self.limit_bytes_per_s = bytes_per_s(mbit);
-        self.pace();
-        self.recorder.remark(match mbit {
-            0 => "bandwidth is not limited any more".to_owned(),
-            mbit => format!("bandwidth limited to {mbit} Mbit/s, as asked meanwhile"),
-        });
-    }
-
-    pub(super) fn join_shares(&mut self) {
-        self.share = self.node.shares.join(self.request.settings.priority);
-        self.pace();
-    }
-
-    /// Its own limit, or its share of what leaves the node, which changes with what the others send.
-    fn pace(&self) {
-        let bytes_per_s = match &self.share {
-            Some(share) => {
-                let sent = self.recorder.wire_bytes(Some(&self.session));
-                // A frame may be more than what is due between two divisions.
-                let sent = sent.saturating_sub(self.session.pace.ahead_bytes());
-                share.bytes_per_s(sent, self.limit_bytes_per_s)
-            }
-            None => self.limit_bytes_per_s,
-        };
-        if self.session.pace.bytes_per_s() != bytes_per_s {
-            self.session.pace.set(bytes_per_s);
-            if self.recorder.pause.paused.is_none() {
-                self.pace_streams();
-            }
-        }
-    }
-
     pub(super) fn perform(&mut self, action: SourceAction) {
         match action {
             SourceAction::Connect => self.connect(),
@@ -420,85 +381,5 @@ impl SourceDriver {
         if self.machine.is_in_doubt() || self.machine.is_cut_off() {
             (self.turn, self.share) = (None, None);
         }
-    }
-
-    fn publish(&mut self) {
-        self.note_queue_pairs();
-        let (phase, in_doubt) = (self.machine.phase(), self.machine.is_in_doubt());
-        let mut status = self.recorder.status(phase, in_doubt, Some(&self.session));
-        if self.machine.is_cut_off() {
-            status.phase = PhaseName::PostcopyPaused;
-        }
-        self.handle.publish(MigrationStatus {
-            path: self.path.sample,
-            ..status
-        });
-        let counters = Counters {
-            round: u64::from(self.recorder.round),
-            pages_in_round: self.recorder.pages_in_round,
-            pages_done: self.session.pages_done(),
-            wire_bytes: self.recorder.wire_bytes(Some(&self.session)),
-            in_flight_bytes: self.session.in_flight_bytes(),
-            elapsed_ns: self.recorder.started().elapsed().as_nanos() as u64,
-        };
-        self.node.publish_counters(&self.handle, counters);
-    }
-
-    fn finish(mut self) {
-        self.vm_stop.store(true, Ordering::Release);
-        let outcome = self.outcome.take().unwrap_or_else(no_outcome);
-        if outcome.result != Ending::Completed {
-            // Workers first: what they still send would reach a peer that has given up.
-            self.recorder.verified = false;
-        }
-        let workers = self.workers.iter_mut().map(WorkerHandle::stop).sum::<u64>();
-        self.explain_rdma();
-        self.streams = Streams::default();
-        if let Some(control) = &self.control {
-            control.shut();
-        }
-        self.relay = None;
-        self.serving.end();
-        self.explain_grants();
-        self.tracker.disarm();
-        self.remember_page_time();
-        (self.turn, self.share) = (None, None);
-        self.stop_asking();
-        if let Some(thread) = self.device_thread.take() {
-            let _ = thread.join();
-        }
-        let (owner, epoch) = self.journal.owner_after(&self.node, outcome.result);
-        if self.lanes.is_some() {
-            let (away, all) = (self.recorder.pages_away, self.recorder.pages_visited);
-            self.recorder.remark(format!(
-                "NUMA: {away} of {all} pages read from another node"
-            ));
-        }
-        if let Some(text) = self.path.count.as_ref().and_then(StreamCount::explain) {
-            self.recorder.remark(text);
-        }
-        self.recorder.explain_size(self.request.settings.codec);
-        let report = self.recorder.report(&End {
-            outcome: &outcome,
-            owner,
-            epoch,
-            wire_bytes: self.recorder.wire_bytes(Some(&self.session)),
-            cpu_ns: workers + crate::cpu_time::thread_cpu_ns(),
-        });
-        tracing::info!(migration = %self.request.id, result = ?report.result, reason = report.reason, "ended");
-        let phase = match (self.machine.phase(), outcome.result) {
-            // An operator has decided, and not the machine.
-            (Phase::Handover | Phase::Postcopy, Ending::Aborted) => Phase::Aborted,
-            (Phase::Handover | Phase::Postcopy, Ending::Failed) => Phase::Failed,
-            (phase, _) => phase,
-        };
-        let status = self.recorder.status(phase, false, Some(&self.session));
-        if outcome.result == Ending::Completed && self.request.settings.reuse {
-            let session = Arc::clone(&self.session);
-            let (vm, id) = (&self.request.vm, self.request.id.0);
-            baseline::keep(&self.node, vm, id, session);
-        }
-        self.node.give_vm(&self.request.vm);
-        self.handle.finish(status, report);
     }
 }

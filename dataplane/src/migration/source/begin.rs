@@ -9,7 +9,8 @@ use dwcp_journal::{GuestMemory, RecordKind};
 use dwcp_proto::{IfNotConverged, RoundLimits, Source, SourceConfig};
 use dwcp_wire::Offer;
 
-use super::{Request, SourceDriver, SourceInput, bytes_per_s};
+use super::pace::bytes_per_s;
+use super::{Request, SourceDriver, SourceInput};
 use crate::engine::{Mailbox, Session};
 use crate::migration::node::{JournalScope, MigrationHandle, Node, check_running};
 use crate::migration::placement::{ACK_BYTES_MIN, stream_window};
