@@ -128,6 +128,46 @@ fn a_path_that_leads_nowhere_is_left() {
     assert_eq!(streams, [0, 4]);
 }
 
+/// What a dry run by these ways ends with.
+fn tried(to: impl Fn(&str) -> Vec<String>) -> MigrationReport {
+    let nodes = TwoNodes::start(&four(), busy);
+    let ways = to(&nodes.b.address);
+    let settings = TransferSettings {
+        paths: ways.iter().map(|way| way.parse().unwrap()).collect(),
+        connect_timeout_ms: 1000,
+        ..four()
+    };
+    let (vm, to) = ("vm", &nodes.b.address);
+    nodes
+        .a
+        .node
+        .start_migration(ID, vm, to, settings, true)
+        .unwrap();
+    let report = wait(&nodes.a.node, ID);
+    assert!(nodes.old.is_running() && !nodes.new.is_running());
+    report
+}
+
+#[test]
+fn a_dry_run_tries_each_path() {
+    let report = tried(|there| vec![format!("127.0.0.2={there}"), "127.0.0.1:1".into()]);
+    assert_eq!(report.result, RunResult::DryRun, "{}", report.reason);
+    let notes = report.notes.join("\n");
+    assert!(notes.contains("can be taken in "), "{notes}");
+    assert!(
+        notes.contains("path 127.0.0.1:1 cannot be taken: "),
+        "{notes}"
+    );
+}
+
+#[test]
+fn a_dry_run_without_a_path_that_carries_is_an_abort() {
+    // The address is nobody's here.
+    let report = tried(|there| vec![format!("192.0.2.1={there}"), "127.0.0.1:1".into()]);
+    assert_eq!(report.result, RunResult::Aborted, "{}", report.reason);
+    assert!(report.reason.contains("no path can be taken"), "{report:?}");
+}
+
 #[test]
 fn paths_that_cannot_be_taken_are_refused_before_anything_begins() {
     let nodes = TwoNodes::start(&settings(), busy);

@@ -30,6 +30,7 @@ use super::source_dial::Dialled;
 use super::source_forecast::Writing;
 use super::source_grants::ReaderFound;
 use super::source_path::PathWatch;
+use super::source_paths::PathsTried;
 use super::source_postcopy::{BackAgain, ServeEnded, Serving};
 use super::source_streams::Streams;
 use crate::engine::{
@@ -80,6 +81,8 @@ pub(super) enum SourceInput {
     BackAgain(BackAgain),
     /// There is nothing more to ask for.
     AllAsked(Result<(), String>),
+    /// A dry run knows which paths can be taken.
+    PathsTried(PathsTried),
     /// It may begin: few are under way at a time.
     Admitted,
 }
@@ -220,7 +223,7 @@ impl SourceDriver {
             SourceInput::Event(event @ SourceEvent::Peer(Control::Accept { .. }))
                 if self.request.dry_run =>
             {
-                self.look_first(event);
+                self.try_paths(event);
             }
             SourceInput::Event(event @ SourceEvent::Peer(Control::RoundReport { .. })) => {
                 self.report_came(event);
@@ -236,6 +239,7 @@ impl SourceDriver {
             SourceInput::ServeEnded(ended) => self.serve_ended(&ended),
             SourceInput::ReaderFound(found) => self.reader_found(found),
             SourceInput::BackAgain(back) => self.back_again(back),
+            SourceInput::PathsTried(tried) => self.paths_tried(tried),
             SourceInput::Admitted => self.begin(),
         }
     }

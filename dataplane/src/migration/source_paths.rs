@@ -1,12 +1,15 @@
 //! Where the data streams of a migration go, by several paths if it has them, and how smoothly.
 
 use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 use dwcp_api::{ApiError, ErrorCode, PATHS_MAX, RdmaChoice, StreamPath, TransferSettings};
-use dwcp_wire::{StreamHello, StreamRole};
+use dwcp_proto::SourceEvent;
+use dwcp_wire::{AbortCode, StreamHello, StreamRole};
 
-use super::dial::Route;
-use super::source::SourceDriver;
+use super::dial::{Route, connect_stream};
+use super::peer::PeerError;
+use super::source::{SourceDriver, SourceInput};
 use crate::transport::{TcpInfo, set_pacing_rate};
 
 /// Of the limit of a migration, the kernel lets one stream send so much, in percent: what is limited is counted by
@@ -51,12 +54,82 @@ fn path(paths: &[StreamPath], index: u16, generation: u16) -> Option<usize> {
     turn.checked_rem(paths.len())
 }
 
+/// How long it takes to connect.
+fn connect_time(route: Route, time: Duration) -> Result<Duration, PeerError> {
+    let began = Instant::now();
+    connect_stream(route, time, None).map(|_| began.elapsed())
+}
+
 /// Bytes that the other end has acknowledged.
 pub(super) fn acked(socket: &TcpStream) -> u64 {
     TcpInfo::of(socket).map_or(0, |info| info.bytes_acked)
 }
 
+/// Which paths a dry run could take.
+#[derive(Debug)]
+pub(super) struct PathsTried {
+    /// Both nodes agree.
+    agreed: SourceEvent,
+    /// How long it took to connect.
+    outcomes: Vec<(StreamPath, Result<Duration, PeerError>)>,
+}
+
 impl SourceDriver {
+    /// Both nodes agree on a dry run. Before that is said every path is connected to, all at once.
+    pub(super) fn try_paths(&mut self, agreed: SourceEvent) {
+        let (paths, Some(to)) = (&self.request.settings.paths, self.peer) else {
+            return self.look_first(agreed);
+        };
+        if paths.is_empty() {
+            return self.look_first(agreed);
+        }
+        let time = Duration::from_millis(self.request.settings.connect_timeout_ms.into());
+        let (paths, mailbox) = (paths.clone(), self.mailbox.clone());
+        let run = move || {
+            let outcomes = std::thread::scope(|scope| {
+                let each = paths.iter().map(|&path| {
+                    let route = (path.from, path.to.unwrap_or(to));
+                    (path, scope.spawn(move || connect_time(route, time)))
+                });
+                let each: Vec<_> = each.collect();
+                let outcomes = each.into_iter().filter_map(|(path, connecting)| {
+                    // A thread that panicked has said so.
+                    Some((path, connecting.join().ok()?))
+                });
+                outcomes.collect()
+            });
+            let tried = PathsTried { agreed, outcomes };
+            let _ = mailbox.push(SourceInput::PathsTried(tried));
+        };
+        let thread = std::thread::Builder::new().name("dwcp-dial".into());
+        if let Err(error) = thread.spawn(run) {
+            self.fail(AbortCode::Other, format!("no thread: {error}"));
+        }
+    }
+
+    /// Says of each path whether it can be taken. One that can is enough.
+    pub(super) fn paths_tried(&mut self, tried: PathsTried) {
+        let mut failed = vec![];
+        let all = tried.outcomes.len();
+        for (path, outcome) in tried.outcomes {
+            match outcome {
+                Ok(time) => self.recorder.remark(format!(
+                    "path {path} can be taken in {:.1} ms",
+                    time.as_secs_f64() * 1000.0
+                )),
+                Err(error) => {
+                    let text = format!("path {path} cannot be taken: {error}");
+                    self.recorder.note(text.clone());
+                    failed.push(text);
+                }
+            }
+        }
+        if failed.len() == all {
+            return self.peer_lost(format!("no path can be taken: {}", failed.join("; ")));
+        }
+        self.look_first(tried.agreed);
+    }
+
     /// The way of a further connection; `to` is where the control connection has led.
     pub(super) fn route(&self, hello: StreamHello, to: SocketAddr) -> Route {
         let paths = &self.request.settings.paths;
