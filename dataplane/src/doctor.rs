@@ -6,8 +6,10 @@ use dwcp_api::dataplane::{Finding, FindingLevel};
 use dwcp_numa::{DeviceKind, Topology};
 use dwcp_pki::{CertificateFacts, date_of};
 use nix::sys::resource::{Resource, getrlimit};
+use socket2::{Domain, Socket, Type};
 
 use crate::tls::KernelTls;
+use crate::transport::hasten_losses;
 use crate::vmm::tracker::soft_dirty;
 
 /// Looks at everything, a line each.
@@ -22,6 +24,7 @@ pub fn findings() -> Vec<Finding> {
         memlock(),
         rdma(),
         kernel_tls(),
+        lost_packets(),
         privileges(),
         kernels(),
         qemu(),
@@ -238,6 +241,20 @@ fn kernel_tls() -> Finding {
             format!("none: {why}"),
             "the data plane seals pages itself, also with transfer.kernel_tls = \"auto\"; `modprobe tls`, \
              where the kernel has it (CONFIG_TLS)",
+        ),
+    }
+}
+
+fn lost_packets() -> Finding {
+    const SUBJECT: &str = "lost packets";
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None);
+    match socket.and_then(|socket| hasten_losses(&socket)) {
+        Ok(()) => good(SUBJECT, "noticed after a round trip and 50 ms"),
+        Err(error) => finding(
+            SUBJECT,
+            FindingLevel::Fallback,
+            format!("noticed after a round trip and 200 ms: {error}"),
+            "a pause over a link that loses packets may be longer; Linux 6.15, or `ip route change … rto_min 50ms`",
         ),
     }
 }

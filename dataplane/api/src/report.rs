@@ -322,7 +322,8 @@ pub struct MigrationReport {
     pub queued_ms: f64,
     /// From its turn to the guest running at the destination, or to the abort.
     pub total_ms: f64,
-    /// Pause of the guest.
+    /// Pause of the guest, from its stop at the source to its resume at the destination. The source hears of the latter, and
+    /// takes half of the shortest round trip for the way of that word.
     pub downtime_ms: f64,
     /// Its parts.
     pub downtime_parts_ms: DowntimePartsMs,

@@ -20,11 +20,11 @@ use dwcp_wire::{AbortCode, Capabilities, Control, HEADER_BYTES, Offer, StreamHel
 
 use super::admission::Turn;
 use super::baseline;
+use super::control_writer::{ControlWriter, in_pause};
 use super::destination_found::{Finding, Looked};
 use super::destination_postcopy::Postcopy;
 use super::destination_streams::{LostConnection, StreamJoin};
 use super::node::{JournalScope, MigrationHandle, Node};
-use super::peer::ControlWriter;
 use super::postcopy::FetchEvent;
 use super::recorder::{End, Fetching, Recorder, no_outcome};
 use super::relay::Relay;
@@ -150,7 +150,9 @@ impl DestinationDriver {
             if self.outcome.is_some() {
                 break;
             }
-            if let Some(input) = self.mailbox.wait(TICK) {
+            let control = self.control.as_mut();
+            let most = control.map_or(TICK, |control| control.follow(TICK));
+            if let Some(input) = self.mailbox.wait(most) {
                 self.take(input);
             }
             // However much comes: the other side must hear that this one lives.
@@ -323,7 +325,13 @@ impl DestinationDriver {
         {
             session.unseal();
         }
-        let sent = self.control.as_mut().map(|control| control.send(message));
+        let is_waited_for = in_pause(self.machine.phase(), message);
+        let sent = self.control.as_mut().map(|control| {
+            if is_waited_for {
+                control.is_waited_for();
+            }
+            control.send(message)
+        });
         if let Some(Err(error)) = sent {
             let reason = format!("control connection: {error}");
             self.pending.push_back(DestinationEvent::PeerLost(reason));

@@ -8,10 +8,10 @@ use dwcp_proto::{DestinationEvent, Phase};
 use dwcp_simd::RamRoot;
 use dwcp_wire::{AbortCode, Control, MissingPages};
 
+use super::control_writer::ControlWriter;
 use super::destination::{DestinationDriver, DestinationInput, listen_to_peer};
 use super::destination_streams::{JoinLink, StreamJoin};
 use super::node::lock;
-use super::peer::ControlWriter;
 use super::postcopy::{DEMAND, Fetch, FetchEvent, FetchOptions, LINKS, note_missing};
 use super::recorder::Fetching;
 use crate::ram::{RamBitmap, RamBlock, RamLayout};

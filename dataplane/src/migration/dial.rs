@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::peer::PeerError;
-use crate::transport::UNSENT_BYTES_MAX;
+use crate::transport::{UNSENT_BYTES_MAX, hasten_losses};
 
 /// Has the kernel take no more of a stream than the link does, and a little. Kernels before 3.12 take
 /// what they have room for.
@@ -85,6 +85,8 @@ fn open(
         let words = |error| format!("congestion control {name} cannot be set: {error}");
         outcome.err().map(words)
     });
+    // An older kernel has a time of its own.
+    let _ = hasten_losses(&socket);
     if let Some(from) = from {
         socket.bind(&SocketAddr::new(from, 0).into())?;
     }

@@ -10,14 +10,16 @@ use dwcp_api::{MigrationId, Role, TransferSettings};
 use dwcp_journal::Unfinished;
 use dwcp_wire::{Control, FetchSummary, FrameKind, Offer, RefuseCode, StreamHello, StreamRole};
 
+use super::control_writer::ControlWriter;
 use super::destination::{self, DestinationInput};
 use super::destination_streams::{JoinLink, StreamJoin};
 use super::meter::Meter;
 use super::node::{Node, NodeError};
-use super::peer::{self, ControlWriter, PeerError};
+use super::peer::{self, PeerError};
 use super::secure::{Admitted, admit};
 use super::{recall, recovery};
 use crate::tls::Connection;
+use crate::transport::hasten_losses;
 
 /// A peer must say who it is within this time.
 const HELLO_TIME: Duration = Duration::from_secs(10);
@@ -105,6 +107,7 @@ fn greet(
     let text = |error: PeerError| error.to_string();
     let io = |error: std::io::Error| error.to_string();
     socket.set_nodelay(true).map_err(io)?;
+    let _ = hasten_losses(&socket);
     socket.set_read_timeout(Some(HELLO_TIME)).map_err(io)?;
     // One that only looked how long the way is, or found that somebody listens.
     match socket.peek(&mut [0]) {

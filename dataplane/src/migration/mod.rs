@@ -6,7 +6,7 @@
 //! | `destination.rs`, `destination_actions.rs`, `destination_rounds.rs` | the destination's |
 //! | `node.rs`, `vms.rs` | what all migrations of a node share; who has which VM to himself |
 //! | `admission.rs`, `placement.rs`, `network_card.rs`, `room.rs` | when a migration may begin, where its workers run, whether it fits |
-//! | `dial.rs`, `peer.rs` | connecting to another node; the control connection |
+//! | `dial.rs`, `peer.rs`, `control_writer.rs` | connecting to another node; the control connection |
 //! | `source_streams.rs`, `destination_streams.rs` | the further connections: made, given to workers, made anew |
 //! | `secure.rs` | TLS or plain text |
 //! | `source_rdma.rs`, `destination_rdma.rs` | whether streams are queue pairs |
@@ -21,6 +21,7 @@
 
 mod admission;
 mod baseline;
+mod control_writer;
 mod destination;
 mod destination_actions;
 mod destination_found;

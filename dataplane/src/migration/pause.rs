@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use dwcp_api::DowntimePartsMs;
 
-/// Moments of the pause, in order, each on this node's monotonic clock.
+/// Moments of the pause, in order, each on this node's monotonic clock. What the destination does is said by it; the way of
+/// those words is no part of the pause.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PauseMoments {
     pub(super) decided: Option<Instant>,

@@ -2,7 +2,6 @@
 
 use std::io::ErrorKind::UnexpectedEof;
 use std::io::{self, Read, Write};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,9 +9,10 @@ use dwcp_api::Codec;
 use dwcp_wire::limits::PAYLOAD_BYTES_MAX;
 use dwcp_wire::{
     Capabilities, Control, ControlError, FrameHeader, FrameKind, HEADER_BYTES, HeaderError, Hello,
-    HelloError, StreamHello, decode_control, encode_control, negotiate,
+    HelloError, StreamHello, decode_control, negotiate,
 };
 
+use super::control_writer::ControlWriter;
 use super::meter::Meter;
 use crate::tls::{Connection, TlsError};
 
@@ -241,54 +241,6 @@ pub(super) fn say_stream_hello(
         &payload,
         meter,
     )?)
-}
-
-/// Sends control messages on a connection.
-#[derive(Debug)]
-pub(super) struct ControlWriter {
-    stream: Connection,
-    sequence: u64,
-    meter: Arc<Meter>,
-}
-
-impl ControlWriter {
-    /// A writer on a connection whose hellos are exchanged. A peer that takes nothing for `silence`
-    /// is lost.
-    pub(super) fn new(
-        stream: Connection,
-        silence: Duration,
-        meter: &Arc<Meter>,
-    ) -> io::Result<Self> {
-        stream.set_write_timeout(Some(silence))?;
-        Ok(Self {
-            stream,
-            sequence: 1,
-            meter: Arc::clone(meter),
-        })
-    }
-
-    pub(super) fn send(&mut self, message: &Control) -> Result<(), PeerError> {
-        self.sequence += 1;
-        let payload = encode_control(message)?;
-        Ok(write_frame(
-            &mut self.stream,
-            FrameKind::Control,
-            0,
-            self.sequence,
-            &payload,
-            &self.meter,
-        )?)
-    }
-
-    /// The address of this end.
-    pub(super) fn local_address(&self) -> Option<IpAddr> {
-        self.stream.local_ip()
-    }
-
-    /// Ends the connection; its reader ends too.
-    pub(super) fn shut(&self) {
-        self.stream.shut();
-    }
 }
 
 /// Reads one control message.

@@ -17,6 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use dwcp_wire::FrameKind;
 use dwcp_wire::limits::DEVICE_BYTES_MAX;
 
+use super::control_writer::{FOLLOW_TIME, FOLLOWERS};
 use super::meter::{Helper, Meter};
 use super::peer::{PeerError, read_frame, write_frame};
 use crate::tls::Connection;
@@ -206,6 +207,10 @@ fn receive(
         match header.kind {
             FrameKind::Device if payload.is_empty() => {
                 held.end();
+                // What follows is read: the kernel would reset a connection that is closed with something left.
+                while read_frame(&mut peer, meter)
+                    .is_ok_and(|(it, _)| it.kind == FrameKind::Padding)
+                {}
                 return Ok(());
             }
             FrameKind::Device => held.push(payload)?,
@@ -262,10 +267,21 @@ fn send(
         }
         write_frame(&mut peer, kind, 0, sequence, payload, meter)?;
         if bytes == 0 {
+            follow(&mut peer, sequence, meter);
             break;
         }
     }
     Ok(())
+}
+
+/// The end is followed by padding, for a lost packet to be noticed. Nobody waits for that, and it may be cut off.
+fn follow(peer: &mut Connection, end: u64, meter: &Meter) {
+    for sequence in end + 1..=end + u64::from(FOLLOWERS) {
+        std::thread::sleep(FOLLOW_TIME);
+        if write_frame(peer, FrameKind::Padding, 0, sequence, &[0; 16], meter).is_err() {
+            return;
+        }
+    }
 }
 
 #[cfg(test)]

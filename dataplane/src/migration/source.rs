@@ -19,8 +19,9 @@ use dwcp_proto::{
 use dwcp_wire::{AbortCode, Capabilities, Control};
 
 use super::admission::{Turn, at_once};
+use super::control_writer::ControlWriter;
 use super::node::{JournalScope, MigrationHandle, Node, PeerNode};
-use super::peer::{ControlWriter, PeerError};
+use super::peer::PeerError;
 use super::recorder::{BeforeRound, Recorder};
 use super::relay::Relay;
 use super::secure::Way;
@@ -173,7 +174,9 @@ impl SourceDriver {
             if self.outcome.is_some() {
                 break;
             }
-            if let Some(input) = self.mailbox.wait(TICK) {
+            let control = self.control.as_mut();
+            let most = control.map_or(TICK, |control| control.follow(TICK));
+            if let Some(input) = self.mailbox.wait(most) {
                 self.take(input);
             }
             // However much comes: the other side must hear that this one lives.

@@ -11,12 +11,13 @@ use dwcp_api::{Codec, NotConverged};
 use dwcp_proto::{JournalEntry, Outcome, SourceEvent};
 use dwcp_wire::{AbortCode, Capabilities, Control};
 
+use super::control_writer::{ControlWriter, in_pause};
 use super::dial;
 use super::doubt::{ASK_TIME, committed};
 use super::early::LONG_WAY;
 use super::meter::Meter;
 use super::node::lock;
-use super::peer::{self, ControlWriter, PeerError};
+use super::peer::{self, PeerError};
 use super::recorder::tls_report;
 use super::reread::reread;
 use super::settle::Settlement;
@@ -35,6 +36,10 @@ impl SourceDriver {
             SourceEvent::PeerLost(_) => self.recorder.peer_lost = true,
             _ => {}
         }
+        let half_trip = self.control.as_ref().map(ControlWriter::half_trip);
+        let said = half_trip
+            .and_then(|time| now.checked_sub(time))
+            .unwrap_or(now);
         let pause = &mut self.recorder.pause;
         match event {
             SourceEvent::Peer(Control::RoundReport {
@@ -58,12 +63,12 @@ impl SourceDriver {
                 pause.device = Some(now);
             }
             SourceEvent::Peer(Control::Committed { .. }) => {
-                pause.committed = Some(now);
+                pause.committed = Some(said);
                 // A destination commits only what it has proven.
                 self.recorder.verified = true;
             }
             SourceEvent::Peer(Control::Resumed) => {
-                pause.resumed = Some(now);
+                pause.resumed = Some(said);
                 self.recorder.verified = true;
             }
             SourceEvent::Peer(Control::Whole { verified, summary }) => {
@@ -191,9 +196,13 @@ impl SourceDriver {
         if let Control::Handover { .. } = message {
             self.session.pace.hold();
         }
+        let is_waited_for = in_pause(self.machine.phase(), message);
         let Some(control) = &mut self.control else {
             return;
         };
+        if is_waited_for {
+            control.is_waited_for();
+        }
         if let Err(error) = control.send(message) {
             let reason = format!("control connection: {error}");
             if let PeerError::Control(_) = error {

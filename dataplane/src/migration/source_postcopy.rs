@@ -8,8 +8,9 @@ use dwcp_proto::{Phase, SourceEvent};
 use dwcp_simd::RamRoot;
 use dwcp_wire::{AbortCode, Capabilities, Control, PageRange, StreamHello, StreamRole};
 
+use super::control_writer::ControlWriter;
 use super::node::lock;
-use super::peer::{self, ControlWriter, PeerError};
+use super::peer::{self, PeerError};
 use super::postcopy::{LINKS, serve, tell_missing};
 use super::source::{SourceDriver, SourceInput};
 use super::source_grants::Granting;

@@ -14,8 +14,9 @@ use dwcp_proto::SourceEvent;
 use dwcp_wire::{AbortCode, StreamHello, StreamRole};
 use socket2::SockRef;
 
+use super::control_writer::ControlWriter;
 use super::early::EarlyConnections;
-use super::peer::{ControlWriter, PeerError};
+use super::peer::PeerError;
 use super::placement::{WorkersOf, place};
 use super::relay::Relay;
 use super::source::{SourceDriver, SourceInput};

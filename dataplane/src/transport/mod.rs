@@ -26,6 +26,7 @@ mod spans;
 #[cfg(test)]
 mod suite;
 mod tcp_info;
+mod tcp_options;
 mod uring;
 
 use std::io;
@@ -44,7 +45,8 @@ pub use rdma::{
     RdmaMemory, RdmaRequest, RdmaTransport, find_route,
 };
 pub use sealed::SealedTransport;
-pub use tcp_info::{SHORT_RTT, TcpInfo, set_pacing_rate};
+pub use tcp_info::{SHORT_RTT, TcpInfo};
+pub use tcp_options::{hasten_losses, set_pacing_rate};
 pub use uring::UringTransport;
 
 use crate::ram::RamLayout;

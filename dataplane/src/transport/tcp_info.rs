@@ -1,5 +1,4 @@
-//! What the kernel knows of a TCP connection: `TCP_INFO`, see tcp(7) and linux/tcp.h; and how fast it may send,
-//! `SO_MAX_PACING_RATE`, see socket(7).
+//! What the kernel knows of a TCP connection: `TCP_INFO`, see tcp(7) and linux/tcp.h.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -32,28 +31,8 @@ pub struct TcpInfo {
     pub bytes_retransmitted: u64,
     /// Bytes in the kernel that have not been sent yet.
     pub unsent_bytes: u64,
-}
-
-/// Has the kernel send no more than so many bytes a second on a connection, evenly; `None` is no limit.
-///
-/// # Errors
-/// From setsockopt(2).
-pub fn set_pacing_rate(socket: &impl AsFd, bytes_per_s: Option<u64>) -> io::Result<()> {
-    let rate = bytes_per_s.unwrap_or(u64::MAX);
-    // SAFETY: the kernel reads the eight bytes of `rate`, which outlives the call.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_MAX_PACING_RATE,
-            (&raw const rate).cast(),
-            size_of_val(&rate) as libc::socklen_t,
-        )
-    };
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    /// What is not acknowledged is sent again after so long.
+    pub retransmit_timeout: Duration,
 }
 
 impl TcpInfo {
@@ -107,6 +86,7 @@ impl TcpInfo {
             bytes_sent: u64_at(200),
             bytes_retransmitted: u64_at(208),
             unsent_bytes: u32_at(144).into(),
+            retransmit_timeout: micros(8),
         }
     }
 }
@@ -141,34 +121,6 @@ mod tests {
         assert!(info.rtt > Duration::ZERO && info.rtt < Duration::from_secs(1));
         assert!(info.min_rtt > Duration::ZERO && info.min_rtt <= info.rtt * 2);
         assert!(info.delivery_rate > 0);
-    }
-
-    /// 4 MiB a second.
-    const SLOW: Option<u64> = Some(4 << 20);
-
-    /// How long 2 MiB take.
-    fn takes(bytes_per_s: Option<u64>) -> Duration {
-        const BYTES: usize = 2 << 20;
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (mut receiver, _) = listener.accept().unwrap();
-        set_pacing_rate(&sender, SLOW).unwrap();
-        set_pacing_rate(&sender, bytes_per_s).unwrap();
-        let began = std::time::Instant::now();
-        let writer = std::thread::spawn(move || sender.write_all(&vec![7; BYTES]).map(|()| sender));
-        receiver.read_exact(&mut vec![0; BYTES]).unwrap();
-        let time = began.elapsed();
-        writer.join().unwrap().unwrap();
-        time
-    }
-
-    #[test]
-    fn a_paced_connection_takes_its_time_and_one_without_a_limit_does_not() {
-        // Half of a second, but for the first ten segments, of 64 KiB here.
-        let paced = takes(SLOW);
-        assert!(paced > Duration::from_millis(200), "{paced:?}");
-        let free = takes(None);
-        assert!(free < paced, "{free:?} against {paced:?}");
     }
 
     #[test]

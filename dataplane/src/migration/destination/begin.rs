@@ -11,11 +11,12 @@ use dwcp_wire::{Capabilities, Control, Offer};
 
 use super::{DestinationDriver, DestinationInput, FIRST_SILENCE};
 use crate::engine::Mailbox;
+use crate::migration::control_writer::ControlWriter;
 use crate::migration::destination_found::Finding;
 use crate::migration::destination_postcopy::Postcopy;
 use crate::migration::meter::Meter;
 use crate::migration::node::{JournalScope, Node};
-use crate::migration::peer::{self, ControlWriter};
+use crate::migration::peer;
 use crate::migration::recorder::{Recorder, Subject, tls_report};
 use crate::tls::Connection;
 

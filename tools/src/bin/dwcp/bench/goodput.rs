@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use dwcp_api::TransferSettings;
+use dwcp_api::{DowntimePartsMs, TransferSettings};
 use dwcp_controlplane::config::AUTO;
 use dwcp_controlplane::profile;
 use serde::Serialize;
@@ -79,6 +79,7 @@ struct Run {
     case: String,
     total_ms: f64,
     downtime_ms: f64,
+    downtime_parts_ms: DowntimePartsMs,
     wire_bytes: u64,
     /// Bytes of guest pages per second.
     bytes_per_s: f64,
@@ -203,6 +204,7 @@ fn one(
         },
         total_ms: report.total_ms,
         downtime_ms: report.downtime_ms,
+        downtime_parts_ms: report.downtime_parts_ms,
         wire_bytes: report.wire_bytes,
         bytes_per_s,
         goodput_ratio: bytes_per_s / rate as f64,

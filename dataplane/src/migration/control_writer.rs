@@ -1,0 +1,163 @@
+//! What this node says on a migration's control connection.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dwcp_proto::Phase;
+use dwcp_wire::{Control, FrameKind, encode_control};
+
+use super::meter::Meter;
+use super::peer::{PeerError, write_frame};
+use crate::tls::Connection;
+use crate::transport::TcpInfo;
+
+/// Sends control messages on a connection.
+#[derive(Debug)]
+pub(super) struct ControlWriter {
+    stream: Connection,
+    sequence: u64,
+    meter: Arc<Meter>,
+    /// So many more messages are to follow the last one, and when that was.
+    followers: u8,
+    said: Instant,
+}
+
+/// What the guest stands for is followed by so many messages that say nothing: the kernel takes a packet for lost when three
+/// behind it were received, and otherwise only after a round trip or two more.
+pub(super) const FOLLOWERS: u8 = 3;
+
+/// Between two of them: in one packet they would be lost together.
+pub(super) const FOLLOW_TIME: Duration = Duration::from_millis(10);
+
+/// Whether the guest stands until the other node has heard this.
+pub(super) fn in_pause(phase: Phase, message: &Control) -> bool {
+    matches!(phase, Phase::Switchover | Phase::Handover) && *message != Control::Alive
+}
+
+impl ControlWriter {
+    /// A writer on a connection whose hellos are exchanged. A peer that takes nothing for `silence`
+    /// is lost.
+    pub(super) fn new(
+        stream: Connection,
+        silence: Duration,
+        meter: &Arc<Meter>,
+    ) -> io::Result<Self> {
+        stream.set_write_timeout(Some(silence))?;
+        Ok(Self {
+            stream,
+            sequence: 1,
+            meter: Arc::clone(meter),
+            followers: 0,
+            said: Instant::now(),
+        })
+    }
+
+    /// The guest stands until the last message is heard: others are to follow it.
+    pub(super) fn is_waited_for(&mut self) {
+        self.followers = FOLLOWERS;
+        self.said = Instant::now();
+    }
+
+    /// Says what is to follow, if that is due. Returns how long something else may be waited for, `most` at most.
+    pub(super) fn follow(&mut self, most: Duration) -> Duration {
+        if self.followers == 0 {
+            return most;
+        }
+        let since = self.said.elapsed();
+        if since < FOLLOW_TIME {
+            return most.min(FOLLOW_TIME - since);
+        }
+        self.followers -= 1;
+        self.said = Instant::now();
+        // A connection that breaks is noticed by its reader.
+        let _ = self.send(&Control::Alive);
+        most.min(FOLLOW_TIME)
+    }
+
+    pub(super) fn send(&mut self, message: &Control) -> Result<(), PeerError> {
+        self.sequence += 1;
+        let payload = encode_control(message)?;
+        Ok(write_frame(
+            &mut self.stream,
+            FrameKind::Control,
+            0,
+            self.sequence,
+            &payload,
+            &self.meter,
+        )?)
+    }
+
+    /// How long words are on their way at least: half of the shortest round trip that the kernel has seen.
+    pub(super) fn half_trip(&self) -> Duration {
+        TcpInfo::of(self.stream.socket()).map_or(Duration::ZERO, |info| info.min_rtt / 2)
+    }
+
+    /// The address of this end.
+    pub(super) fn local_address(&self) -> Option<IpAddr> {
+        self.stream.local_ip()
+    }
+
+    /// Ends the connection; its reader ends too.
+    pub(super) fn shut(&self) {
+        self.stream.shut();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::migration::peer::read_control;
+
+    const SILENCE: Duration = Duration::from_secs(5);
+
+    fn connected() -> (ControlWriter, Connection) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let writer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let writer = ControlWriter::new(writer.into(), SILENCE, &Arc::default()).unwrap();
+        (writer, listener.accept().unwrap().0.into())
+    }
+
+    /// Follows for as long as there is something to follow with, and ends the connection.
+    fn heard(mut writer: ControlWriter, mut reader: Connection) -> Vec<Control> {
+        while writer.follow(SILENCE) < SILENCE {
+            std::thread::yield_now();
+        }
+        writer.shut();
+        let read = || read_control(&mut reader, &Meter::default()).ok();
+        std::iter::from_fn(read).collect()
+    }
+
+    #[test]
+    fn what_is_waited_for_is_followed_by_three_words() {
+        let (mut writer, reader) = connected();
+        writer.is_waited_for();
+        writer.send(&Control::DeviceLoaded).unwrap();
+        let began = Instant::now();
+        let heard = heard(writer, reader);
+        assert!(began.elapsed() >= FOLLOW_TIME * u32::from(FOLLOWERS));
+        let [Control::DeviceLoaded, followers @ ..] = &heard[..] else {
+            panic!("{heard:?}");
+        };
+        assert_eq!(followers, [const { Control::Alive }; 3]);
+    }
+
+    #[test]
+    fn other_words_are_not_followed() {
+        let (mut writer, reader) = connected();
+        writer.send(&Control::Ready).unwrap();
+        assert_eq!(heard(writer, reader), [Control::Ready]);
+        for (phase, message, wanted) in [
+            (Phase::Precopy, Control::Ready, false),
+            (Phase::Switchover, Control::Alive, false),
+            (Phase::Switchover, Control::DeviceLoaded, true),
+            (Phase::Handover, Control::Committed { epoch: 1 }, true),
+            (Phase::Postcopy, Control::Fetched, false),
+        ] {
+            assert_eq!(in_pause(phase, &message), wanted, "{phase:?} {message:?}");
+        }
+    }
+}
