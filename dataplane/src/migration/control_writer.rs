@@ -99,6 +99,11 @@ impl ControlWriter {
         self.stream.local_ip()
     }
 
+    /// Nothing more is said. Its reader hears the other end out.
+    pub(super) fn end(&self) {
+        self.stream.end_writing();
+    }
+
     /// Ends the connection; its reader ends too.
     pub(super) fn shut(&self) {
         self.stream.shut();
@@ -107,6 +112,7 @@ impl ControlWriter {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::net::{TcpListener, TcpStream};
 
     use super::*;
@@ -143,6 +149,23 @@ mod tests {
             panic!("{heard:?}");
         };
         assert_eq!(followers, [const { Control::Alive }; 3]);
+    }
+
+    /// A connection that was shut both ways is reset by what comes, and what it had said, and was lost, with it.
+    #[test]
+    fn who_has_said_the_last_word_is_not_reset_by_what_comes() {
+        let says = |reader: &mut Connection| {
+            let mut words = (0..50).map(|_| {
+                std::thread::sleep(Duration::from_millis(1));
+                reader.write_all(b"alive").is_ok()
+            });
+            words.all(|was_taken| was_taken)
+        };
+        let (writer, mut reader) = connected();
+        writer.end();
+        assert!(says(&mut reader));
+        writer.shut();
+        assert!(!says(&mut reader));
     }
 
     #[test]

@@ -41,6 +41,9 @@ pub(super) use begin::{listen_to_peer, run};
 
 const TICK: Duration = Duration::from_millis(50);
 
+/// A source that has heard the end closes the connection, after a few round trips at most.
+const HEAR_OUT_TIME: Duration = Duration::from_secs(5);
+
 /// Who comes in waits in the order in which they came.
 const SAME_PRIORITY: u8 = 0;
 
@@ -418,7 +421,7 @@ impl DestinationDriver {
         self.postcopy.stop();
         self.join_helpers();
         if let Some(control) = &self.control {
-            control.shut();
+            control.end();
         }
         let outcome = self.outcome.take().unwrap_or_else(no_outcome);
         let (owner, epoch) = self.journal.owner_after(&self.node, outcome.result);
@@ -443,5 +446,30 @@ impl DestinationDriver {
             baseline::keep_arrival(node, &self.offer.vm, id, session);
         }
         self.handle.finish(status, report);
+        let (control, mailbox) = (self.control.take(), self.mailbox.clone());
+        let is_heard = self.source_heard.is_some();
+        drop(self);
+        if let Some(control) = control {
+            if is_heard {
+                hear_out(&mailbox);
+            }
+            control.shut();
+        }
+    }
+}
+
+/// Hears what the source still says, until it ends the connection: what this node has said last may have been lost on its way.
+fn hear_out(mailbox: &Mailbox<DestinationInput>) {
+    let is_end = |input| {
+        matches!(
+            input,
+            DestinationInput::Event(DestinationEvent::PeerLost(_))
+        )
+    };
+    let began = Instant::now();
+    while let Some(left) = HEAR_OUT_TIME.checked_sub(began.elapsed()) {
+        if mailbox.wait(left).is_some_and(is_end) {
+            return;
+        }
     }
 }

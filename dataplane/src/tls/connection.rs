@@ -225,8 +225,20 @@ impl Connection {
         Some(self.socket.local_addr().ok()?.ip())
     }
 
-    /// Ends it, both ways; by word where nobody is writing.
+    /// Ends it, both ways; by word where nobody is writing. Whatever comes then resets it, and what was written and got lost on
+    /// its way is not sent again.
     pub fn shut(&self) {
+        self.say_end();
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// Ends what is written; the other end may still be heard out.
+    pub fn end_writing(&self) {
+        self.say_end();
+        let _ = self.socket.shutdown(Shutdown::Write);
+    }
+
+    fn say_end(&self) {
         if let Some(channel) = &self.channel
             && let Ok(mut sealed) = channel.writing.try_lock()
         {
@@ -238,7 +250,6 @@ impl Connection {
                 let _ = socket.send_with_flags(&sealed[..bytes], flags);
             }
         }
-        let _ = self.socket.shutdown(Shutdown::Both);
     }
 }
 
