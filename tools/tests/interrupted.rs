@@ -1,7 +1,9 @@
-//! A demo or a bench that a signal ends leaves nothing behind.
+//! A demo or a bench that a signal ends leaves nothing behind, whenever that comes.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -9,6 +11,9 @@ use nix::unistd::Pid;
 
 /// A loaded machine is slow.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+const DEMO: [&str; 5] = ["demo", "--guest", "synthetic", "--size", "512MiB"];
+const BENCH: [&str; 4] = ["bench", "goodput", "--link", "100mbit,20ms"];
 
 /// Processes whose arguments name the folder.
 fn processes_of(folder: &Path) -> Vec<String> {
@@ -19,6 +24,16 @@ fn processes_of(folder: &Path) -> Vec<String> {
         Some(String::from_utf8_lossy(&line).replace('\0', " "))
     });
     lines.filter(|line| line.contains(&folder)).collect()
+}
+
+/// Links of benches, and their namespaces.
+fn links() -> BTreeSet<String> {
+    let names = dwcp_wan::namespace::names().into_iter();
+    let namespaces = names.filter(|name| name.starts_with("dwcp-wan-bench-"));
+    let links = dwcp_wan::link::list();
+    namespaces
+        .chain(links.iter().map(ToString::to_string))
+        .collect()
 }
 
 fn until(what: &str, mut done: impl FnMut() -> bool) {
@@ -39,15 +54,18 @@ fn start(arguments: &[&str], scratch: &Path) -> Child {
         .unwrap()
 }
 
-/// Ends it once both nodes' daemons are there and `is_ready`, and looks for what is left.
-fn ends_by(signal: Signal, arguments: &[&str], is_ready: impl Fn(u32) -> bool) {
+/// A test sees the links of all.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Ends it when `is_ready`, given its folder, and looks for what is left.
+fn ends_by(signal: Signal, arguments: &[&str], mut is_ready: impl FnMut(&Path) -> bool) {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = links();
     let scratch = tempfile::tempdir().unwrap();
     let mut child = start(arguments, scratch.path());
-    until("no daemons", || {
+    until("it does not begin", || {
         assert_eq!(child.try_wait().unwrap(), None, "it has ended by itself");
-        let all = processes_of(scratch.path());
-        let of = |name| all.iter().filter(|line| line.contains(name)).count();
-        of("dwcp-dataplane") == 2 && is_ready(child.id())
+        is_ready(scratch.path())
     });
     kill(Pid::from_raw(child.id() as i32), signal).unwrap();
     let status = child.wait().unwrap();
@@ -55,30 +73,57 @@ fn ends_by(signal: Signal, arguments: &[&str], is_ready: impl Fn(u32) -> bool) {
     assert_eq!(processes_of(scratch.path()), [""; 0]);
     let left: Vec<_> = std::fs::read_dir(scratch.path()).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
+    let left: Vec<_> = links().difference(&before).cloned().collect();
+    assert_eq!(left, [""; 0]);
+}
+
+fn both_nodes_run(scratch: &Path) -> bool {
+    let all = processes_of(scratch);
+    all.iter()
+        .filter(|line| line.contains("dwcp-dataplane"))
+        .count()
+        == 2
 }
 
 #[test]
 fn a_demo() {
-    let demo = ["demo", "--guest", "synthetic", "--size", "512MiB"];
-    ends_by(Signal::SIGTERM, &demo, |_| true);
+    ends_by(Signal::SIGTERM, &DEMO, both_nodes_run);
 }
 
 #[test]
-fn a_bench_over_a_link_of_its_own() {
+fn a_bench_over_a_link_of_its_own_at_any_moment() {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: a link between namespaces: needs root");
         return;
     }
-    let bench = ["bench", "goodput", "--link", "100mbit,20ms"];
-    let of = |pid: u32| {
-        let names = dwcp_wan::namespace::names();
-        let own = format!("bench-{pid}-");
-        names.iter().filter(|name| name.contains(&own)).count()
-    };
-    let process = std::cell::Cell::new(0);
-    ends_by(Signal::SIGINT, &bench, |pid| {
-        process.set(pid);
-        of(pid) == 2
-    });
-    assert_eq!(of(process.get()), 0);
+    ends_by(Signal::SIGINT, &BENCH, both_nodes_run);
+    for step in 0..10 {
+        let moment = Duration::from_millis(20 * step);
+        let mut began = None;
+        // Signals are heard before its folder is there.
+        ends_by(Signal::SIGINT, &BENCH, |scratch| {
+            let is_there = || std::fs::read_dir(scratch).unwrap().next().is_some();
+            if began.is_none() && is_there() {
+                began = Some(Instant::now());
+            }
+            began.is_some_and(|began| began.elapsed() >= moment)
+        });
+    }
+}
+
+/// What `nohup` starts does not hear of a terminal that is gone.
+#[test]
+fn a_signal_that_is_ignored_ends_nothing() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut child = Command::new("nohup")
+        .arg(env!("CARGO_BIN_EXE_dwcp"))
+        .args(["demo", "--guest", "synthetic", "--size", "256MiB"])
+        .env("TMPDIR", scratch.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    until("no nodes", || both_nodes_run(scratch.path()));
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGHUP).unwrap();
+    assert!(child.wait().unwrap().success());
 }

@@ -67,7 +67,8 @@ impl ControlWriter {
         }
         let since = self.said.elapsed();
         if since < FOLLOW_TIME {
-            return most.min(FOLLOW_TIME - since);
+            // Less is no wait at all.
+            return most.min((FOLLOW_TIME - since).max(Duration::from_millis(1)));
         }
         self.followers -= 1;
         self.said = Instant::now();

@@ -447,7 +447,8 @@ impl DestinationDriver {
         }
         self.handle.finish(status, report);
         let (control, mailbox) = (self.control.take(), self.mailbox.clone());
-        let is_heard = self.source_heard.is_some();
+        // Of a refusal nothing hangs by the last word, and anybody can have as many as he likes.
+        let is_heard = self.source_heard.is_some() && outcome.result == Ending::Completed;
         drop(self);
         if let Some(control) = control {
             if is_heard {

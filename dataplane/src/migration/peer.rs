@@ -251,12 +251,12 @@ pub(super) fn read_control(stream: &mut Connection, meter: &Meter) -> Result<Con
 }
 
 /// Reads control messages on a thread of their own and hands each to `take`, the end included. It hears
-/// `first` before, and ends when that says false.
+/// `first` before, and ends when that or `take` says false: nobody takes them any more.
 pub(super) fn spawn_reader(
     mut stream: Connection,
     meter: &Arc<Meter>,
     first: impl FnOnce(&mut Connection, &Meter) -> bool + Send + 'static,
-    take: impl Fn(Result<Control, PeerError>) + Send + 'static,
+    take: impl Fn(Result<Control, PeerError>) -> bool + Send + 'static,
 ) -> io::Result<()> {
     let meter = Arc::clone(meter);
     let read = move || {
@@ -265,13 +265,17 @@ pub(super) fn spawn_reader(
             return;
         }
         if let Err(error) = stream.set_read_timeout(None) {
-            return take(Err(error.into()));
+            take(Err(error.into()));
+            return;
         }
         loop {
             let message = read_control(&mut stream, &meter);
             let end = message.as_ref().err().map(PeerError::is_damage);
-            take(message);
+            let is_taken = take(message);
             helper.lap();
+            if !is_taken {
+                return stream.shut();
+            }
             match end {
                 None => {}
                 // Nobody hears it any more, and the other end does not know: this node's last words may follow.

@@ -36,10 +36,6 @@ impl SourceDriver {
             SourceEvent::PeerLost(_) => self.recorder.peer_lost = true,
             _ => {}
         }
-        let half_trip = self.control.as_ref().map(ControlWriter::half_trip);
-        let said = half_trip
-            .and_then(|time| now.checked_sub(time))
-            .unwrap_or(now);
         let pause = &mut self.recorder.pause;
         match event {
             SourceEvent::Peer(Control::RoundReport {
@@ -63,12 +59,14 @@ impl SourceDriver {
                 pause.device = Some(now);
             }
             SourceEvent::Peer(Control::Committed { .. }) => {
-                pause.committed = Some(said);
+                pause.committed = Some(now);
                 // A destination commits only what it has proven.
                 self.recorder.verified = true;
             }
             SourceEvent::Peer(Control::Resumed) => {
-                pause.resumed = Some(said);
+                pause.resumed = Some(now);
+                let half_trip = self.control.as_ref().map(ControlWriter::half_trip);
+                pause.word_took = half_trip.unwrap_or_default();
                 self.recorder.verified = true;
             }
             SourceEvent::Peer(Control::Whole { verified, summary }) => {
@@ -181,12 +179,11 @@ impl SourceDriver {
                 Err(error) => SourceEvent::PeerLost(format!("control connection: {error}")),
             };
             // There may be more of them than a mailbox takes: none is lost while the driver is busy.
-            if mailbox
-                .push_within(SourceInput::Event(event), time)
-                .is_err()
-            {
-                tracing::error!("source driver hangs");
+            let taken = mailbox.push_within(SourceInput::Event(event), time);
+            if taken.is_err() {
+                tracing::error!("source driver hangs, or has ended");
             }
+            taken.is_ok()
         })
     }
 

@@ -65,41 +65,45 @@ pub(super) fn acked(socket: &TcpStream) -> u64 {
     TcpInfo::of(socket).map_or(0, |info| info.bytes_acked)
 }
 
-/// Which paths a dry run could take.
+/// Which paths a dry run could take, and how long it took to connect.
 #[derive(Debug)]
-pub(super) struct PathsTried {
-    /// Both nodes agree.
-    agreed: SourceEvent,
-    /// How long it took to connect.
-    outcomes: Vec<(StreamPath, Result<Duration, PeerError>)>,
-}
+pub(super) struct PathsTried(Vec<(StreamPath, Result<Duration, PeerError>)>);
 
 impl SourceDriver {
     /// Both nodes agree on a dry run. Before that is said every path is connected to, all at once.
     pub(super) fn try_paths(&mut self, agreed: SourceEvent) {
+        if self.agreed.is_some() {
+            let reason = "the other node has accepted twice".to_owned();
+            return self.fail(AbortCode::Protocol, reason);
+        }
         let (paths, Some(to)) = (&self.request.settings.paths, self.peer) else {
             return self.look_first(agreed);
         };
         if paths.is_empty() {
             return self.look_first(agreed);
         }
+        self.agreed = Some(agreed);
         let time = Duration::from_millis(self.request.settings.connect_timeout_ms.into());
         let (paths, mailbox) = (paths.clone(), self.mailbox.clone());
         let run = move || {
             let outcomes = std::thread::scope(|scope| {
                 let each = paths.iter().map(|&path| {
                     let route = (path.from, path.to.unwrap_or(to));
-                    (path, scope.spawn(move || connect_time(route, time)))
+                    let thread = std::thread::Builder::new().name("dwcp-dial".into());
+                    let connecting = thread.spawn_scoped(scope, move || connect_time(route, time));
+                    (path, connecting)
                 });
                 let each: Vec<_> = each.collect();
-                let outcomes = each.into_iter().filter_map(|(path, connecting)| {
-                    // A thread that panicked has said so.
-                    Some((path, connecting.join().ok()?))
-                });
-                outcomes.collect()
+                let ended = each
+                    .into_iter()
+                    .filter_map(|(path, connecting)| match connecting {
+                        // A thread that panicked has said so.
+                        Ok(connecting) => Some((path, connecting.join().ok()?)),
+                        Err(error) => Some((path, Err(error.into()))),
+                    });
+                ended.collect()
             });
-            let tried = PathsTried { agreed, outcomes };
-            let _ = mailbox.push(SourceInput::PathsTried(tried));
+            let _ = mailbox.push(SourceInput::PathsTried(PathsTried(outcomes)));
         };
         let thread = std::thread::Builder::new().name("dwcp-dial".into());
         if let Err(error) = thread.spawn(run) {
@@ -110,8 +114,8 @@ impl SourceDriver {
     /// Says of each path whether it can be taken. One that can is enough.
     pub(super) fn paths_tried(&mut self, tried: PathsTried) {
         let mut failed = vec![];
-        let all = tried.outcomes.len();
-        for (path, outcome) in tried.outcomes {
+        let all = tried.0.len();
+        for (path, outcome) in tried.0 {
             match outcome {
                 Ok(time) => self.recorder.remark(format!(
                     "path {path} can be taken in {:.1} ms",
@@ -127,7 +131,9 @@ impl SourceDriver {
         if failed.len() == all {
             return self.peer_lost(format!("no path can be taken: {}", failed.join("; ")));
         }
-        self.look_first(tried.agreed);
+        if let Some(agreed) = self.agreed.take() {
+            self.look_first(agreed);
+        }
     }
 
     /// The way of a further connection; `to` is where the control connection has led.

@@ -14,8 +14,9 @@ const TCP_DELACK_MAX_US: c_int = 46;
 /// trips vary by more. The kernel's own 200 ms are for receivers that acknowledge late; ours do not.
 const RTO_MIN: Duration = Duration::from_millis(50);
 
-/// An acknowledgement waits no longer for another packet. Both as QUIC has them (RFC 9002, 6.2.1).
-const DELACK_MAX: Duration = Duration::from_millis(10);
+/// An acknowledgement waits no longer for another packet: two ticks of the slowest kernels, which take no less. Both about as
+/// QUIC has them (RFC 9002, 6.2.1).
+const DELACK_MAX: Duration = Duration::from_millis(20);
 
 fn set(socket: &impl AsFd, (level, option): (c_int, c_int), value: &[u8]) -> io::Result<()> {
     // SAFETY: the kernel reads as many bytes as `value` has, and it outlives the call.

@@ -144,9 +144,11 @@ pub(in crate::migration) fn listen_to_peer(
                 Err(error) => DestinationEvent::PeerLost(format!("control connection: {error}")),
             };
             let event = DestinationInput::Event(event);
-            if reader.push_within(event, FIRST_SILENCE).is_err() {
-                tracing::error!("destination driver hangs");
+            let taken = reader.push_within(event, FIRST_SILENCE);
+            if taken.is_err() {
+                tracing::error!("destination driver hangs, or has ended");
             }
+            taken.is_ok()
         },
     )
 }

@@ -12,7 +12,6 @@ mod demo;
 mod doctor;
 mod drain;
 mod failure;
-mod interrupted;
 mod journal;
 mod migrate;
 mod node;
@@ -27,6 +26,7 @@ mod tune;
 mod usage;
 mod vm;
 mod watch;
+mod watched;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -115,6 +115,17 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let mut context = Context::new(&cli.node_socket, cli.json);
+    // A fault matrix ends by itself, with the table of what it has.
+    let keeps = match &cli.command {
+        Command::Bench(args) if !args.ends_by_itself() => Some(false),
+        Command::Demo(args) => Some(args.keeps()),
+        _ => None,
+    };
+    match keeps.map_or(Ok(None), watched::watch) {
+        Ok(None) => {}
+        Ok(Some(code)) => return ExitCode::from(code),
+        Err(failure) => return failure.report(context.fails_as_json()),
+    }
     match run(&cli.command, &mut context) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(context.fails_as_json()),

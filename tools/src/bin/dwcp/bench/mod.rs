@@ -28,7 +28,6 @@ mod wire;
 
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::interrupted::Scratch;
 
 /// `dwcp bench`.
 #[derive(clap::Args, Debug)]
@@ -79,12 +78,14 @@ enum Which {
     FaultMatrix(fault_matrix::Args),
 }
 
+impl Args {
+    /// Whether it takes care of signals itself.
+    pub(crate) const fn ends_by_itself(&self) -> bool {
+        matches!(self.which, Which::FaultMatrix(_))
+    }
+}
+
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
-    let _scratch = match &args.which {
-        // It ends by itself, with the table of what it has.
-        Which::FaultMatrix(_) => None,
-        _ => Some(Scratch::begin()?),
-    };
     match &args.which {
         Which::Peers(args) => peers::run(args, context),
         Which::Wire(args) => wire::run(args, context),

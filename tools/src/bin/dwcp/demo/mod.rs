@@ -12,7 +12,6 @@ use dwcp_tools::lab::{GuestChoice, GuestSpec, Lab, RunSpec};
 
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::interrupted::Scratch;
 
 const HELP: &str = "Nothing needs to run already, and nothing is left behind. The guest fills its \
 RAM with pages that it can check, rewrites some of them while it is moved, and looks at all of them \
@@ -77,9 +76,15 @@ enum Pages {
     Sparse,
 }
 
+impl Args {
+    /// Whether logs and journals stay.
+    pub(crate) const fn keeps(&self) -> bool {
+        self.keep
+    }
+}
+
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     let spec = spec(args)?;
-    let _scratch = Scratch::begin()?;
     let mut reports = Vec::new();
     for turn in 1..=args.times {
         if args.times > 1 && !context.json {

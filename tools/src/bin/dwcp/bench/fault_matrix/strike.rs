@@ -145,15 +145,12 @@ impl When {
 fn told(node: &mut LabNode, says: impl Fn(&MigrationStatus) -> bool) -> bool {
     let until = Instant::now() + MOMENT_TIME;
     while Instant::now() < until {
-        let list = migrations(node).unwrap_or_default();
-        let Some(at) = list.last() else { continue };
-        if at.report.is_some() {
-            return false;
+        let newest = migrations(node).and_then(|mut list| list.pop());
+        match newest {
+            Some(at) if at.report.is_some() => return false,
+            Some(at) if says(&at) => return true,
+            _ => std::thread::sleep(ASK_TIME),
         }
-        if says(at) {
-            return true;
-        }
-        std::thread::sleep(ASK_TIME);
     }
     false
 }
