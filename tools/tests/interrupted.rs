@@ -1,12 +1,13 @@
 //! A demo or a bench that a signal ends leaves nothing behind, whenever that comes.
 
 use std::collections::BTreeSet;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 /// A loaded machine is slow.
@@ -48,6 +49,7 @@ fn start(arguments: &[&str], scratch: &Path) -> Child {
     Command::new(env!("CARGO_BIN_EXE_dwcp"))
         .args(arguments)
         .env("TMPDIR", scratch)
+        .process_group(0)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -67,7 +69,12 @@ fn ends_by(signal: Signal, arguments: &[&str], mut is_ready: impl FnMut(&Path) -
         assert_eq!(child.try_wait().unwrap(), None, "it has ended by itself");
         is_ready(scratch.path())
     });
-    kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+    let process = Pid::from_raw(child.id() as i32);
+    match signal {
+        // As a terminal does.
+        Signal::SIGINT => killpg(process, signal).unwrap(),
+        _ => kill(process, signal).unwrap(),
+    }
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(128 + signal as i32), "{status}");
     assert_eq!(processes_of(scratch.path()), [""; 0]);

@@ -6,8 +6,8 @@
 //!       └ daemons, guests       come to the one that watches when their parent has ended
 //! ```
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
@@ -60,14 +60,13 @@ pub(crate) fn watch(keeps: bool) -> Result<Option<u8>, Failure> {
         let ended = end(&mut child, &mut signals).await?;
         std::io::Result::Ok((process, ended))
     });
-    let (process, ended) = ended.map_err(Failure::other)?;
-    match ended {
-        Ended::Itself(status) => {
+    match ended.map_err(Failure::other)? {
+        (_, Ok(code)) => {
             // What was kept on purpose is in it, and keeps it.
             let _ = std::fs::remove_dir(folder);
-            Ok(Some(exit_code(status)))
+            Ok(Some(u8::try_from(code).unwrap_or(1)))
         }
-        Ended::By(signal) => {
+        (process, Err(signal)) => {
             eprintln!("dwcp: {signal}: ending daemons, guests and links");
             end_processes();
             take_links_down(process);
@@ -79,23 +78,19 @@ pub(crate) fn watch(keeps: bool) -> Result<Option<u8>, Failure> {
     }
 }
 
-enum Ended {
-    Itself(ExitStatus),
-    By(Signal),
-}
-
-async fn end(child: &mut Child, signals: &mut Signals) -> std::io::Result<Ended> {
-    tokio::select! {
-        status = child.wait() => status.map(Ended::Itself),
-        signal = signals.next() => Ok(Ended::By(signal)),
-    }
-}
-
-fn exit_code(status: ExitStatus) -> u8 {
-    use std::os::unix::process::ExitStatusExt;
-    let code = status.code();
-    let code = code.or_else(|| status.signal().map(|signal| 128 + signal));
-    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+/// Its exit code, or the signal that is to end it, or has: a terminal sends it to both.
+async fn end(child: &mut Child, signals: &mut Signals) -> std::io::Result<Result<i32, Signal>> {
+    let status = tokio::select! {
+        status = child.wait() => status?,
+        signal = signals.next() => return Ok(Err(signal)),
+    };
+    let signal = status
+        .signal()
+        .and_then(|signal| Signal::try_from(signal).ok());
+    Ok(match signal {
+        Some(signal) => Err(signal),
+        None => Ok(status.code().unwrap_or(1)),
+    })
 }
 
 /// Those that ask for an end, where whoever started this has not had them ignored, as `nohup` has.
