@@ -62,6 +62,9 @@ pub enum TlsError {
     /// What was wrong with it was said before.
     #[error("TLS broke on this connection")]
     Broken,
+    /// This end has said that nothing more will come.
+    #[error("this end of the TLS connection was ended")]
+    Ended,
     /// A record does not fit; a bug.
     #[error("a TLS record of {0} bytes has no room")]
     NoRoom(usize),

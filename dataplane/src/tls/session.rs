@@ -39,6 +39,8 @@ pub struct Session {
     aside: Vec<u8>,
     /// rustls is not to be asked again: it has lost its place in the bytes.
     broken: bool,
+    /// It has said that nothing more will come.
+    ended: bool,
 }
 
 enum Side {
@@ -96,6 +98,7 @@ impl Session {
             side,
             aside: vec![],
             broken: false,
+            ended: false,
         }
     }
 
@@ -234,7 +237,9 @@ impl Session {
     /// # Errors
     /// [`TlsError`].
     pub fn seal_end(&mut self, sealed: &mut [u8]) -> Result<usize, TlsError> {
-        self.write(Write::End, sealed)
+        let bytes = self.write(Write::End, sealed)?;
+        self.ended = true;
+        Ok(bytes)
     }
 
     /// Takes new keys for what is sealed from now on; the peer is told in the next bytes that leave.
@@ -248,6 +253,10 @@ impl Session {
     fn write(&mut self, what: Write<'_>, sealed: &mut [u8]) -> Result<usize, TlsError> {
         if self.broken {
             return Err(TlsError::Broken);
+        }
+        // Of a connection that both ends have ended there is no state in which anything can be written.
+        if self.ended {
+            return Err(TlsError::Ended);
         }
         let mut plain = vec![];
         loop {

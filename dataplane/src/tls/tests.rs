@@ -170,3 +170,36 @@ proptest! {
         }
     }
 }
+
+/// Whoever has ended writes no more, whether the other end has ended, too, or not.
+#[test]
+fn nothing_is_written_after_the_end() {
+    for is_answered in [false, true] {
+        let (mut client, mut server) = pair(&identity(with_limit(1 << 20)));
+        let mut end = vec![0; sealed_bytes(0)];
+        let bytes = client.seal_end(&mut end).unwrap();
+        let mut plain = vec![];
+        let opened = server.open(&mut end[..bytes], &mut plain).unwrap();
+        assert_eq!(opened.what, Sealed::End);
+        if is_answered {
+            // It may say more, until it ends, too.
+            let mut words = seal(&mut server, b"words");
+            assert_eq!(open(&mut client, &mut words).unwrap(), b"words");
+            let mut end = vec![0; sealed_bytes(0)];
+            let bytes = server.seal_end(&mut end).unwrap();
+            let opened = client.open(&mut end[..bytes], &mut plain).unwrap();
+            assert_eq!(opened.what, Sealed::End);
+        }
+        let mut room = vec![0; sealed_bytes(5)];
+        for session in [&mut client, &mut server] {
+            if session.seal_end(&mut room).is_err() {
+                assert!(matches!(
+                    session.seal(b"words", &mut room),
+                    Err(TlsError::Ended)
+                ));
+            } else {
+                assert!(!is_answered);
+            }
+        }
+    }
+}
