@@ -57,6 +57,7 @@ fn start(arguments: &[&str], scratch: &Path) -> Child {
 }
 
 /// Whom a signal is sent to.
+#[derive(Clone, Copy)]
 enum To {
     Process,
     /// All that it has started, too, as a terminal does.
