@@ -32,7 +32,7 @@ pub(super) const FOLLOWERS: u8 = 3;
 pub(super) const FOLLOW_TIME: Duration = Duration::from_millis(10);
 
 /// Whether the guest stands until the other node has heard this.
-pub(super) fn in_pause(phase: Phase, message: &Control) -> bool {
+fn in_pause(phase: Phase, message: &Control) -> bool {
     matches!(phase, Phase::Switchover | Phase::Handover) && *message != Control::Alive
 }
 
@@ -54,10 +54,13 @@ impl ControlWriter {
         })
     }
 
-    /// The guest stands until the last message is heard: others are to follow it.
-    pub(super) fn is_waited_for(&mut self) {
-        self.followers = FOLLOWERS;
-        self.said = Instant::now();
+    /// As [`Self::send`], in a phase of the migration: what the guest stands for is to be followed.
+    pub(super) fn send_in(&mut self, phase: Phase, message: &Control) -> Result<(), PeerError> {
+        if in_pause(phase, message) {
+            self.followers = FOLLOWERS;
+            self.said = Instant::now();
+        }
+        self.send(message)
     }
 
     /// Says what is to follow, if that is due. Returns how long something else may be waited for, `most` at most.
@@ -141,9 +144,10 @@ mod tests {
     #[test]
     fn what_is_waited_for_is_followed_by_three_words() {
         let (mut writer, reader) = connected();
-        writer.is_waited_for();
-        writer.send(&Control::DeviceLoaded).unwrap();
         let began = Instant::now();
+        writer
+            .send_in(Phase::Switchover, &Control::DeviceLoaded)
+            .unwrap();
         let heard = heard(writer, reader);
         assert!(began.elapsed() >= FOLLOW_TIME * u32::from(FOLLOWERS));
         let [Control::DeviceLoaded, followers @ ..] = &heard[..] else {
@@ -172,7 +176,7 @@ mod tests {
     #[test]
     fn other_words_are_not_followed() {
         let (mut writer, reader) = connected();
-        writer.send(&Control::Ready).unwrap();
+        writer.send_in(Phase::Setup, &Control::Ready).unwrap();
         assert_eq!(heard(writer, reader), [Control::Ready]);
         for (phase, message, wanted) in [
             (Phase::Precopy, Control::Ready, false),

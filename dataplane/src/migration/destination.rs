@@ -20,7 +20,7 @@ use dwcp_wire::{AbortCode, Capabilities, Control, HEADER_BYTES, Offer, StreamHel
 
 use super::admission::Turn;
 use super::baseline;
-use super::control_writer::{ControlWriter, in_pause};
+use super::control_writer::ControlWriter;
 use super::destination_found::{Finding, Looked};
 use super::destination_postcopy::Postcopy;
 use super::destination_streams::{LostConnection, StreamJoin};
@@ -328,13 +328,8 @@ impl DestinationDriver {
         {
             session.unseal();
         }
-        let is_waited_for = in_pause(self.machine.phase(), message);
-        let sent = self.control.as_mut().map(|control| {
-            if is_waited_for {
-                control.is_waited_for();
-            }
-            control.send(message)
-        });
+        let (phase, control) = (self.machine.phase(), self.control.as_mut());
+        let sent = control.map(|control| control.send_in(phase, message));
         if let Some(Err(error)) = sent {
             let reason = format!("control connection: {error}");
             self.pending.push_back(DestinationEvent::PeerLost(reason));

@@ -11,7 +11,7 @@ use dwcp_api::{Codec, NotConverged};
 use dwcp_proto::{JournalEntry, Outcome, SourceEvent};
 use dwcp_wire::{AbortCode, Capabilities, Control};
 
-use super::control_writer::{ControlWriter, in_pause};
+use super::control_writer::ControlWriter;
 use super::dial;
 use super::doubt::{ASK_TIME, committed};
 use super::early::LONG_WAY;
@@ -193,14 +193,11 @@ impl SourceDriver {
         if let Control::Handover { .. } = message {
             self.session.pace.hold();
         }
-        let is_waited_for = in_pause(self.machine.phase(), message);
+        let phase = self.machine.phase();
         let Some(control) = &mut self.control else {
             return;
         };
-        if is_waited_for {
-            control.is_waited_for();
-        }
-        if let Err(error) = control.send(message) {
+        if let Err(error) = control.send_in(phase, message) {
             let reason = format!("control connection: {error}");
             if let PeerError::Control(_) = error {
                 return self.fail(AbortCode::Other, reason);

@@ -20,6 +20,7 @@ mod probe;
 mod recover;
 mod run_qemu;
 mod show;
+mod signals;
 mod status;
 mod store;
 mod tune;

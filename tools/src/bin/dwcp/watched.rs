@@ -15,15 +15,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{self, SignalKind};
 
 use crate::failure::Failure;
+use crate::signals::{Signals, is_ignored};
 
 /// In the environment of the process that is watched.
 const WATCHED: &str = "DWCP_WATCHED";
 
 /// Processes are ended within this time, or left: one that the kernel holds cannot be waited for.
 const END_TIME: Duration = Duration::from_secs(5);
+
+/// They ask for an end.
+const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
 /// Runs this program's command line in a process of its own, with a folder of its own for all that is temporary, and returns its
 /// exit code: 128 and the signal's number where one ended it. `None` in that process itself. What it `keeps` stays.
@@ -42,8 +45,9 @@ pub(crate) fn watch(keeps: bool) -> Result<Option<u8>, Failure> {
         .build()
         .map_err(Failure::other)?;
     let _entered = runtime.enter();
-    // Handlers, not a blocked mask, which daemons and guests would inherit. In place before there is anything.
-    let mut signals = Signals::listen().map_err(Failure::other)?;
+    // In place before there is anything.
+    let heard = ENDING.into_iter().filter(|signal| !is_ignored(*signal));
+    let mut signals = Signals::listen(heard).map_err(Failure::other)?;
     let mut folder = tempfile::Builder::new()
         .prefix("dwcp-")
         .tempdir()
@@ -91,42 +95,6 @@ async fn end(child: &mut Child, signals: &mut Signals) -> std::io::Result<Result
         Some(signal) => Err(signal),
         None => Ok(status.code().unwrap_or(1)),
     })
-}
-
-/// Those that ask for an end, where whoever started this has not had them ignored, as `nohup` has.
-struct Signals([Option<unix::Signal>; 3]);
-
-impl Signals {
-    const ALL: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
-
-    fn listen() -> std::io::Result<Self> {
-        let status = std::fs::read_to_string("/proc/self/status")?;
-        let mut lines = status.lines();
-        let ignored = lines.find_map(|line| line.strip_prefix("SigIgn:"));
-        let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-        let mut listening = [const { None }; 3];
-        for (signal, heard) in Self::ALL.into_iter().zip(&mut listening) {
-            if ignored.unwrap_or(0) >> (signal as i32 - 1) & 1 == 0 {
-                *heard = Some(unix::signal(SignalKind::from_raw(signal as i32))?);
-            }
-        }
-        Ok(Self(listening))
-    }
-
-    async fn next(&mut self) -> Signal {
-        async fn heard(signal: &mut Option<unix::Signal>) {
-            match signal {
-                Some(signal) => drop(signal.recv().await),
-                None => std::future::pending().await,
-            }
-        }
-        let [interrupt, terminate, hang_up] = &mut self.0;
-        tokio::select! {
-            () = heard(interrupt) => Signal::SIGINT,
-            () = heard(terminate) => Signal::SIGTERM,
-            () = heard(hang_up) => Signal::SIGHUP,
-        }
-    }
 }
 
 /// Ends all that come from this process. Those whose parent has ended are its own children then.

@@ -12,13 +12,21 @@ use dwcp_dataplane::vmm::nobody_listens;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{self, SignalKind};
 
 use super::arguments::Plan;
 use super::attaching::Started;
 use super::ram_file::RamFile;
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::signals::Signals;
+
+/// They are QEMU's, not ours.
+const FORWARDED: [Signal; 4] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+];
 
 /// Runs QEMU to its end; gives the exit code (128 and the signal's number when one killed it).
 pub(super) fn run(
@@ -39,9 +47,8 @@ pub(super) fn run(
         .build()
         .map_err(Failure::other)?;
     let _entered = runtime.enter();
-    // Handlers, not a blocked mask: QEMU would inherit the mask and be deaf to SIGTERM, while exec
-    // takes handlers away. In place before QEMU is, so that no signal is missed.
-    let mut signals = Forwarded::listen().map_err(Failure::other)?;
+    // In place before QEMU is, so that no signal is missed.
+    let mut signals = Signals::listen(FORWARDED).map_err(Failure::other)?;
     let mut child = spawn(plan)?;
     // QEMU has it now, and is the only one.
     drop(ram);
@@ -131,7 +138,7 @@ fn spawn(plan: &Plan) -> Result<Child, Failure> {
     })
 }
 
-async fn wait(child: &mut Child, signals: &mut Forwarded) -> Result<ExitStatus, Failure> {
+async fn wait(child: &mut Child, signals: &mut Signals) -> Result<ExitStatus, Failure> {
     loop {
         let signal = tokio::select! {
             status = child.wait() => return status.map_err(Failure::other),
@@ -139,34 +146,6 @@ async fn wait(child: &mut Child, signals: &mut Forwarded) -> Result<ExitStatus, 
         };
         if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
             let _ = kill(Pid::from_raw(pid), signal);
-        }
-    }
-}
-
-/// The signals that are QEMU's, not ours.
-struct Forwarded {
-    terminate: unix::Signal,
-    interrupt: unix::Signal,
-    hang_up: unix::Signal,
-    quit: unix::Signal,
-}
-
-impl Forwarded {
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: unix::signal(SignalKind::terminate())?,
-            interrupt: unix::signal(SignalKind::interrupt())?,
-            hang_up: unix::signal(SignalKind::hangup())?,
-            quit: unix::signal(SignalKind::quit())?,
-        })
-    }
-
-    async fn next(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.terminate.recv() => Signal::SIGTERM,
-            _ = self.interrupt.recv() => Signal::SIGINT,
-            _ = self.hang_up.recv() => Signal::SIGHUP,
-            _ = self.quit.recv() => Signal::SIGQUIT,
         }
     }
 }

@@ -80,7 +80,8 @@ fn strike(plan: &Plan<'_>, run: &mut Run, when: When, draws: &mut Draws) -> Resu
     plan.begin(&mut lab, proxy.address(), cell.mode)
         .map_err(Failure::other)?;
     let has_come = when.wait(&mut lab, &proxy);
-    let by = carrier(&mut lab);
+    let wants_queue_pairs = plan.args.rdma.is_some() && cell.phase != Phase::Setup;
+    let by = wants_queue_pairs.then(|| newest(&mut lab.a).map(|at| at.progress.transport));
     if has_come {
         let scene = Scene {
             lab: &mut lab,
@@ -102,8 +103,10 @@ fn strike(plan: &Plan<'_>, run: &mut Run, when: When, draws: &mut Draws) -> Resu
         _ if has_come && did_flip => Outcome::Good,
         _ => Outcome::NotStruck,
     };
-    let wants_queue_pairs = plan.args.rdma.is_some() && cell.phase != Phase::Setup;
-    if run.outcome == Outcome::Good && wants_queue_pairs && by != BY_QUEUE_PAIRS {
+    if run.outcome == Outcome::Good
+        && let Some(by) = by.map(Option::unwrap_or_default)
+        && by != BY_QUEUE_PAIRS
+    {
         run.outcome = Outcome::Broken;
         run.note = format!("pages went by {by:?}, not by queue pairs ");
     }
@@ -132,8 +135,7 @@ impl When {
         let is_read = |at: &MigrationStatus, pages| at.progress.read_pages >= pages;
         match self {
             Self::Link(_) => proxy.wait_stopped(MOMENT_TIME, || {
-                let list = migrations(&mut lab.a);
-                list.is_some_and(|list| list.iter().all(|at| at.report.is_some()))
+                newest(&mut lab.a).is_some_and(|at| at.report.is_some())
             }),
             Self::Sent(bytes) => told(&mut lab.a, |at| is_sent(at, bytes)),
             Self::Read(pages) => told(&mut lab.b, |at| is_read(at, pages)),
@@ -145,8 +147,7 @@ impl When {
 fn told(node: &mut LabNode, says: impl Fn(&MigrationStatus) -> bool) -> bool {
     let until = Instant::now() + MOMENT_TIME;
     while Instant::now() < until {
-        let newest = migrations(node).and_then(|mut list| list.pop());
-        match newest {
+        match newest(node) {
             Some(at) if at.report.is_some() => return false,
             Some(at) if says(&at) => return true,
             _ => std::thread::sleep(ASK_TIME),
@@ -155,18 +156,12 @@ fn told(node: &mut LabNode, says: impl Fn(&MigrationStatus) -> bool) -> bool {
     false
 }
 
-fn migrations(node: &mut LabNode) -> Option<Vec<MigrationStatus>> {
+/// The migration as a node tells it: there is one.
+fn newest(node: &mut LabNode) -> Option<MigrationStatus> {
     match node.ask(&Request::Status { which: None }) {
-        Ok(Reply::Migrations(list)) => Some(list),
+        Ok(Reply::Migrations(list)) => list.into_iter().next_back(),
         _ => None,
     }
-}
-
-/// What carries pages, as the source tells it.
-fn carrier(lab: &mut Lab) -> String {
-    let list = migrations(&mut lab.a).unwrap_or_default();
-    let newest = list.into_iter().next_back();
-    newest.map_or_else(String::new, |at| at.progress.transport)
 }
 
 /// The logs and journals of a run that went wrong stay.
