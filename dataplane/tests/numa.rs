@@ -211,6 +211,7 @@ fn look_at_workers(topology: &Topology, found: &mut Findings) {
             streams: 2,
             sealed: false,
             kernel_tls: KernelTlsChoice::Off,
+            shuffles: false,
             rdma: None,
             streams_in_all: 2,
             window_bytes: 1 << 20,

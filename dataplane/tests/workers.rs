@@ -38,6 +38,7 @@ impl Worker {
             streams: 2,
             sealed: false,
             kernel_tls: KernelTlsChoice::Off,
+            shuffles: true,
             rdma: None,
             streams_in_all: 2,
             window_bytes: 64 << 20,

@@ -7,6 +7,7 @@ use crate::checksum::Crc32c;
 use crate::compare::{DifferingBytes, Equal};
 use crate::delta::Xor;
 use crate::fingerprint::FingerprintPage;
+use crate::shuffle::{Shuffle, ShuffleGain, Unshuffle};
 use crate::zero::IsZero;
 
 /// Environment variable that forces a table: `scalar`, `avx2` or `avx512`. Read once.
@@ -26,6 +27,9 @@ pub(crate) struct Table {
     pub(crate) xor: Xor,
     pub(crate) differing_bytes: DifferingBytes,
     pub(crate) equal: Equal,
+    pub(crate) shuffle: Shuffle,
+    pub(crate) unshuffle: Unshuffle,
+    pub(crate) shuffle_gain: ShuffleGain,
 }
 
 /// The page kernels of one instruction set that this processor has.

@@ -1,6 +1,7 @@
 //! Page kernels: the few loops every page of guest memory goes through.
 //!
-//! In: whole pages of [`PAGE_BYTES`], or any bytes for the checksum. Out: one small answer per page.
+//! In: whole pages of [`PAGE_BYTES`], or any bytes for the checksum. Out: per page, one small
+//! answer or another page.
 //! Every kernel exists once as an algorithm over 64-byte lines (`arch/generic`), and once per
 //! instruction set as the handful of line operations it needs; [`kernels`] picks the table for this
 //! processor at run time.
@@ -12,6 +13,7 @@
 //! | [`Kernels::fingerprint_live`], [`FingerprintKey::is_zero`] | `fingerprint.rs` | both of these in one read of live memory |
 //! | [`Kernels::equal`], [`Kernels::differing_bytes`] | `compare.rs` | did it change, how much? |
 //! | [`Kernels::xor`] | `delta.rs` | what changed? |
+//! | [`Kernels::shuffle`], [`Kernels::unshuffle`], [`Kernels::shuffle_gain`] | `shuffle.rs` | what repeats byte by byte? |
 //! | [`Kernels::crc32c`] | `checksum.rs` | did the wire damage it? |
 //! | [`page_hash`], [`RamRoot`] | `root.rs` | do two memories hold the same pages? |
 //!
@@ -33,6 +35,7 @@ mod fingerprint;
 mod kernels;
 mod live;
 mod root;
+mod shuffle;
 mod zero;
 
 #[cfg(test)]

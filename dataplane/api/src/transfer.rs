@@ -192,6 +192,14 @@ pub enum Codec {
     },
 }
 
+impl Codec {
+    /// Whether pages are encoded by what their stream has carried.
+    #[must_use]
+    pub const fn looks_back(self) -> bool {
+        matches!(self, Self::Window { .. } | Self::Auto { .. })
+    }
+}
+
 /// What counts where fewer bytes would take longer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

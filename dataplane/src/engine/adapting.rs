@@ -16,6 +16,8 @@ const NO_RTT: Duration = Duration::from_nanos(1);
 #[derive(Debug)]
 pub(super) struct Adapting {
     codec: Codec,
+    /// The destination knows shuffled pages.
+    shuffles: bool,
     /// Pages may leave from where they lie.
     may_refer: bool,
     /// The path's round trip is one within a site.
@@ -25,9 +27,10 @@ pub(super) struct Adapting {
 }
 
 impl Adapting {
-    pub(super) const fn new(codec: Codec, may_refer: bool) -> Self {
+    pub(super) const fn new(codec: Codec, may_refer: bool, shuffles: bool) -> Self {
         Self {
             codec,
+            shuffles,
             may_refer,
             is_short_path: false,
             chooser: None,
@@ -64,7 +67,7 @@ impl Adapting {
 
     /// An encoder of this worker, for one of `streams_in_all`.
     pub(super) fn encoder(&self, streams_in_all: usize) -> Encoder {
-        let mut encoder = Encoder::new(self.codec, streams_in_all);
+        let mut encoder = Encoder::new(self.codec, streams_in_all).shuffling(self.shuffles);
         if let Some(chooser) = &self.chooser {
             encoder.set_effort(chooser.effort());
         }

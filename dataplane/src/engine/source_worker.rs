@@ -98,7 +98,7 @@ pub fn spawn_source_worker<E: From<WorkerEvent> + Send + 'static>(
             );
             let may_refer =
                 settings.send != SendChoice::Copy && opened.transport.takes_references();
-            let adapting = Adapting::new(session.codec, may_refer);
+            let adapting = Adapting::new(session.codec, may_refer, settings.shuffles);
             let (layout, digests) = (&session.layout, &session.digests);
             let line = Outgoing::new(layout, digests, &session.key, adapting.refers_at_first())
                 .near(settings.node)

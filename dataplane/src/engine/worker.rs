@@ -30,6 +30,8 @@ pub struct WorkerSettings {
     pub sealed: bool,
     /// Whether the kernel is to seal them.
     pub kernel_tls: KernelTlsChoice,
+    /// Whether the destination knows shuffled pages.
+    pub shuffles: bool,
     /// RAM as the migration's adapter knows it, if streams may be queue pairs.
     pub rdma: Option<Arc<RdmaMemory>>,
     /// Streams that it will get.

@@ -175,6 +175,7 @@ impl DestinationDriver {
                 stock: &self.node.stock,
                 sealed: self.journal.tls,
                 rdma: self.rdma.clone(),
+                shuffles: false,
                 streams,
                 ack_bytes: self.offer.ack_bytes,
             },

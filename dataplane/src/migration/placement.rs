@@ -126,6 +126,8 @@ pub(super) struct WorkersOf<'a> {
     pub(super) stock: &'a Stock,
     pub(super) sealed: bool,
     pub(super) rdma: Option<Arc<RdmaMemory>>,
+    /// At the source: the destination knows shuffled pages.
+    pub(super) shuffles: bool,
     pub(super) streams: u16,
     /// Bytes between acknowledgements of a stream; at the destination.
     pub(super) ack_bytes: u64,
@@ -151,6 +153,7 @@ impl Placement {
             stock: of.stock.clone(),
             sealed: of.sealed,
             kernel_tls: settings.kernel_tls,
+            shuffles: of.shuffles,
             rdma: of.rdma.clone(),
             streams: usize::from(of.streams).div_ceil(count),
             streams_in_all: of.streams.into(),

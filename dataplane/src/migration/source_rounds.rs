@@ -70,7 +70,12 @@ impl SourceDriver {
             Some(lanes) => RoundWork::by_lanes(round, dirty, forced, Arc::clone(lanes)),
             None => RoundWork::new(round, dirty, forced),
         };
-        let work = Arc::new(work.paused(paused));
+        let mut work = work.paused(paused);
+        // Later rounds have what was written, not neighbours, and the guest may wait for them.
+        if round == 0 && self.session.codec.looks_back() {
+            work = work.by_stream(self.recorder.streams_in_use.into());
+        }
+        let work = Arc::new(work);
         self.recorder.round = round;
         self.recorder.pages_in_round = work.pages();
         self.session.begin_round();

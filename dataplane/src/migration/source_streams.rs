@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use dwcp_api::Codec;
 use dwcp_proto::SourceEvent;
-use dwcp_wire::{AbortCode, StreamHello, StreamRole};
+use dwcp_wire::{AbortCode, Capabilities, StreamHello, StreamRole};
 use socket2::SockRef;
 
 use super::control_writer::ControlWriter;
@@ -133,6 +133,9 @@ impl SourceDriver {
                 stock: &self.node.stock,
                 sealed: self.way.is_tls(),
                 rdma: self.streams.rdma.memory().cloned(),
+                shuffles: self
+                    .can
+                    .is_some_and(|can| can.contains(Capabilities::SHUFFLE)),
                 streams,
                 ack_bytes: 0,
             },

@@ -61,6 +61,7 @@ pub struct PageTable {
     window_bytes: usize,
     window_pages: usize,
     starts_window: bool,
+    shuffles_window: bool,
     /// The delta, at the end of all.
     delta_bytes: usize,
     delta_pages: usize,
@@ -79,6 +80,7 @@ impl PageTable {
             window_bytes: 0,
             window_pages: 0,
             starts_window: false,
+            shuffles_window: false,
             delta_bytes: 0,
             delta_pages: 0,
         }
@@ -118,6 +120,7 @@ impl PageTable {
         if with_data > FRAME_DATA_PAGES_MAX
             || table_bytes(entries, with_data) != bytes.len()
             || described + window_bytes != header.payload_len()
+            || (header.shuffles_window && self.window_pages == 0)
             || !is_possible(window_bytes, self.window_pages, WINDOW_OVERHEAD_BYTES_MAX)
             || !is_possible(delta_bytes, self.delta_pages, DELTA_OVERHEAD_BYTES_MAX)
         {
@@ -126,6 +129,7 @@ impl PageTable {
         self.window_bytes = window_bytes;
         self.delta_bytes = delta_bytes;
         self.starts_window = header.starts_window;
+        self.shuffles_window = header.shuffles_window;
         let (fingerprints, _) = fingerprints.as_chunks::<FINGERPRINT_BYTES>();
         self.fingerprints.clear();
         self.fingerprints
@@ -291,8 +295,9 @@ impl Decoder {
         let mut fingerprints = &table.fingerprints[..];
         let (window, delta) = table.common_data(data);
         let mut window = window.and_then(|data| {
+            let (starts, shuffles) = (table.starts_window, table.shuffles_window);
             self.window
-                .decode(data, table.window_pages, table.starts_window)
+                .decode(data, table.window_pages, starts, shuffles)
         });
         let mut delta = delta.and_then(|data| decode_delta(&mut self.delta, table, data, sink));
         for entry in &table.entries {

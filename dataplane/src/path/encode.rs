@@ -9,7 +9,7 @@ use zstd_safe::{CCtx, CParameter};
 
 use super::delta::DeltaEncoder;
 use super::effort::Effort;
-use super::window::{WindowEncoder, looks_random};
+use super::window::{WindowData, WindowEncoder, looks_random};
 
 /// Pages compressed together: 64 KiB. Larger blocks gain little, single pages lose a sixth.
 pub(super) const RUN_PAGES_MAX: usize = 16;
@@ -88,6 +88,15 @@ impl Encoder {
         }
     }
 
+    /// The same for a destination that knows shuffled pages, or does not.
+    #[must_use]
+    pub fn shuffling(mut self, shuffles: bool) -> Self {
+        if let Kind::Window(window) = &mut self.kind {
+            window.pages.set_shuffles(shuffles);
+        }
+        self
+    }
+
     /// Longest run that this encoder takes.
     #[must_use]
     pub const fn run_pages_max(&self) -> usize {
@@ -136,9 +145,8 @@ impl Encoder {
         is_kept
     }
 
-    /// Puts the data of the pages that were kept to `out`. Returns its bytes, and whether a window
-    /// begins with them; `None` when no page was kept.
-    pub(super) fn finish(&mut self, out: &mut [u8]) -> Option<(usize, bool)> {
+    /// Puts the data of the pages that were kept to `out`; `None` when no page was kept.
+    pub(super) fn finish(&mut self, out: &mut [u8]) -> Option<WindowData> {
         match &mut self.kind {
             Kind::Window(window) if !window.pages.is_empty() => Some(window.pages.finish(out)),
             _ => None,

@@ -276,7 +276,7 @@ impl FrameBuilder {
     ) -> ReadyFrame {
         self.close_run(encoder, buffer);
         let window = encoder.finish(&mut buffer[self.end..]);
-        self.end += window.map_or(0, |(bytes, _)| bytes);
+        self.end += window.map_or(0, |window| window.bytes);
         let delta_bytes = encoder.finish_delta(&mut buffer[self.end..]);
         self.end += delta_bytes;
         let referred_bytes: usize = self.referred.iter().map(PageRange::bytes).sum();
@@ -299,7 +299,8 @@ impl FrameBuilder {
             payload_bytes: (self.end - table_start + referred_bytes) as u32,
             table_bytes: table as u32,
             table_crc32c: kernels().crc32c(0, &buffer[table_start..DATA_OFFSET]),
-            starts_window: window.is_some_and(|(_, starts)| starts),
+            starts_window: window.is_some_and(|window| window.starts),
+            shuffles_window: window.is_some_and(|window| window.shuffles),
             delta_bytes: delta_bytes as u32,
             ..FrameHeader::empty(FrameKind::Pages, stream, sequence)
         };

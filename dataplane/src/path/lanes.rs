@@ -1,6 +1,6 @@
 //! The work of a round, split by NUMA node.
 //!
-//! A lane is the bitmap words of the pages that lie on one node. A worker takes chunks of its own
+//! A lane is the bitmap words of the pages that lie on one node. A worker takes stretches of its own
 //! node's lane, and then of the one that has most left: near pages first, nothing left over, nobody
 //! idle. On a machine of one node there is one lane.
 
@@ -9,8 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::ram::{PAGES_PER_WORD, RamLayout, RamNodes};
 
-/// Words that a worker takes at once: 1024 pages, 4 MiB.
+/// Words of a chunk, the least that is taken: 1024 pages, 4 MiB.
 pub(super) const CHUNK_WORDS: usize = 16;
+
+/// The most chunks that a stream takes for itself: 64 MiB, more than its window goes back.
+const STRETCH_CHUNKS_MAX: usize = 16;
 
 /// How the words of all blocks, counted through, are split. The same in every round.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,14 +89,28 @@ impl Lanes {
         of_lane.is_some() && of_lane != node
     }
 
-    /// Takes the next words of `lane`, or of the lane that has most left, which is `lane` then.
-    /// `None` when all are taken.
-    pub(super) fn take(&self, taken: &[AtomicUsize], lane: &mut usize) -> Option<Range<usize>> {
+    /// Takes the next words of `lane`, or of the lane that has most left, which is `lane` then: a chunk, or for one
+    /// of so many streams half of its share of what is left. `None` when all are taken.
+    pub(super) fn take(
+        &self,
+        taken: &[AtomicUsize],
+        lane: &mut usize,
+        streams: Option<usize>,
+    ) -> Option<Range<usize>> {
         loop {
+            let (own, done) = (&self.0[*lane], taken.get(*lane)?);
+            let most = |chunk: usize| match streams {
+                None => 1,
+                Some(streams) => {
+                    let share = own.chunks.saturating_sub(chunk) / (2 * streams.max(1));
+                    share.clamp(1, STRETCH_CHUNKS_MAX)
+                }
+            };
             // No order is needed: the bitmaps were there before the round was given out.
-            let chunk = taken.get(*lane)?.fetch_add(1, Ordering::Relaxed);
-            if let Some(words) = self.0[*lane].words(chunk) {
-                return Some(words);
+            let order = Ordering::Relaxed;
+            let next = |chunk| Some(chunk + own.stretch(chunk, most(chunk))?.1);
+            if let Ok(chunk) = done.fetch_update(order, order, next) {
+                return own.stretch(chunk, most(chunk)).map(|(words, _)| words);
             }
             let left = self
                 .0
@@ -116,14 +133,16 @@ impl Lane {
         self.runs.push(Run { words, first_chunk });
     }
 
-    fn words(&self, chunk: usize) -> Option<Range<usize>> {
+    /// The words of at most `most` chunks from `chunk` on that follow each other, and how many chunks they are.
+    fn stretch(&self, chunk: usize, most: usize) -> Option<(Range<usize>, usize)> {
         if chunk >= self.chunks {
             return None;
         }
         let behind = self.runs.partition_point(|run| run.first_chunk <= chunk);
         let run = &self.runs[behind - 1];
         let first = run.words.start + (chunk - run.first_chunk) * CHUNK_WORDS;
-        Some(first..(first + CHUNK_WORDS).min(run.words.end))
+        let end = (first + most * CHUNK_WORDS).min(run.words.end);
+        Some((first..end, (end - first).div_ceil(CHUNK_WORDS)))
     }
 }
 
@@ -135,12 +154,20 @@ mod tests {
 
     /// Words that a worker of each node takes, in turns, with the lane of each.
     fn taken(lanes: &Lanes, workers: &[Option<usize>]) -> Vec<Vec<(usize, Range<usize>)>> {
+        taken_by(lanes, workers, None)
+    }
+
+    fn taken_by(
+        lanes: &Lanes,
+        workers: &[Option<usize>],
+        streams: Option<usize>,
+    ) -> Vec<Vec<(usize, Range<usize>)>> {
         let counters = lanes.untaken();
         let mut at: Vec<usize> = workers.iter().map(|node| lanes.home(*node)).collect();
         let mut out = vec![vec![]; workers.len()];
         let mut idle = 0;
         for worker in (0..workers.len()).cycle() {
-            match lanes.take(&counters, &mut at[worker]) {
+            match lanes.take(&counters, &mut at[worker], streams) {
                 Some(words) => {
                     out[worker].push((at[worker], words));
                     idle = 0;
@@ -164,6 +191,18 @@ mod tests {
             !Lanes::whole(40).is_away(0, Some(1)),
             "its pages lie nowhere that is known"
         );
+    }
+
+    #[test]
+    fn streams_take_half_of_their_share_and_a_chunk_at_last() {
+        let words = taken_by(&Lanes::whole(8 * 1024), &[None], Some(4));
+        let chunks: Vec<usize> = words[0]
+            .iter()
+            .map(|(_, words)| words.len() / CHUNK_WORDS)
+            .collect();
+        assert_eq!(chunks[..2], [16, 16], "of 512 chunks");
+        assert!(chunks.is_sorted_by(|a, b| a >= b), "{chunks:?}");
+        assert_eq!(chunks[chunks.len() - 8..], [1; 8]);
     }
 
     /// 64 MiB on node 1, then 16 MiB on node 0, then what is unknown.
@@ -213,6 +252,7 @@ mod tests {
         fn every_word_is_taken_once(
             blocks in prop::collection::vec(prop::collection::vec((1u32..3000, prop::option::of(0usize..4)), 1..6), 1..4),
             workers in prop::collection::vec(prop::option::of(0usize..5), 1..6),
+            streams in prop::option::of(0usize..9),
         ) {
             let mut nodes = vec![];
             let mut sizes = vec![];
@@ -230,7 +270,7 @@ mod tests {
                 sizes.push(first - 63);
             }
             let lanes = Lanes::by_node(&ram(&sizes), &RamNodes::of(nodes));
-            let mut all: Vec<usize> = taken(&lanes, &workers)
+            let mut all: Vec<usize> = taken_by(&lanes, &workers, streams)
                 .into_iter()
                 .flatten()
                 .flat_map(|(_, words)| words)

@@ -21,11 +21,15 @@ mod source;
 
 mod lanes;
 
+mod places;
+
 mod classify;
 
 mod encode;
 
 mod window;
+
+mod shuffle;
 
 mod delta;
 

@@ -10,8 +10,9 @@ use super::classify::{PageKind, classify};
 use super::encode::Encoder;
 use super::frame::{FrameBuilder, ReadyFrame};
 use super::in_flight::Lost;
+use super::places::Places;
 use super::remembered::{Leaving, RememberedPages};
-use super::source::{PageBatch, RoundCursor, RoundWork};
+use super::source::RoundWork;
 use crate::ram::{Digests, RamLayout};
 
 /// What a worker has done in a round.
@@ -78,13 +79,11 @@ pub struct Outgoing<'a> {
     key: &'a FingerprintKey,
     kernels: &'static Kernels,
     by_reference: bool,
-    node: Option<usize>,
     remembered: Option<&'a RememberedPages>,
     /// What the page that is looked at was.
     old: Box<Page>,
     builder: FrameBuilder,
-    cursor: RoundCursor,
-    batch: PageBatch,
+    places: Places,
     encoding: Duration,
     again: PagesAgain,
     /// Counts of the round so far.
@@ -109,12 +108,10 @@ impl<'a> Outgoing<'a> {
             key,
             kernels: kernels(),
             by_reference,
-            node: None,
             remembered: None,
             old: Box::new([0; PAGE_BYTES]),
             builder: FrameBuilder::new(),
-            cursor: RoundCursor::default(),
-            batch: PageBatch::default(),
+            places: Places::default(),
             encoding: Duration::ZERO,
             again: PagesAgain::default(),
             counts: OutgoingCounts::default(),
@@ -125,7 +122,7 @@ impl<'a> Outgoing<'a> {
     /// Takes pages on this NUMA node first.
     #[must_use]
     pub const fn near(mut self, node: Option<usize>) -> Self {
-        self.node = node;
+        self.places.near(node);
         self
     }
 
@@ -138,8 +135,7 @@ impl<'a> Outgoing<'a> {
 
     /// Begins a round.
     pub fn begin(&mut self, work: &RoundWork) {
-        self.cursor = work.cursor(self.node);
-        self.batch = PageBatch::default();
+        self.places.begin(work);
         self.counts = OutgoingCounts::default();
         self.root = RamRoot::default();
     }
@@ -196,26 +192,17 @@ impl<'a> Outgoing<'a> {
         stream: u16,
         sequence: u64,
     ) -> Option<ReadyFrame> {
-        self.builder.start(self.batch.block);
+        self.places.go_to(stream, work);
+        self.builder.start(self.places.batch().block);
         while !self.builder.is_full() {
-            if self.batch.dirty == 0 {
-                let next = self.again.next_batch();
-                match next.or_else(|| self.cursor.next_batch(work)) {
-                    Some(batch) => {
-                        if work.round == 0 {
-                            let block = &self.layout.blocks()[batch.block as usize];
-                            block.map_ahead(batch.first_page, batch.dirty);
-                        }
-                        self.batch = batch;
-                    }
-                    None => break,
+            if self.places.batch().dirty == 0 {
+                if !self.next_batch(work) {
+                    break;
                 }
-                if self.cursor.is_away(work) {
-                    self.counts.away += u64::from(self.batch.dirty.count_ones());
-                }
+                let batch = self.places.batch();
                 if self.builder.is_empty() {
-                    self.builder.start(self.batch.block);
-                } else if !self.builder.may_go_on(&self.batch) {
+                    self.builder.start(batch.block);
+                } else if !self.builder.may_go_on(batch) {
                     break;
                 }
             }
@@ -235,13 +222,31 @@ impl<'a> Outgoing<'a> {
         Some(frame)
     }
 
+    /// Goes on to pages that were lost, or to the next of the round; `false` when there are none.
+    fn next_batch(&mut self, work: &RoundWork) -> bool {
+        match self.again.next_batch() {
+            Some(batch) => self.places.put(batch),
+            None if self.places.next_batch(work) => {}
+            None => return false,
+        }
+        let batch = self.places.batch();
+        if work.round == 0 {
+            let block = &self.layout.blocks()[batch.block as usize];
+            block.map_ahead(batch.first_page, batch.dirty);
+        }
+        if self.places.is_away(work) {
+            self.counts.away += u64::from(batch.dirty.count_ones());
+        }
+        true
+    }
+
     /// Reads the batch's next page, once, and decides on what was read.
     fn take_page(&mut self, is_first: bool, buffer: &mut [u8], encoder: &mut Encoder) {
-        let bit = self.batch.dirty.trailing_zeros();
-        self.batch.dirty &= self.batch.dirty - 1;
-        let page = self.batch.first_page + bit;
-        let forced = self.batch.forced >> bit & 1 == 1;
-        let block = self.batch.block as usize;
+        let bit = self.places.take_page();
+        let batch = self.places.batch();
+        let page = batch.first_page + bit;
+        let forced = batch.forced >> bit & 1 == 1;
+        let block = batch.block as usize;
         let global = self.layout.global_page(block, page);
         let fingerprint = self.read_page(block, page, buffer);
         self.counts.visited += 1;
@@ -288,8 +293,9 @@ impl<'a> Outgoing<'a> {
             ram.read_page(page, copy);
             return self.kernels.fingerprint(self.key, copy);
         }
-        if self.batch.dirty != 0 {
-            let next = self.batch.first_page + self.batch.dirty.trailing_zeros();
+        let batch = self.places.batch();
+        if batch.dirty != 0 {
+            let next = batch.first_page + batch.dirty.trailing_zeros();
             ram.live_page(next).prefetch();
         }
         self.kernels.fingerprint_live(self.key, ram.live_page(page))

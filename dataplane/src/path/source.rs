@@ -1,7 +1,7 @@
 //! Stage 1 of 8: pick dirty pages.
 //!
 //! In: the dirty bitmap of a round. Out: batches of up to 64 pages of one block, a bitmap word
-//! each, every dirty page exactly once. Workers take chunks of words by one atomic addition, those
+//! each, every dirty page exactly once. Workers take stretches of words by one atomic exchange, those
 //! of pages near them first: no queue, no lock.
 
 use std::sync::Arc;
@@ -23,6 +23,15 @@ pub struct PageBatch {
     pub forced: u64,
 }
 
+impl PageBatch {
+    /// Its next page, counted from the first, and no longer in it.
+    pub(super) const fn take_page(&mut self) -> u32 {
+        let bit = self.dirty.trailing_zeros();
+        self.dirty &= self.dirty - 1;
+        bit
+    }
+}
+
 /// The pages of one round, shared by the workers.
 #[derive(Debug)]
 pub struct RoundWork {
@@ -32,6 +41,8 @@ pub struct RoundWork {
     forced: RamBitmap,
     resends: bool,
     is_paused: bool,
+    /// Streams that each take stretches for themselves.
+    by_stream: Option<usize>,
     lanes: Arc<Lanes>,
     taken: Box<[AtomicUsize]>,
 }
@@ -50,6 +61,19 @@ impl RoundWork {
     pub const fn paused(mut self, is_paused: bool) -> Self {
         self.is_paused = is_paused;
         self
+    }
+
+    /// The same for so many streams that each take long stretches for themselves: not where the guest waits for
+    /// the slowest.
+    #[must_use]
+    pub const fn by_stream(mut self, streams: usize) -> Self {
+        self.by_stream = Some(streams);
+        self
+    }
+
+    /// Whether each stream takes stretches for itself.
+    pub(super) const fn is_by_stream(&self) -> bool {
+        self.by_stream.is_some()
     }
 
     /// Whether the guest is paused, and waits for the end of the round.
@@ -78,6 +102,7 @@ impl RoundWork {
             round,
             resends: forced.count() > 0,
             is_paused: false,
+            by_stream: None,
             dirty,
             forced,
             taken: lanes.untaken(),
@@ -125,7 +150,7 @@ impl RoundWork {
     }
 }
 
-/// The chunk that a worker is at.
+/// The stretch that a worker, or one of its streams, is at.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RoundCursor {
     node: Option<usize>,
@@ -138,16 +163,41 @@ impl RoundCursor {
     /// The next batch with a dirty page, or `None` when the round has no more.
     pub fn next_batch(&mut self, work: &RoundWork) -> Option<PageBatch> {
         loop {
-            while self.next < self.end {
-                let batch = work.batch(self.next);
-                self.next += 1;
-                if batch.dirty != 0 {
-                    return Some(batch);
-                }
+            if let Some(batch) = self.next_of_stretch(work) {
+                return Some(batch);
             }
-            let words = work.lanes.take(&work.taken, &mut self.lane)?;
+            let words = work
+                .lanes
+                .take(&work.taken, &mut self.lane, work.by_stream)?;
             (self.next, self.end) = (words.start, words.end);
         }
+    }
+
+    /// The next batch with a dirty page before another stretch is taken.
+    pub(super) fn next_of_stretch(&mut self, work: &RoundWork) -> Option<PageBatch> {
+        while self.next < self.end {
+            let batch = work.batch(self.next);
+            self.next += 1;
+            if batch.dirty != 0 {
+                return Some(batch);
+            }
+        }
+        None
+    }
+
+    /// Words of its stretch that it has not come to.
+    pub(super) const fn left(&self) -> usize {
+        self.end - self.next
+    }
+
+    /// The second half of what it has not come to, for somebody else.
+    pub(super) const fn take_half(&mut self) -> Self {
+        let half = Self {
+            next: self.next + self.left() / 2,
+            ..*self
+        };
+        self.end = half.next;
+        half
     }
 
     /// Whether the batch given last lies on another node than the worker.

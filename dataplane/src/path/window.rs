@@ -13,6 +13,8 @@ use dwcp_wire::limits::{FRAME_DATA_PAGES_MAX, WINDOW_BYTES_MAX};
 use zstd_safe::zstd_sys::ZSTD_EndDirective::ZSTD_e_flush;
 use zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
 
+use super::shuffle::Shuffled;
+
 /// Smallest window, as a power of two: a frame's data.
 const WINDOW_LOG_MIN: u32 = 19;
 
@@ -41,8 +43,19 @@ pub(super) fn looks_random(page: &Page) -> bool {
 pub(super) struct WindowEncoder {
     context: CCtx<'static>,
     /// Of the frame that is being built.
-    pages: Vec<u8>,
+    pages: Vec<Page>,
+    shuffles: bool,
     starts: bool,
+}
+
+/// The data of a frame's window pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct WindowData {
+    pub(super) bytes: usize,
+    /// A window begins with it.
+    pub(super) starts: bool,
+    /// A bit for each page is in front: whether it is shuffled.
+    pub(super) shuffles: bool,
 }
 
 impl WindowEncoder {
@@ -62,7 +75,8 @@ impl WindowEncoder {
         }
         let mut encoder = Self {
             context,
-            pages: Vec::with_capacity(FRAME_DATA_PAGES_MAX * PAGE_BYTES),
+            pages: Vec::with_capacity(FRAME_DATA_PAGES_MAX),
+            shuffles: false,
             starts: true,
         };
         // zstd takes its memory now: later it cannot fail.
@@ -72,21 +86,35 @@ impl WindowEncoder {
         encoder
     }
 
+    /// Shuffles pages that get smaller by it, or not: the destination must know that.
+    pub(super) const fn set_shuffles(&mut self, shuffles: bool) {
+        self.shuffles = shuffles;
+    }
+
     pub(super) const fn is_empty(&self) -> bool {
         self.pages.is_empty()
     }
 
     pub(super) fn push(&mut self, page: &Page) {
-        self.pages.extend_from_slice(page);
+        self.pages.push(*page);
     }
 
-    /// Puts the frame's pages to `out`, compressed. Returns the bytes and whether a window begins.
+    /// Puts the frame's pages to `out`, compressed.
     ///
     /// # Panics
     /// When `out` has less room than the pages and `WINDOW_OVERHEAD_BYTES_MAX` take.
-    pub(super) fn finish(&mut self, out: &mut [u8]) -> (usize, bool) {
+    pub(super) fn finish(&mut self, out: &mut [u8]) -> WindowData {
+        let shuffled = match self.shuffles {
+            true => Shuffled::shuffle(&mut self.pages),
+            false => None,
+        };
+        let bits = shuffled
+            .as_ref()
+            .map_or(&[][..], |s| s.bits(self.pages.len()));
+        let (front, out) = out.split_at_mut(bits.len());
+        front.copy_from_slice(bits);
         let mut out = OutBuffer::around(out);
-        let mut pages = InBuffer::around(&self.pages);
+        let mut pages = InBuffer::around(self.pages.as_flattened());
         loop {
             let left = self
                 .context
@@ -98,7 +126,11 @@ impl WindowEncoder {
             assert!(out.pos() < out.capacity(), "room for the window's data");
         }
         self.pages.clear();
-        (out.pos(), std::mem::take(&mut self.starts))
+        WindowData {
+            bytes: bits.len() + out.pos(),
+            starts: std::mem::take(&mut self.starts),
+            shuffles: shuffled.is_some(),
+        }
     }
 
     /// Compresses at another level, looking `far` behind or not, in a new window.
@@ -142,9 +174,15 @@ impl WindowDecoder {
         }
     }
 
-    /// The `count` pages of a frame's data, if that yields exactly those. Output and window are
-    /// bounded: no bomb goes off.
-    pub(super) fn decode(&mut self, data: &[u8], count: usize, starts: bool) -> Option<&[Page]> {
+    /// The `count` pages of a frame's data, if that yields exactly those; `shuffles` and `starts` as of
+    /// [`WindowData`]. Output and window are bounded: no bomb goes off.
+    pub(super) fn decode(
+        &mut self,
+        data: &[u8],
+        count: usize,
+        starts: bool,
+        shuffles: bool,
+    ) -> Option<&[Page]> {
         let log = self.window_log_max;
         let context = self.context.get_or_insert_with(|| {
             let mut context = DCtx::create();
@@ -159,6 +197,16 @@ impl WindowDecoder {
         if self.is_lost {
             return None;
         }
+        let (shuffled, data) = match shuffles {
+            true => match Shuffled::read(data, count) {
+                Some((shuffled, data)) => (Some(shuffled), data),
+                None => {
+                    self.is_lost = true;
+                    return None;
+                }
+            },
+            false => (None, data),
+        };
         // A byte more than there should be, to see that it stays free.
         self.pages.resize(count * PAGE_BYTES + 1, 0);
         if inflate(context, data, &mut self.pages) != Some(count * PAGE_BYTES) {
@@ -166,7 +214,11 @@ impl WindowDecoder {
             return None;
         }
         self.pages.truncate(count * PAGE_BYTES);
-        Some(self.pages.as_chunks().0)
+        let (pages, _) = self.pages.as_chunks_mut();
+        if let Some(shuffled) = shuffled {
+            shuffled.unshuffle(pages);
+        }
+        Some(pages)
     }
 }
 
@@ -189,7 +241,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::path::testing::noise;
+    use crate::path::testing::{noise, words_page};
 
     fn text_page(seed: u64) -> Page {
         let mut page = [0; PAGE_BYTES];
@@ -200,12 +252,12 @@ mod tests {
     }
 
     /// Sends frames of pages through a window; returns their data.
-    fn frames(encoder: &mut WindowEncoder, frames: &[Vec<Page>]) -> Vec<(Vec<u8>, bool)> {
+    fn frames(encoder: &mut WindowEncoder, frames: &[Vec<Page>]) -> Vec<(Vec<u8>, WindowData)> {
         let mut room = vec![0; FRAME_DATA_PAGES_MAX * PAGE_BYTES + WINDOW_OVERHEAD_BYTES_MAX];
         let frame = |pages: &Vec<Page>| {
             pages.iter().for_each(|page| encoder.push(page));
-            let (bytes, starts) = encoder.finish(&mut room);
-            (room[..bytes].to_vec(), starts)
+            let data = encoder.finish(&mut room);
+            (room[..data.bytes].to_vec(), data)
         };
         frames.iter().map(frame).collect()
     }
@@ -217,10 +269,12 @@ mod tests {
         let once: Vec<Vec<Page>> = pages.chunks(64).map(<[Page]>::to_vec).collect();
         let first = frames(&mut encoder, &once);
         let again = frames(&mut encoder, &once);
-        let bytes = |frames: &[(Vec<u8>, bool)]| frames.iter().map(|(d, _)| d.len()).sum::<usize>();
+        let bytes =
+            |frames: &[(Vec<u8>, WindowData)]| frames.iter().map(|(d, _)| d.len()).sum::<usize>();
         assert!(bytes(&first) >= 1024 * PAGE_BYTES);
         assert!(bytes(&again) < bytes(&first) / 100, "{}", bytes(&again));
-        assert!(first[0].1 && !first[1].1 && !again[0].1);
+        let starts = [&first[0], &first[1], &again[0]].map(|(_, data)| data.starts);
+        assert_eq!(starts, [true, false, false]);
     }
 
     #[test]
@@ -236,20 +290,36 @@ mod tests {
         let pages: Vec<Page> = (0..8).map(text_page).collect();
         let sent = frames(&mut encoder, &vec![pages.clone(); 3]);
         let mut decoder = WindowDecoder::new(1);
-        assert_eq!(decoder.decode(&sent[0].0, 8, true), Some(&pages[..]));
+        assert_eq!(decoder.decode(&sent[0].0, 8, true, false), Some(&pages[..]));
         assert_eq!(
-            decoder.decode(&sent[1].0, 9, false),
+            decoder.decode(&sent[1].0, 9, false, false),
             None,
             "one page too few"
         );
-        assert_eq!(decoder.decode(&sent[2].0, 8, false), None);
+        assert_eq!(decoder.decode(&sent[2].0, 8, false, false), None);
         encoder.restart();
         let sent = frames(&mut encoder, std::slice::from_ref(&pages));
-        assert!(sent[0].1);
-        assert_eq!(decoder.decode(&sent[0].0, 8, true), Some(&pages[..]));
+        assert!(sent[0].1.starts);
+        assert_eq!(decoder.decode(&sent[0].0, 8, true, false), Some(&pages[..]));
         // More pages than the table names.
         let sent = frames(&mut encoder, &[pages]);
-        assert_eq!(decoder.decode(&sent[0].0, 7, false), None);
+        assert_eq!(decoder.decode(&sent[0].0, 7, false, false), None);
+    }
+
+    #[test]
+    fn shuffled_pages_are_smaller_and_come_back() {
+        let pages: Vec<Page> = (0..32).map(words_page).collect();
+        let bytes = [false, true].map(|shuffles| {
+            let mut encoder = WindowEncoder::new(1, WINDOW_BYTES_MAX, 1);
+            encoder.set_shuffles(shuffles);
+            let (sent, data) = frames(&mut encoder, std::slice::from_ref(&pages)).remove(0);
+            assert_eq!(data.shuffles, shuffles);
+            let mut decoder = WindowDecoder::new(1);
+            let decoded = decoder.decode(&sent, 32, true, shuffles);
+            assert_eq!(decoded, Some(&pages[..]));
+            data.bytes
+        });
+        assert!(bytes[1] < bytes[0] * 4 / 5, "{bytes:?}");
     }
 
     #[test]
@@ -257,8 +327,16 @@ mod tests {
         let pages = vec![text_page(1); 4];
         let mut encoder = WindowEncoder::new(3, WINDOW_BYTES_MAX, 1);
         let sent = frames(&mut encoder, &[pages]);
-        assert!(WindowDecoder::new(1).decode(&sent[0].0, 4, true).is_some());
-        assert!(WindowDecoder::new(2).decode(&sent[0].0, 4, true).is_none());
+        assert!(
+            WindowDecoder::new(1)
+                .decode(&sent[0].0, 4, true, false)
+                .is_some()
+        );
+        assert!(
+            WindowDecoder::new(2)
+                .decode(&sent[0].0, 4, true, false)
+                .is_none()
+        );
     }
 
     #[test]
@@ -278,16 +356,24 @@ mod tests {
             sizes in prop::collection::vec(1usize..=FRAME_DATA_PAGES_MAX, 1..6),
             level in -5i32..=6,
             seed: u64,
+            shuffles: bool,
         ) {
             let mut encoder = WindowEncoder::new(level, 1 << 20, 2);
             let mut decoder = WindowDecoder::new(2);
-            let page = |n: u64| if n.is_multiple_of(3) { noise(n % 50) } else { text_page(n) };
+            encoder.set_shuffles(shuffles);
+            let page = |n: u64| match n % 3 {
+                0 => noise(n % 50),
+                1 => text_page(n),
+                _ => words_page(n as u32 % 4),
+            };
             let wanted: Vec<Vec<Page>> = sizes
                 .iter()
                 .map(|&size| (0..size as u64).map(|n| page(n.wrapping_add(seed) % 1000)).collect())
                 .collect();
-            for ((data, starts), pages) in frames(&mut encoder, &wanted).iter().zip(&wanted) {
-                prop_assert_eq!(decoder.decode(data, pages.len(), *starts), Some(&pages[..]));
+            for ((bytes, data), pages) in frames(&mut encoder, &wanted).iter().zip(&wanted) {
+                prop_assert!(shuffles || !data.shuffles);
+                let decoded = decoder.decode(bytes, pages.len(), data.starts, data.shuffles);
+                prop_assert_eq!(decoded, Some(&pages[..]));
             }
         }
 
@@ -295,9 +381,10 @@ mod tests {
         fn hostile_data_gives_the_pages_asked_for_or_none(
             data in prop::collection::vec(any::<u8>(), 0..600),
             count in 0usize..8,
+            shuffles: bool,
         ) {
             let mut decoder = WindowDecoder::new(4);
-            if let Some(pages) = decoder.decode(&data, count, true) {
+            if let Some(pages) = decoder.decode(&data, count, true, shuffles) {
                 prop_assert_eq!(pages.len(), count);
             }
         }

@@ -140,7 +140,7 @@ impl Sender {
     pub(crate) fn of(streams: usize, codec: Codec) -> Vec<Self> {
         let sender = |_| Self {
             sequence: 0,
-            encoder: Encoder::new(codec, streams),
+            encoder: Encoder::new(codec, streams).shuffling(true),
         };
         (0..streams).map(sender).collect()
     }

@@ -85,7 +85,7 @@ impl FrameKind {
 /// | 4 | 2 | `version` | the agreed version; 1 in a hello |
 /// | 6 | 2 | `kind` | [`FrameKind`] |
 /// | 8 | 2 | `stream` | 0..32; 0 on control connections |
-/// | 10 | 2 | flags | bit 0 in a page frame: a window begins ([`Self::starts_window`]); the others are 0 |
+/// | 10 | 2 | flags | bit 0 in a page frame: a window begins ([`Self::starts_window`]), bit 1: [`Self::shuffles_window`]; the others are 0 |
 /// | 12 | 4 | `round` | 0 is the first pass |
 /// | 16 | 8 | `sequence` | frames of this stream and direction, from 1 |
 /// | 24 | 4 | `ram_block` | index into the agreed RAM blocks |
@@ -127,12 +127,17 @@ pub struct FrameHeader {
     pub table_crc32c: u32,
     /// A page frame whose window data depends on no frame before it.
     pub starts_window: bool,
+    /// A page frame whose window data begins with a bit for each of the window's pages: whether it is shuffled.
+    pub shuffles_window: bool,
     /// Bytes of a page frame's delta, at the end of its payload.
     pub delta_bytes: u32,
 }
 
 /// [`FrameHeader::starts_window`] among the flags.
 const STARTS_WINDOW: u16 = 1 << 0;
+
+/// [`FrameHeader::shuffles_window`] among the flags.
+const SHUFFLES_WINDOW: u16 = 1 << 1;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -223,6 +228,7 @@ impl FrameHeader {
             table_bytes: 0,
             table_crc32c: 0,
             starts_window: false,
+            shuffles_window: false,
             delta_bytes: 0,
         }
     }
@@ -242,6 +248,16 @@ impl FrameHeader {
         }
     }
 
+    const fn flags(&self) -> u16 {
+        let starts = if self.starts_window { STARTS_WINDOW } else { 0 };
+        let shuffles = if self.shuffles_window {
+            SHUFFLES_WINDOW
+        } else {
+            0
+        };
+        starts | shuffles
+    }
+
     /// The header's bytes.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; HEADER_BYTES] {
@@ -250,7 +266,7 @@ impl FrameHeader {
             version: self.version.into(),
             kind: (self.kind as u16).into(),
             stream: self.stream.into(),
-            flags: u16::from(self.starts_window).into(),
+            flags: self.flags().into(),
             round: self.round.into(),
             sequence: self.sequence.into(),
             ram_block: self.ram_block.into(),
@@ -304,6 +320,7 @@ impl FrameHeader {
             table_bytes: raw.table_bytes.get(),
             table_crc32c: raw.table_crc32c.get(),
             starts_window: raw.flags.get() & STARTS_WINDOW != 0,
+            shuffles_window: raw.flags.get() & SHUFFLES_WINDOW != 0,
             delta_bytes: raw.delta_bytes.get(),
         };
         header.check_payload()?;
@@ -357,7 +374,11 @@ impl FrameHeader {
         } else {
             self.ram_block == 0
         };
-        let known = if pages { STARTS_WINDOW } else { 0 };
+        let known = if pages {
+            STARTS_WINDOW | SHUFFLES_WINDOW
+        } else {
+            0
+        };
         in_range("flags", u64::from(flags), flags & !known == 0)?;
         in_range("reserved", u64::from(reserved), reserved == 0)?;
         let delta = match self.payload_bytes.checked_sub(self.table_bytes) {

@@ -37,6 +37,8 @@ impl Capabilities {
     /// Beside `RDMA` and `POSTCOPY`: pages that somebody waits for may be read out of the source's RAM by the
     /// destination's adapter, and it knows `PagesRead`.
     pub const POSTCOPY_READ: Self = Self(1 << 7);
+    /// Beside `WINDOW`: pages in it may be shuffled ([`crate::FrameHeader::shuffles_window`]).
+    pub const SHUFFLE: Self = Self(1 << 8);
 
     /// Bits in both.
     #[must_use]
@@ -60,7 +62,8 @@ pub const CAPABILITIES: Capabilities = Capabilities(
         | Capabilities::POSTCOPY.0
         | Capabilities::RECALL.0
         | Capabilities::BASELINE.0
-        | Capabilities::POSTCOPY_READ.0,
+        | Capabilities::POSTCOPY_READ.0
+        | Capabilities::SHUFFLE.0,
 );
 
 /// Payload of `Hello` and `HelloReply`; 64 bytes, frozen.

@@ -26,10 +26,11 @@ fn pages_header() -> impl Strategy<Value = FrameHeader> {
         table,
         0..=FRAME_DATA_PAGES_MAX * PAGE_BYTES,
         any::<u32>(),
-        any::<bool>(),
+        any::<(bool, bool)>(),
     )
         .prop_map(
-            |(stream, round, sequence, ram_block, entries, table, data, crc, starts_window)| {
+            |(stream, round, sequence, ram_block, entries, table, data, crc, flags)| {
+                let (starts_window, shuffles_window) = flags;
                 FrameHeader {
                     round,
                     ram_block,
@@ -38,6 +39,7 @@ fn pages_header() -> impl Strategy<Value = FrameHeader> {
                     table_bytes: table as u32,
                     table_crc32c: crc,
                     starts_window,
+                    shuffles_window,
                     delta_bytes: if starts_window { data as u32 / 2 } else { 0 },
                     ..FrameHeader::empty(FrameKind::Pages, stream, sequence)
                 }

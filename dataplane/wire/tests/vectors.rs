@@ -27,6 +27,10 @@ fn headers() -> Vec<(&'static str, FrameHeader)> {
         delta_bytes: 77,
         ..pages
     };
+    let shuffled = FrameHeader {
+        shuffles_window: true,
+        ..pages
+    };
     let mark = FrameHeader {
         round: 3,
         ..FrameHeader::empty(FrameKind::RoundMark, 5, 78)
@@ -42,6 +46,7 @@ fn headers() -> Vec<(&'static str, FrameHeader)> {
         ("stream-hello", of(FrameKind::StreamHello, 31, 24)),
         ("pages", pages),
         ("pages-new-window", new_window),
+        ("pages-shuffled", shuffled),
         ("round-mark", mark),
         ("ack", ack),
         ("device", of(FrameKind::Device, 0, 64)),

@@ -25,6 +25,21 @@ impl Rng {
     pub(super) fn page(&mut self) -> Page {
         self.bytes(PAGE_BYTES).try_into().expect("asked for a page")
     }
+
+    /// A page of 32-bit words out of `distinct` random ones, with only the bits of `mask` set.
+    pub(super) fn page_of_words(&mut self, distinct: usize, mask: u32) -> Page {
+        let choice: Vec<u32> = (0..distinct).map(|_| self.next() as u32 & mask).collect();
+        page_from_words(|_| choice[self.next() as usize % distinct])
+    }
+}
+
+/// The page whose 32-bit word `i` is `word(i)`.
+pub(super) fn page_from_words(mut word: impl FnMut(u32) -> u32) -> Page {
+    let mut page = [0; PAGE_BYTES];
+    for (i, bytes) in (0..).zip(page.as_chunks_mut::<4>().0) {
+        *bytes = word(i).to_le_bytes();
+    }
+    page
 }
 
 /// Byte positions on both sides of every boundary that an implementation may have.
@@ -59,6 +74,10 @@ pub(super) fn pages() -> Vec<(String, Page)> {
             page[rng.next() as usize % PAGE_BYTES] = rng.next() as u8;
         }
         pages.push((format!("sparse {density}"), page));
+    }
+    for distinct in [2, 8, 32, 1024] {
+        let page = rng.page_of_words(distinct, 0x0307_FF03);
+        pages.push((format!("{distinct} words"), page));
     }
     for position in positions() {
         let mut page = [0; PAGE_BYTES];

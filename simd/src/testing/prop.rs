@@ -47,6 +47,32 @@ proptest! {
     }
 
     #[test]
+    fn unshuffle_undoes_shuffle(seed: u64) {
+        let page = Rng::new(seed).page();
+        for kernels in Kernels::all_available() {
+            let mut shuffled = [0xA5; PAGE_BYTES];
+            let mut restored = [0xA5; PAGE_BYTES];
+            kernels.shuffle(&page, &mut shuffled);
+            prop_assert_eq!(shuffled, naive::shuffle(&page));
+            kernels.unshuffle(&shuffled, &mut restored);
+            prop_assert_eq!(restored, page);
+            kernels.unshuffle(&page, &mut restored);
+            prop_assert_eq!(restored, naive::unshuffle(&page));
+        }
+    }
+
+    #[test]
+    fn shuffle_gain_agrees_with_the_oracle_where_words_repeat(
+        seed: u64, distinct in 1usize..200, mask: u32,
+    ) {
+        let page = Rng::new(seed).page_of_words(distinct, mask);
+        let expected = naive::shuffle_gain(&page);
+        for kernels in Kernels::all_available() {
+            prop_assert_eq!(kernels.shuffle_gain(&page), expected);
+        }
+    }
+
+    #[test]
     fn fingerprints_are_equal_exactly_when_pages_are((old, new) in page_pair(), seed: u64) {
         let key = FingerprintKey::new(seed);
         for kernels in Kernels::all_available() {

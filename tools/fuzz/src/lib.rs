@@ -34,6 +34,9 @@ pub fn ram(block_pages: &[u32]) -> RamLayout {
 /// In the first byte of [`page_frame`]'s input.
 const STARTS_WINDOW: u8 = 1 << 4;
 
+/// The same: a bit for each page of its window, whether it is shuffled, is in front of the window's data.
+const SHUFFLES_WINDOW: u8 = 1 << 6;
+
 /// The same: its data ends with a delta.
 const DELTA: u8 = 1 << 5;
 
@@ -49,7 +52,7 @@ pub fn seal(header: &mut [u8; HEADER_BYTES]) {
 ///
 /// | byte | means |
 /// |--:|---|
-/// | 0 | bits 0..2 the RAM block; bit 2: `table_bytes` is taken from bytes 2..4; bit 3: fingerprints of raw pages are put right; bit 4: a window begins; bit 5: byte 2 says how long the delta is |
+/// | 0 | bits 0..2 the RAM block; bit 2: `table_bytes` is taken from bytes 2..4; bit 3: fingerprints of raw pages are put right; bit 4: a window begins; bit 5: byte 2 says how long the delta is; bit 6: the window's data says which pages are shuffled |
 /// | 1 | entries, less one |
 /// | 4.. | payload |
 #[must_use]
@@ -73,6 +76,7 @@ pub fn page_frame(input: &[u8], stream: u16, sequence: u64) -> Option<(FrameHead
         table_bytes: table as u32,
         table_crc32c: kernels().crc32c(0, covered),
         starts_window: flags & STARTS_WINDOW != 0,
+        shuffles_window: flags & SHUFFLES_WINDOW != 0,
         delta_bytes: if flags & DELTA == 0 { 0 } else { low.into() },
         ..FrameHeader::empty(FrameKind::Pages, stream, sequence)
     };
@@ -123,10 +127,19 @@ fn mend_fingerprints(payload: &mut [u8], entries: usize) {
     }
 }
 
+/// Kind of [`sample_page`] whose bytes are words that count.
+pub const WORDS: u8 = 255;
+
 /// A page of one of a few simple kinds.
 #[must_use]
 pub fn sample_page(kind: u8) -> Page {
     let mut page = [0; PAGE_BYTES];
+    if kind == WORDS {
+        for (index, word) in (0u32..).zip(page.as_chunks_mut().0) {
+            *word = (0x1234_0000 + (index.wrapping_mul(2_654_435_761) >> 20)).to_le_bytes();
+        }
+        return page;
+    }
     for (index, byte) in page.iter_mut().enumerate() {
         *byte = match kind % 3 {
             0 => 0,

@@ -10,7 +10,7 @@ use dwcp_api::dataplane::{Reply, Request};
 use dwcp_api::{Attachment, Codec, ErrorCode, MigrationId, NodeIdentity, Role};
 use dwcp_controlplane::profile;
 use dwcp_dataplane::path::Encoder;
-use dwcp_fuzz::real_frames;
+use dwcp_fuzz::{WORDS, real_frames};
 use dwcp_wire::HEADER_BYTES;
 
 /// Bytes of one seed. Larger ones make every run slower and teach nothing.
@@ -80,6 +80,7 @@ fn frames(folder: &Path) -> io::Result<()> {
         ("text", &[1; 33]),
         ("mixed", &[0, 0, 1, 4, 0, 7, 1, 1, 0, 0]),
         ("random", &[2]),
+        ("words", &[WORDS, 1, WORDS]),
     ];
     for (name, pages) in kinds {
         let window = Codec::Window {
@@ -90,9 +91,14 @@ fn frames(folder: &Path) -> io::Result<()> {
             ("raw", 0, Codec::Raw),
             ("zstd", 0, Codec::Zstd { level: 1 }),
             ("window", 16, window),
+            ("shuffled", 16 | 64, window),
         ];
         for (codec, flags, by) in codecs {
-            let frame = real_frames(pages, 2, Encoder::new(by, 1));
+            let frame = real_frames(pages, 2, Encoder::new(by, 1).shuffling(flags & 64 != 0));
+            let shuffles = frame[10] & 2 != 0;
+            if shuffles != (flags & 64 != 0) {
+                continue;
+            }
             if frame.len() > SEED_BYTES_MAX - 128 {
                 continue;
             }

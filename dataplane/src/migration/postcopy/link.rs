@@ -110,7 +110,8 @@ impl<'a> Answers<'a> {
     fn take(&mut self) -> Result<u64, LinkError> {
         let (header, payload) = read_frame(&mut self.connection, &self.meter)?;
         // Nothing rests on what came before.
-        if header.kind != FrameKind::Pages || header.starts_window || header.delta_bytes > 0 {
+        let looks_back = header.starts_window || header.shuffles_window || header.delta_bytes > 0;
+        if header.kind != FrameKind::Pages || looks_back {
             return Err(LinkError::Kind(header.kind));
         }
         self.place(&header, &payload)

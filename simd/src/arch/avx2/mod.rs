@@ -19,6 +19,9 @@ pub(super) static TABLE: Table = Table {
     xor,
     differing_bytes,
     equal,
+    shuffle,
+    unshuffle,
+    shuffle_gain,
 };
 
 /// For processors that also multiply 256 bits at once.
@@ -62,4 +65,19 @@ fn differing_bytes(a: &Page, b: &Page) -> u32 {
 #[target_feature(enable = "avx2")]
 fn equal(a: &Page, b: &Page) -> bool {
     generic::equal(Avx2::here(), a, b)
+}
+
+#[target_feature(enable = "avx2")]
+fn shuffle(page: &Page, out: &mut Page) {
+    generic::shuffle(Avx2::here(), page, out);
+}
+
+#[target_feature(enable = "avx2")]
+fn unshuffle(shuffled: &Page, out: &mut Page) {
+    generic::unshuffle(Avx2::here(), shuffled, out);
+}
+
+#[target_feature(enable = "avx2")]
+fn shuffle_gain(page: &Page) -> i32 {
+    generic::shuffle_gain(Avx2::here(), page)
 }

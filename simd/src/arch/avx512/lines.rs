@@ -1,15 +1,19 @@
 //! Lines as one 512-bit register.
 
 use std::arch::x86_64::{
-    __m512i, _mm512_add_epi8, _mm512_add_epi64, _mm512_loadu_si512, _mm512_min_epu8,
-    _mm512_mul_epu32, _mm512_mullo_epi64, _mm512_or_si512, _mm512_reduce_add_epi64,
-    _mm512_sad_epu8, _mm512_set1_epi8, _mm512_set1_epi64, _mm512_setzero_si512,
-    _mm512_shuffle_epi32, _mm512_srli_epi64, _mm512_storeu_si512, _mm512_test_epi64_mask,
+    __m512i, _mm_setr_epi8, _mm512_add_epi8, _mm512_add_epi64, _mm512_broadcast_i32x4,
+    _mm512_loadu_si512, _mm512_maskz_mov_epi32, _mm512_min_epu8, _mm512_min_epu32,
+    _mm512_mul_epu32, _mm512_mullo_epi64, _mm512_or_si512, _mm512_permutexvar_epi32,
+    _mm512_reduce_add_epi64, _mm512_sad_epu8, _mm512_set1_epi8, _mm512_set1_epi64,
+    _mm512_setr_epi32, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_shuffle_epi32,
+    _mm512_srli_epi64, _mm512_storeu_si512, _mm512_test_epi32_mask, _mm512_test_epi64_mask,
+    _mm512_unpackhi_epi8, _mm512_unpackhi_epi16, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
+    _mm512_unpacklo_epi8, _mm512_unpacklo_epi16, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
     _mm512_xor_si512,
 };
 
 use crate::LivePage;
-use crate::arch::generic::{Isa, LineBytes};
+use crate::arch::generic::{COLUMNS, Isa, LineBytes};
 use crate::arch::x86::forward;
 use crate::fingerprint::PRIME32_1;
 
@@ -43,6 +47,10 @@ impl Isa for Avx512 {
         fn tally_start() -> __m512i;
         fn tally(sum: __m512i, line: Line) -> __m512i;
         fn tally_total(sum: __m512i) -> u32;
+        fn split(words: [Line; COLUMNS]) -> [Line; COLUMNS];
+        fn join(columns: [Line; COLUMNS]) -> [Line; COLUMNS];
+        fn and_words(a: Line, b: Line) -> Line;
+        fn keep_words(line: Line, keep: Line) -> Line;
         fn accumulate(acc: Line, data: Line, secret: Line) -> Line;
         fn scramble(acc: Line, secret: Line) -> Line;
     }
@@ -105,6 +113,70 @@ fn tally(sum: __m512i, line: Line) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
 fn tally_total(sum: __m512i) -> u32 {
     _mm512_reduce_add_epi64(_mm512_sad_epu8(sum, _mm512_setzero_si512())) as u32
+}
+
+/// The 4 by 4 transposition of the 32-bit words of a register. Its own inverse.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn order() -> Line {
+    _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)
+}
+
+/// In every 128-bit lane, sorts four words into four bytes of each column; brings those of one
+/// column together from four registers; then puts them in order across the lanes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn split(words: [Line; COLUMNS]) -> [Line; COLUMNS] {
+    let sort = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    let sort = _mm512_broadcast_i32x4(sort);
+    let a = _mm512_shuffle_epi8(words[0], sort);
+    let b = _mm512_shuffle_epi8(words[1], sort);
+    let c = _mm512_shuffle_epi8(words[2], sort);
+    let d = _mm512_shuffle_epi8(words[3], sort);
+    let front_01 = _mm512_unpacklo_epi32(a, b);
+    let front_23 = _mm512_unpackhi_epi32(a, b);
+    let back_01 = _mm512_unpacklo_epi32(c, d);
+    let back_23 = _mm512_unpackhi_epi32(c, d);
+    [
+        _mm512_permutexvar_epi32(order(), _mm512_unpacklo_epi64(front_01, back_01)),
+        _mm512_permutexvar_epi32(order(), _mm512_unpackhi_epi64(front_01, back_01)),
+        _mm512_permutexvar_epi32(order(), _mm512_unpacklo_epi64(front_23, back_23)),
+        _mm512_permutexvar_epi32(order(), _mm512_unpackhi_epi64(front_23, back_23)),
+    ]
+}
+
+/// Spreads every column over the lanes, so that the words come out in order when the bytes are
+/// interleaved lane by lane.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn join(columns: [Line; COLUMNS]) -> [Line; COLUMNS] {
+    let a = _mm512_permutexvar_epi32(order(), columns[0]);
+    let b = _mm512_permutexvar_epi32(order(), columns[1]);
+    let c = _mm512_permutexvar_epi32(order(), columns[2]);
+    let d = _mm512_permutexvar_epi32(order(), columns[3]);
+    let front_01 = _mm512_unpacklo_epi8(a, b);
+    let back_01 = _mm512_unpackhi_epi8(a, b);
+    let front_23 = _mm512_unpacklo_epi8(c, d);
+    let back_23 = _mm512_unpackhi_epi8(c, d);
+    [
+        _mm512_unpacklo_epi16(front_01, front_23),
+        _mm512_unpackhi_epi16(front_01, front_23),
+        _mm512_unpacklo_epi16(back_01, back_23),
+        _mm512_unpackhi_epi16(back_01, back_23),
+    ]
+}
+
+/// The smaller of two words is zero exactly when one of them is.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn and_words(a: Line, b: Line) -> Line {
+    _mm512_min_epu32(a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn keep_words(line: Line, keep: Line) -> Line {
+    _mm512_maskz_mov_epi32(_mm512_test_epi32_mask(keep, keep), line)
 }
 
 #[inline]

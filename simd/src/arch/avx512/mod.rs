@@ -19,6 +19,9 @@ pub(super) static TABLE: Table = Table {
     xor,
     differing_bytes,
     equal,
+    shuffle,
+    unshuffle,
+    shuffle_gain,
 };
 
 fn is_available() -> bool {
@@ -53,4 +56,19 @@ fn differing_bytes(a: &Page, b: &Page) -> u32 {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
 fn equal(a: &Page, b: &Page) -> bool {
     generic::equal(Avx512::here(), a, b)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn shuffle(page: &Page, out: &mut Page) {
+    generic::shuffle(Avx512::here(), page, out);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn unshuffle(shuffled: &Page, out: &mut Page) {
+    generic::unshuffle(Avx512::here(), shuffled, out);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn shuffle_gain(page: &Page) -> i32 {
+    generic::shuffle_gain(Avx512::here(), page)
 }

@@ -9,6 +9,7 @@ mod checksum;
 mod compare;
 mod delta;
 mod fingerprint;
+mod shuffle;
 mod zero;
 
 #[cfg(target_arch = "x86_64")]
@@ -16,6 +17,7 @@ pub(super) use checksum::{Fold, FoldKey, crc32c};
 pub(super) use compare::{differing_bytes, equal};
 pub(super) use delta::xor;
 pub(super) use fingerprint::fingerprint;
+pub(super) use shuffle::{COLUMNS, shuffle, shuffle_gain, unshuffle};
 pub(super) use zero::is_zero;
 
 use crate::{LivePage, PAGE_BYTES, Page};
@@ -60,6 +62,15 @@ pub(super) trait Isa: Copy {
     fn tally(self, tally: Self::Tally, line: Self::Line) -> Self::Tally;
     /// Returns the number of bytes tallied.
     fn tally_total(self, tally: Self::Tally) -> u32;
+
+    /// Returns the byte columns of 64 words: byte `i` of line `k` is byte `k` of word `i`.
+    fn split(self, words: [Self::Line; COLUMNS]) -> [Self::Line; COLUMNS];
+    /// Returns the 64 words whose byte columns these are.
+    fn join(self, columns: [Self::Line; COLUMNS]) -> [Self::Line; COLUMNS];
+    /// Returns a line whose 32-bit words are zero exactly where that of `a` or that of `b` is.
+    fn and_words(self, a: Self::Line, b: Self::Line) -> Self::Line;
+    /// Returns `line` with a zero for each 32-bit word where that of `keep` is zero.
+    fn keep_words(self, line: Self::Line, keep: Self::Line) -> Self::Line;
 
     /// XXH3 accumulation of one stripe, per 64-bit lane `i`, with `k = data ^ secret`:
     /// `acc[i] + low32(k[i]) * high32(k[i]) + data[i ^ 1]`.

@@ -1,7 +1,7 @@
 //! Lines as eight 64-bit words, little-endian whatever the processor.
 
 use crate::LivePage;
-use crate::arch::generic::{Isa, LINE_BYTES, LineBytes};
+use crate::arch::generic::{COLUMNS, Isa, LINE_BYTES, LineBytes};
 use crate::fingerprint::PRIME32_1;
 
 /// Any processor will do.
@@ -84,6 +84,54 @@ impl Isa for Scalar {
     #[inline(always)]
     fn tally_total(self, tally: Self::Tally) -> u32 {
         tally
+    }
+
+    /// A lane holds two words, and so two bytes of each column.
+    #[inline(always)]
+    fn split(self, words: [Self::Line; COLUMNS]) -> [Self::Line; COLUMNS] {
+        let mut columns = [[0; 8]; COLUMNS];
+        for (number, pair) in words.as_flattened().iter().enumerate() {
+            for (column, line) in columns.iter_mut().enumerate() {
+                let bytes = pair >> (8 * column);
+                let bytes = (bytes & 0xFF) | (bytes >> 24 & 0xFF00);
+                line[number / 4] |= bytes << (number % 4 * 16);
+            }
+        }
+        columns
+    }
+
+    #[inline(always)]
+    fn join(self, columns: [Self::Line; COLUMNS]) -> [Self::Line; COLUMNS] {
+        let mut words = [[0; 8]; COLUMNS];
+        for (number, pair) in words.as_flattened_mut().iter_mut().enumerate() {
+            for (column, line) in columns.iter().enumerate() {
+                let bytes = line[number / 4] >> (number % 4 * 16);
+                let bytes = (bytes & 0xFF) | (bytes & 0xFF00) << 24;
+                *pair |= bytes << (8 * column);
+            }
+        }
+        words
+    }
+
+    /// The smaller of two words is zero exactly when one of them is.
+    #[inline(always)]
+    fn and_words(self, mut a: Self::Line, b: Self::Line) -> Self::Line {
+        for lane in 0..8 {
+            let low = (a[lane] as u32).min(b[lane] as u32);
+            let high = (a[lane] >> 32).min(b[lane] >> 32);
+            a[lane] = high << 32 | u64::from(low);
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn keep_words(self, mut line: Self::Line, keep: Self::Line) -> Self::Line {
+        for lane in 0..8 {
+            let low = u64::from(keep[lane] as u32 != 0) * 0xFFFF_FFFF;
+            let high = u64::from(keep[lane] >> 32 != 0) * 0xFFFF_FFFF;
+            line[lane] &= high << 32 | low;
+        }
+        line
     }
 
     #[inline(always)]

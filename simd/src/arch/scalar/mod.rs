@@ -18,6 +18,9 @@ pub(super) static TABLE: Table = Table {
     xor,
     differing_bytes,
     equal,
+    shuffle,
+    unshuffle,
+    shuffle_gain,
 };
 
 fn is_zero(page: &Page) -> bool {
@@ -38,4 +41,16 @@ fn differing_bytes(a: &Page, b: &Page) -> u32 {
 
 fn equal(a: &Page, b: &Page) -> bool {
     generic::equal(Scalar, a, b)
+}
+
+fn shuffle(page: &Page, out: &mut Page) {
+    generic::shuffle(Scalar, page, out);
+}
+
+fn unshuffle(shuffled: &Page, out: &mut Page) {
+    generic::unshuffle(Scalar, shuffled, out);
+}
+
+fn shuffle_gain(page: &Page) -> i32 {
+    generic::shuffle_gain(Scalar, page)
 }

@@ -22,13 +22,22 @@ use crate::bench::draws::Draws;
 /// What the sockets take before a worker must wait: of one stream, unsent and on its way.
 const ROOM_BYTES: u64 = 2 * UNSENT_BYTES_MAX as u64;
 
+/// What a stream carries.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Window {
+    /// How far back it looks.
+    pub(super) bytes: u64,
+    /// Pages of words are shuffled.
+    pub(super) shuffles: bool,
+}
+
 /// How some RAM is sent.
 #[derive(Clone, Debug)]
 pub(super) struct Drive {
     /// Over a path within a site.
     pub(super) is_short: bool,
     pub(super) link_bytes_per_s: f64,
-    pub(super) window_bytes: u64,
+    pub(super) window: Window,
     /// Runs beside the rule; nothing is sent by it.
     pub(super) shadow: Tree,
     pub(super) by: By,
@@ -166,17 +175,18 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    fn new(mut line: Outgoing<'a>, work: &'a RoundWork, window_bytes: u64) -> Self {
+    fn new(mut line: Outgoing<'a>, work: &'a RoundWork, window: Window) -> Self {
         line.begin(work);
         Self {
             line,
             encoder: Encoder::new(
                 Codec::Auto {
-                    window_bytes,
+                    window_bytes: window.bytes,
                     prefer: Prefer::Time,
                 },
                 1,
-            ),
+            )
+            .shuffling(window.shuffles),
             work,
             buffer: vec![0; FRAME_BUFFER_BYTES],
             sequence: 0,
@@ -207,13 +217,9 @@ impl<'a> Line<'a> {
 }
 
 /// All frames of `ram` by one effort.
-pub(super) fn record(ram: &RamLayout, effort: Effort, window_bytes: u64) -> Vec<Recorded> {
+pub(super) fn record(ram: &RamLayout, effort: Effort, window: Window) -> Vec<Recorded> {
     let (digests, key, work) = (Digests::new(ram), FingerprintKey::new(1), everything(ram));
-    let mut line = Line::new(
-        Outgoing::new(ram, &digests, &key, false),
-        &work,
-        window_bytes,
-    );
+    let mut line = Line::new(Outgoing::new(ram, &digests, &key, false), &work, window);
     line.set(effort);
     std::iter::from_fn(|| line.next()).collect()
 }
@@ -236,7 +242,7 @@ pub(super) fn adapt(ram: &RamLayout, drive: &Drive) -> Sent {
     let mut line = Line::new(
         Outgoing::new(ram, &digests, &key, false),
         &work,
-        drive.window_bytes,
+        drive.window,
     );
     let (learned, mut draws) = match &drive.by {
         By::Rule => (None, None),

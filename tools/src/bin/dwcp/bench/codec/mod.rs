@@ -15,7 +15,7 @@ use dwcp_testbed::guests::workload_disk;
 use dwcp_wan::units;
 use serde::Serialize;
 
-use self::emulated::{By, Decision, Drive, Recorded, Sent};
+use self::emulated::{By, Decision, Drive, Recorded, Sent, Window};
 use self::intervals::{Courses, Row};
 use self::ram::Source;
 use self::shadow::Case;
@@ -38,6 +38,7 @@ drives as well, as `learned` and `learned-short`. --intervals writes what it is 
 Examples:
   dwcp bench codec
   dwcp bench codec --ram database,random --link 100mbit --link 10gbit
+  dwcp bench codec --ram database --no-shuffle
   dwcp bench codec --ram guest.ram --json > codec.json
   dwcp bench codec --intervals intervals.jsonl --drawn 2
   dwcp bench codec train intervals.jsonl --out tree.json
@@ -60,6 +61,9 @@ pub(crate) struct Args {
     /// How far back a window looks, MiB.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=128))]
     window_mib: u64,
+    /// Leave pages of words as they are, as for a destination that does not know shuffled ones.
+    #[arg(long)]
+    no_shuffle: bool,
     /// Part of the best single effort's speed that is demanded.
     #[arg(long, default_value_t = 0.95)]
     least: f64,
@@ -170,15 +174,22 @@ impl Args {
         }
     }
 
+    const fn window(&self) -> Window {
+        Window {
+            bytes: self.window_mib << 20,
+            shuffles: !self.no_shuffle,
+        }
+    }
+
     fn measure(&self, name: &str, ram: &RamLayout, runs: &mut Vec<Run>, rows: &mut Vec<Row>) {
-        let window_bytes = self.window_mib << 20;
+        let window = self.window();
         // Pages of the guest are mapped by the first pass, at a cost that is no codec's.
-        emulated::record(ram, Effort::Raw, window_bytes);
+        emulated::record(ram, Effort::Raw, window);
         let recorded: Vec<_> = Effort::ALL
             .iter()
             .map(|effort| {
                 eprintln!("{name}: {effort}");
-                let frames = emulated::record(ram, *effort, window_bytes);
+                let frames = emulated::record(ram, *effort, window);
                 (effort.to_string(), frames)
             })
             .collect();
@@ -213,7 +224,7 @@ impl Args {
                 let drive = Drive {
                     is_short,
                     link_bytes_per_s: link.bytes_per_s,
-                    window_bytes: self.window_mib << 20,
+                    window: self.window(),
                     shadow: shadow.clone(),
                     by: by.clone(),
                 };

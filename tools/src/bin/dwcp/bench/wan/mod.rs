@@ -14,7 +14,7 @@ use dwcp_testbed::peers::PeerSystem;
 
 pub(super) use self::road::Road;
 use self::runs::{Run, SEEDS, by_dwcp, by_qemu};
-use crate::context::Context;
+use crate::context::{Context, print_text};
 use crate::failure::Failure;
 
 const HELP: &str = "Needs root: each link is two network namespaces and dwcp-wan between them. All \
@@ -139,8 +139,7 @@ type Record = super::run::Record<Run>;
 
 pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
     if !args.show.is_empty() {
-        println!("{}", table::of_records(&args.show)?);
-        return Ok(());
+        return print_text(&table::of_records(&args.show)?);
     }
     let base = profile::load("internet")?;
     let settings = profile::with_changes(&base, args.changes.iter().map(String::as_str))?;
