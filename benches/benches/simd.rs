@@ -218,12 +218,46 @@ fn checksum(criterion: &mut Criterion) {
     }
 }
 
+fn shuffle(criterion: &mut Criterion) {
+    hot_and_cold(criterion, "shuffle", random_pages, |group, pages| {
+        let (mut out, mut restored) = ([0; PAGE_BYTES], [0; PAGE_BYTES]);
+        for kernels in Kernels::all_available() {
+            kernels.shuffle(&pages[0], &mut out);
+            kernels.unshuffle(&out, &mut restored);
+            assert_eq!(restored, pages[0]);
+            per_page(group, kernels.name(), pages, |page| {
+                kernels.shuffle(page, black_box(&mut out));
+                u64::from(out[0])
+            });
+        }
+    });
+    hot_and_cold(criterion, "unshuffle", random_pages, |group, pages| {
+        let mut out = [0; PAGE_BYTES];
+        for kernels in Kernels::all_available() {
+            per_page(group, kernels.name(), pages, |page| {
+                kernels.unshuffle(page, black_box(&mut out));
+                u64::from(out[0])
+            });
+        }
+    });
+    hot_and_cold(criterion, "shuffle_gain", random_pages, |group, pages| {
+        let expected = Kernels::all_available()[0].shuffle_gain(&pages[0]);
+        for kernels in Kernels::all_available() {
+            assert_eq!(kernels.shuffle_gain(&pages[0]), expected);
+            per_page(group, kernels.name(), pages, |page| {
+                u64::from(kernels.shuffle_gain(page).unsigned_abs())
+            });
+        }
+    });
+}
+
 criterion_group!(
     benches,
     zero,
     fingerprint,
     page_pass,
     delta,
+    shuffle,
     compare,
     checksum
 );

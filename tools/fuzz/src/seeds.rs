@@ -75,7 +75,7 @@ fn queue_pair_case(target: &str, name: &str) -> &'static [u8] {
 
 /// One frame each: the payload behind the four bytes that `page_frame` reads.
 fn frames(folder: &Path) -> io::Result<()> {
-    let kinds: [(&str, &[u8]); 4] = [
+    let kinds: [(&str, &[u8]); 5] = [
         ("zero", &[0; 40]),
         ("text", &[1; 33]),
         ("mixed", &[0, 0, 1, 4, 0, 7, 1, 1, 0, 0]),
