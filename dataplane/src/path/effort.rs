@@ -66,9 +66,6 @@ const fn far(level: i32) -> Effort {
 /// Where it begins on a long link, and what an encoder is made for.
 const FIRST: usize = 2;
 
-/// Where it begins when bytes count: a link that shows nothing yet is waited for, and each change begins a new window.
-const FIRST_FOR_BYTES: usize = 4;
-
 /// What is judged at once, at least.
 const INTERVAL: Duration = Duration::from_millis(50);
 const INTERVAL_FRAMES: u32 = 8;
@@ -185,11 +182,13 @@ impl EffortChooser {
     /// count, every path is a long one, and nothing less hard than what a long one begins with is tried.
     #[must_use]
     pub fn new(room_bytes: u64, is_short_path: bool, share: f64, prefer: Prefer) -> Self {
-        let long_path = LONG_PATH_BYTES_PER_S * share;
-        let (least, at, guess) = match prefer {
-            Prefer::Time if is_short_path => (0, 0, f64::INFINITY),
-            Prefer::Time => (0, FIRST, long_path),
-            Prefer::Bytes => (FIRST, FIRST_FOR_BYTES, long_path),
+        let least = match prefer {
+            Prefer::Time => 0,
+            Prefer::Bytes => FIRST,
+        };
+        let (at, guess) = match is_short_path && prefer == Prefer::Time {
+            true => (0, f64::INFINITY),
+            false => (FIRST, LONG_PATH_BYTES_PER_S * share),
         };
         Self {
             at,
