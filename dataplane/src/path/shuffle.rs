@@ -2,7 +2,7 @@
 //!
 //! A codec of the LZ family has no notion of columns. Where a page is an array of words whose high bytes hardly
 //! change, the first bytes of all words, then the second ones, and so on, are much smaller than the words in
-//! order: 4% to 13% of the bytes of servers' RAM ([ADR 0032]). It is the shuffle filter of HDF5 and Blosc, for
+//! order: 3% to 10% of the bytes of servers' RAM ([ADR 0032]). It is the shuffle filter of HDF5 and Blosc, for
 //! words of four bytes, page by page: text and code stay as they are.
 //!
 //! [ADR 0032]: ../../../docs/adr/0032-neighbours-on-one-stream-words-shuffled.md
