@@ -71,9 +71,12 @@ impl SourceDriver {
             None => RoundWork::new(round, dirty, forced),
         };
         let mut work = work.paused(paused);
-        // Later rounds have what was written, not neighbours, and the guest may wait for them.
-        if round == 0 && self.session.codec.looks_back() {
-            work = work.by_stream(self.recorder.streams_in_use.into());
+        // Later rounds have what was written, not neighbours, and the guest may wait for them. Of several paths one may
+        // be slow, and would sit on its stretches.
+        let is_one_path = self.request.settings.paths.len() <= 1;
+        if round == 0 && is_one_path && self.session.codec.looks_back() {
+            // Also those that carry nothing yet: they may before the round ends.
+            work = work.by_stream(self.recorder.streams.into());
         }
         let work = Arc::new(work);
         self.recorder.round = round;

@@ -12,7 +12,7 @@ use crate::ram::{PAGES_PER_WORD, RamLayout, RamNodes};
 /// Words of a chunk, the least that is taken: 1024 pages, 4 MiB.
 pub(super) const CHUNK_WORDS: usize = 16;
 
-/// The most chunks that a stream takes for itself: 64 MiB, more than its window goes back.
+/// The most chunks that a stream takes for itself: 64 MiB, as far as the window of one of two streams goes back.
 const STRETCH_CHUNKS_MAX: usize = 16;
 
 /// How the words of all blocks, counted through, are split. The same in every round.

@@ -85,7 +85,7 @@ impl Places {
         true
     }
 
-    /// A batch of another place, whose stream may be slow, or gone: half of what lies before it, or the last.
+    /// A batch of another place of this worker, whose stream may be slow, or gone: half of what lies before it, or the last.
     fn help(&mut self, work: &RoundWork) -> Option<PageBatch> {
         loop {
             let most = self.others.iter_mut().max_by_key(|at| at.cursor.left())?;
