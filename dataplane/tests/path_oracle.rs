@@ -339,7 +339,7 @@ fn flip(
         return true;
     };
     assert!(in_data, "{place}: a damaged header or table was taken");
-    let is_window = matches!(trial.codec, Codec::Window { .. } | Codec::Auto { .. });
+    let is_window = trial.codec.looks_back();
     // What a window carries later may rest on it.
     let touched: Vec<_> = match is_window {
         true => frames[at..]

@@ -99,18 +99,19 @@ impl Lanes {
     ) -> Option<Range<usize>> {
         loop {
             let (own, done) = (&self.0[*lane], taken.get(*lane)?);
-            let most = |chunk: usize| match streams {
-                None => 1,
-                Some(streams) => {
-                    let share = own.chunks.saturating_sub(chunk) / (2 * streams.max(1));
-                    share.clamp(1, STRETCH_CHUNKS_MAX)
-                }
+            let mut words = None;
+            let next = |chunk: usize| {
+                let share =
+                    |streams: usize| own.chunks.saturating_sub(chunk) / (2 * streams.max(1));
+                let most = streams.map_or(1, |all| share(all).clamp(1, STRETCH_CHUNKS_MAX));
+                let (stretch, chunks) = own.stretch(chunk, most)?;
+                words = Some(stretch);
+                Some(chunk + chunks)
             };
             // No order is needed: the bitmaps were there before the round was given out.
             let order = Ordering::Relaxed;
-            let next = |chunk| Some(chunk + own.stretch(chunk, most(chunk))?.1);
-            if let Ok(chunk) = done.fetch_update(order, order, next) {
-                return own.stretch(chunk, most(chunk)).map(|(words, _)| words);
+            if done.fetch_update(order, order, next).is_ok() {
+                return words;
             }
             let left = self
                 .0

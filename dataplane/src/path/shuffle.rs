@@ -15,7 +15,7 @@ use dwcp_wire::limits::FRAME_DATA_PAGES_MAX;
 const GAIN_MIN: i32 = 400;
 
 /// A bit for each page of a frame's window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Shuffled([u8; FRAME_DATA_PAGES_MAX / 8]);
 
 impl Shuffled {
@@ -26,23 +26,23 @@ impl Shuffled {
 
     /// Shuffles those of `pages` that get smaller by it, at most a frame's. `None` when none does.
     pub(super) fn shuffle(pages: &mut [Page]) -> Option<Self> {
-        let mut shuffled = Self([0; _]);
+        let (kernels, mut shuffled) = (kernels(), Self::default());
         let mut out = [0; PAGE_BYTES];
         for (index, page) in pages.iter_mut().enumerate() {
-            if kernels().shuffle_gain(page) > GAIN_MIN {
-                kernels().shuffle(page, &mut out);
+            if kernels.shuffle_gain(page) > GAIN_MIN {
+                kernels.shuffle(page, &mut out);
                 *page = out;
                 shuffled.0[index / 8] |= 1 << (index % 8);
             }
         }
-        shuffled.0.iter().any(|&bits| bits != 0).then_some(shuffled)
+        (shuffled != Self::default()).then_some(shuffled)
     }
 
     /// Reads the bits of `pages` pages, of a frame at most, from the front of `data`. Returns what is behind them, or
     /// `None` when they are not all there, or name a page that is not.
     pub(super) fn read(data: &[u8], pages: usize) -> Option<(Self, &[u8])> {
         let (bits, rest) = data.split_at_checked(Self::bytes(pages))?;
-        let mut shuffled = Self([0; _]);
+        let mut shuffled = Self::default();
         shuffled.0.get_mut(..bits.len())?.copy_from_slice(bits);
         let are_pages = (pages..8 * bits.len()).all(|index| !shuffled.contains(index));
         are_pages.then_some((shuffled, rest))

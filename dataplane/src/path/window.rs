@@ -96,7 +96,7 @@ impl WindowEncoder {
     }
 
     pub(super) fn push(&mut self, page: &Page) {
-        self.pages.push(*page);
+        self.pages.extend_from_slice(std::slice::from_ref(page));
     }
 
     /// Puts the frame's pages to `out`, compressed.
@@ -197,15 +197,13 @@ impl WindowDecoder {
         if self.is_lost {
             return None;
         }
-        let (shuffled, data) = match shuffles {
-            true => match Shuffled::read(data, count) {
-                Some((shuffled, data)) => (Some(shuffled), data),
-                None => {
-                    self.is_lost = true;
-                    return None;
-                }
-            },
-            false => (None, data),
+        let read = match shuffles {
+            true => Shuffled::read(data, count),
+            false => Some((Shuffled::default(), data)),
+        };
+        let Some((shuffled, data)) = read else {
+            self.is_lost = true;
+            return None;
         };
         // A byte more than there should be, to see that it stays free.
         self.pages.resize(count * PAGE_BYTES + 1, 0);
@@ -215,9 +213,7 @@ impl WindowDecoder {
         }
         self.pages.truncate(count * PAGE_BYTES);
         let (pages, _) = self.pages.as_chunks_mut();
-        if let Some(shuffled) = shuffled {
-            shuffled.unshuffle(pages);
-        }
+        shuffled.unshuffle(pages);
         Some(pages)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 
-use dwcp_api::{ApiError, Codec, ErrorCode, NotConverged, Role, TransferSettings, Verify};
+use dwcp_api::{ApiError, ErrorCode, NotConverged, Role, TransferSettings, Verify};
 use dwcp_journal::{GuestMemory, RecordKind};
 use dwcp_proto::{IfNotConverged, RoundLimits, Source, SourceConfig};
 use dwcp_wire::Offer;
@@ -191,9 +191,10 @@ pub(super) fn driver(parts: Parts) -> SourceDriver {
 pub(super) fn session(layout: RamLayout, seed: u64, settings: &TransferSettings) -> Session {
     let session = Session::new(layout, seed, settings.codec)
         .paced(bytes_per_s(settings.bandwidth_limit_mbit));
-    match settings.codec {
-        Codec::Raw | Codec::Zstd { .. } => session,
-        Codec::Window { .. } | Codec::Auto { .. } => session.remembering(settings.remember_bytes),
+    if settings.codec.looks_back() {
+        session.remembering(settings.remember_bytes)
+    } else {
+        session
     }
 }
 
