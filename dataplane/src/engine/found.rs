@@ -5,19 +5,21 @@
 //! Nothing is believed: each page that is found was read and hashed now. From then on it is like a page
 //! that was applied, by its digest and in the root.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use dwcp_simd::{FingerprintKey, PAGE_BYTES, Page, RamRoot, kernels};
 use dwcp_wire::{KnownPages, PageQuestion, WantedPages};
 
 use super::Session;
 use crate::ram::RamError;
 
-/// Pages by the hash of their content.
-pub trait PageLibrary {
+/// Pages by the hash of their content. Several threads look at once.
+pub trait PageLibrary: Sync {
     /// Puts a page with this hash to `out`, if there is one.
-    fn find(&mut self, hash: u64, out: &mut Page) -> bool;
+    fn find(&self, hash: u64, out: &mut Page) -> bool;
 
     /// Puts pages of a RAM block, from `page` on, to `out`, as they were when the VM left; false when that is not known.
-    fn read_as_it_left(&mut self, block: usize, page: u32, out: &mut [Page]) -> bool;
+    fn read_as_it_left(&self, block: usize, page: u32, out: &mut [Page]) -> bool;
 }
 
 /// Why pages were not looked for.
@@ -68,19 +70,141 @@ impl Found {
 /// Pages of a baseline that are read at once.
 const READ_PAGES: usize = 64;
 
-/// Looks for pages, and puts those that are found elsewhere into RAM. Nothing else may write RAM meanwhile.
+/// Looks for pages, and puts those that are found elsewhere into RAM. Nothing else may write those meanwhile.
 ///
-/// # Errors
-/// [`FindError`].
-pub fn find_pages(
-    session: &Session,
-    question: &PageQuestion,
-    content_key: &FingerprintKey,
-    library: &mut dyn PageLibrary,
-) -> Result<Found, FindError> {
-    match question {
-        PageQuestion::Wanted(wanted) => find_wanted(session, wanted, content_key, library),
-        PageQuestion::Unchanged(known) => find_unchanged(session, known, library),
+/// Several threads may look, each for other pages: none is looked for twice.
+#[derive(Debug)]
+pub struct Finder<'a, L> {
+    session: &'a Session,
+    content_key: FingerprintKey,
+    library: &'a L,
+    /// A bit for each page that has been asked for.
+    asked: Vec<AtomicU64>,
+}
+
+impl<'a, L: PageLibrary> Finder<'a, L> {
+    /// One that finds pages by hashes of this seed.
+    #[must_use]
+    pub fn new(session: &'a Session, content_seed: u64, library: &'a L) -> Self {
+        let words = session.layout.pages().div_ceil(64) as usize;
+        Self {
+            session,
+            content_key: FingerprintKey::new(content_seed),
+            library,
+            asked: std::iter::repeat_with(AtomicU64::default)
+                .take(words)
+                .collect(),
+        }
+    }
+
+    /// Answers a question.
+    ///
+    /// # Errors
+    /// [`FindError`].
+    pub fn find(&self, question: &PageQuestion) -> Result<Found, FindError> {
+        match question {
+            PageQuestion::Wanted(wanted) => self.find_wanted(wanted),
+            PageQuestion::Unchanged(known) => self.find_unchanged(known),
+        }
+    }
+
+    /// Whether a page may be looked for: it was not before, and nothing was applied to it.
+    fn is_new(&self, global: u64) -> bool {
+        let bit = 1 << (global % 64);
+        let before = self.asked[(global / 64) as usize].fetch_or(bit, Ordering::Relaxed);
+        before & bit == 0 && self.session.digests.known(global).is_none()
+    }
+
+    fn find_wanted(&self, wanted: &WantedPages) -> Result<Found, FindError> {
+        let session = self.session;
+        let (ram_block, page) = (wanted.ram_block, wanted.page);
+        let not_there = || not_there((ram_block, page, wanted.pages()));
+        let index = ram_block as usize;
+        let block = session.layout.blocks().get(index).ok_or_else(not_there)?;
+        if u64::from(page) + wanted.pages() as u64 > u64::from(block.pages()) {
+            return Err(not_there());
+        }
+        let mut found = Found::nothing(ram_block, page, wanted.pages());
+        let mut content = [0; PAGE_BYTES];
+        for (at, hash) in wanted.hashes().enumerate().filter(|(_, hash)| *hash != 0) {
+            let number = page + at as u32;
+            let global = session.layout.global_page(index, number);
+            if !self.is_new(global) {
+                return Err(not_there());
+            }
+            let is_unknown = session.digests.is_unknown(global);
+            // A page without memory is not looked at: that would allocate it.
+            if is_unknown {
+                block.read_page(number, &mut content);
+            }
+            if is_unknown && kernels().fingerprint(&self.content_key, &content).lo == hash {
+                found.in_ram += 1;
+            } else if self.library.find(hash, &mut content) && !kernels().is_zero(&content) {
+                block.write_pages(number, std::slice::from_ref(&content))?;
+                found.elsewhere += 1;
+            } else {
+                continue;
+            }
+            let fingerprint = kernels().fingerprint(&session.key, &content);
+            session
+                .digests
+                .set(global, Some(fingerprint), &mut found.root);
+            found.answer.set(at);
+        }
+        found.answer.root = found.root.0;
+        Ok(found)
+    }
+
+    /// All of them, or none: only together they can be compared with what the source has.
+    fn find_unchanged(&self, known: &KnownPages) -> Result<Found, FindError> {
+        let session = self.session;
+        let (ram_block, first) = (known.ram_block, known.page);
+        let not_there = || not_there((ram_block, first, known.pages()));
+        let index = ram_block as usize;
+        let block = session.layout.blocks().get(index).ok_or_else(not_there)?;
+        let asked: Vec<u32> = (0..known.pages())
+            .filter(|at| known.contains(*at))
+            .map(|at| first.saturating_add(at as u32))
+            .collect();
+        let global = |page: u32| session.layout.global_page(index, page);
+        if !asked
+            .iter()
+            .all(|page| *page < block.pages() && self.is_new(global(*page)))
+        {
+            return Err(not_there());
+        }
+        let mut found = Found::nothing(ram_block, first, known.pages());
+        let mut fingerprints = Vec::with_capacity(asked.len());
+        let (mut root, mut is_zero) = (RamRoot::default(), false);
+        let mut content = vec![[0; PAGE_BYTES]; READ_PAGES];
+        for run in runs(&asked) {
+            let pages = &mut content[..run.len()];
+            if !self.library.read_as_it_left(index, run[0], pages) {
+                break;
+            }
+            for (page, content) in run.iter().zip(&*pages) {
+                let fingerprint = kernels().fingerprint(&session.key, content);
+                root.add(global(*page), fingerprint);
+                // No source says so of a zero page.
+                is_zero |= session.key.is_zero(fingerprint);
+                fingerprints.push(fingerprint);
+            }
+            // Until it is known to be right nobody knows what the pages hold.
+            run.iter()
+                .for_each(|page| session.digests.set_unknown(global(*page)));
+            block.write_pages(run[0], pages)?;
+        }
+        if fingerprints.len() < asked.len() || root.0 != known.root || is_zero {
+            return Ok(found);
+        }
+        for (page, fingerprint) in asked.iter().zip(fingerprints) {
+            session
+                .digests
+                .set(global(*page), Some(fingerprint), &mut found.root);
+        }
+        found.elsewhere = asked.len() as u64;
+        found.answer = known.clone();
+        Ok(found)
     }
 }
 
@@ -90,103 +214,6 @@ fn not_there((ram_block, page, pages): (u32, u32, usize)) -> FindError {
         page,
         end: u64::from(page) + pages as u64,
     }
-}
-
-fn find_wanted(
-    session: &Session,
-    wanted: &WantedPages,
-    content_key: &FingerprintKey,
-    library: &mut dyn PageLibrary,
-) -> Result<Found, FindError> {
-    let (ram_block, page) = (wanted.ram_block, wanted.page);
-    let not_there = || not_there((ram_block, page, wanted.pages()));
-    let index = ram_block as usize;
-    let block = session.layout.blocks().get(index).ok_or_else(not_there)?;
-    if u64::from(page) + wanted.pages() as u64 > u64::from(block.pages()) {
-        return Err(not_there());
-    }
-    let mut found = Found::nothing(ram_block, page, wanted.pages());
-    let mut content = [0; PAGE_BYTES];
-    for (at, hash) in wanted.hashes().enumerate().filter(|(_, hash)| *hash != 0) {
-        let number = page + at as u32;
-        let global = session.layout.global_page(index, number);
-        if session.digests.known(global).is_some() {
-            return Err(not_there());
-        }
-        let is_unknown = session.digests.is_unknown(global);
-        // A page without memory is not looked at: that would allocate it.
-        if is_unknown {
-            block.read_page(number, &mut content);
-        }
-        if is_unknown && kernels().fingerprint(content_key, &content).lo == hash {
-            found.in_ram += 1;
-        } else if library.find(hash, &mut content) && !kernels().is_zero(&content) {
-            block.write_pages(number, std::slice::from_ref(&content))?;
-            found.elsewhere += 1;
-        } else {
-            continue;
-        }
-        let fingerprint = kernels().fingerprint(&session.key, &content);
-        session
-            .digests
-            .set(global, Some(fingerprint), &mut found.root);
-        found.answer.set(at);
-    }
-    found.answer.root = found.root.0;
-    Ok(found)
-}
-
-/// All of them, or none: only together they can be compared with what the source has.
-fn find_unchanged(
-    session: &Session,
-    known: &KnownPages,
-    library: &mut dyn PageLibrary,
-) -> Result<Found, FindError> {
-    let (ram_block, first) = (known.ram_block, known.page);
-    let not_there = || not_there((ram_block, first, known.pages()));
-    let index = ram_block as usize;
-    let block = session.layout.blocks().get(index).ok_or_else(not_there)?;
-    let asked: Vec<u32> = (0..known.pages())
-        .filter(|at| known.contains(*at))
-        .map(|at| first.saturating_add(at as u32))
-        .collect();
-    let global = |page: u32| session.layout.global_page(index, page);
-    let is_free = |page: u32| page < block.pages() && session.digests.known(global(page)).is_none();
-    if !asked.iter().all(|page| is_free(*page)) {
-        return Err(not_there());
-    }
-    let mut found = Found::nothing(ram_block, first, known.pages());
-    let mut fingerprints = Vec::with_capacity(asked.len());
-    let (mut root, mut is_zero) = (RamRoot::default(), false);
-    let mut content = vec![[0; PAGE_BYTES]; READ_PAGES];
-    for run in runs(&asked) {
-        let pages = &mut content[..run.len()];
-        if !library.read_as_it_left(index, run[0], pages) {
-            break;
-        }
-        for (page, content) in run.iter().zip(&*pages) {
-            let fingerprint = kernels().fingerprint(&session.key, content);
-            root.add(global(*page), fingerprint);
-            // No source says so of a zero page.
-            is_zero |= session.key.is_zero(fingerprint);
-            fingerprints.push(fingerprint);
-        }
-        // Until it is known to be right nobody knows what the pages hold.
-        run.iter()
-            .for_each(|page| session.digests.set_unknown(global(*page)));
-        block.write_pages(run[0], pages)?;
-    }
-    if fingerprints.len() < asked.len() || root.0 != known.root || is_zero {
-        return Ok(found);
-    }
-    for (page, fingerprint) in asked.iter().zip(fingerprints) {
-        session
-            .digests
-            .set(global(*page), Some(fingerprint), &mut found.root);
-    }
-    found.elsewhere = asked.len() as u64;
-    found.answer = known.clone();
-    Ok(found)
 }
 
 /// Pages that follow each other, so many at once.

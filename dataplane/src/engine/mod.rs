@@ -20,7 +20,7 @@ mod worker;
 
 pub use as_it_came::AsItCame;
 pub use destination_worker::{DestinationCommand, StreamRound, spawn_destination_worker};
-pub use found::{FindError, Found, PageLibrary, find_pages};
+pub use found::{FindError, Finder, Found, PageLibrary};
 pub use holes::{count_zero, give_back};
 pub use mailbox::{Mailbox, MailboxError};
 pub use pace::Pace;
@@ -28,5 +28,5 @@ pub use prove::{Reread, read_again, read_everything, read_root};
 pub use recycle::{NotWiped, keep_allocated, wipe_unknown};
 pub use session::{Sealed, Session};
 pub use source_worker::{SourceCommand, WorkerRound, spawn_source_worker};
-pub use wanted::{Asking, NotAsked, Question, Taken, ask_for_pages, take_found};
+pub use wanted::{Asker, Asking, NotAsked, Question, Taken, take_found};
 pub use worker::{WorkerEvent, WorkerHandle, WorkerSettings};

@@ -6,7 +6,7 @@
 //! pages add to the root under that key is in the question or the answer. So a page that only has the hash of another
 //! is noticed, and sent like any other.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use dwcp_simd::{Fingerprint, FingerprintKey, PAGE_BYTES, RamRoot, kernels};
 use dwcp_wire::limits::WANTED_PAGES_MAX;
@@ -95,41 +95,61 @@ pub struct Asking<'a> {
     pub stop: &'a AtomicBool,
 }
 
-/// Asks for all pages of RAM that hold something, a chunk at a time, and hands the questions to `ask`,
-/// until that says no. The chunks come from all over RAM, so that the first answers tell of the rest.
-///
-/// # Errors
-/// [`RamError`]: what of RAM is in use cannot be found out.
-pub fn ask_for_pages(
-    session: &Session,
-    asking: &Asking<'_>,
-    mut ask: impl FnMut(Question) -> bool,
-) -> Result<(), RamError> {
-    let mut in_use = session.layout.empty_bitmap();
-    session.layout.mark_data(&mut in_use)?;
-    let content_key = FingerprintKey::new(asking.content_seed);
-    for (block, first) in scattered(chunks(&in_use)) {
-        let by_hash = asking.by_hash.load(Ordering::Relaxed);
-        let is_over = asking.stop.load(Ordering::Relaxed) || (asking.came.is_none() && !by_hash);
-        if is_over {
-            break;
-        }
-        let chunk = Chunk {
+/// Asks for all pages of RAM that hold something, a chunk at a time. The chunks come from all over RAM, so that the
+/// first answers tell of the rest. Several threads may ask, each about chunks of its own.
+#[derive(Debug)]
+pub struct Asker<'a> {
+    session: &'a Session,
+    asking: &'a Asking<'a>,
+    in_use: RamBitmap,
+    chunks: Vec<(usize, u32)>,
+    /// The first of them that no thread has taken.
+    next: AtomicUsize,
+}
+
+impl<'a> Asker<'a> {
+    /// One that has yet to ask.
+    ///
+    /// # Errors
+    /// [`RamError`]: what of RAM is in use cannot be found out.
+    pub fn new(session: &'a Session, asking: &'a Asking<'a>) -> Result<Self, RamError> {
+        let mut in_use = session.layout.empty_bitmap();
+        session.layout.mark_data(&mut in_use)?;
+        Ok(Self {
             session,
-            in_use: &in_use,
-            came: asking.came,
-            content_key: by_hash.then_some(&content_key),
-        };
-        if !chunk
-            .questions(block, first)
-            .into_iter()
-            .flatten()
-            .all(&mut ask)
-        {
-            break;
+            asking,
+            chunks: scattered(&chunks(&in_use)),
+            in_use,
+            next: AtomicUsize::new(0),
+        })
+    }
+
+    /// Hands questions to `ask`, until that says no or none is left.
+    pub fn ask(&self, mut ask: impl FnMut(Question) -> bool) {
+        let content_key = FingerprintKey::new(self.asking.content_seed);
+        while let Some((block, first)) = self.next_chunk() {
+            let by_hash = self.asking.by_hash.load(Ordering::Relaxed);
+            let asks = self.asking.came.is_some() || by_hash;
+            if self.asking.stop.load(Ordering::Relaxed) || !asks {
+                break;
+            }
+            let chunk = Chunk {
+                session: self.session,
+                in_use: &self.in_use,
+                came: self.asking.came,
+                content_key: by_hash.then_some(&content_key),
+            };
+            let questions = chunk.questions(block, first);
+            if !questions.into_iter().flatten().all(&mut ask) {
+                break;
+            }
         }
     }
-    Ok(())
+
+    fn next_chunk(&self) -> Option<(usize, u32)> {
+        let at = self.next.fetch_add(1, Ordering::Relaxed);
+        self.chunks.get(at).copied()
+    }
 }
 
 /// The first page of each chunk that holds something.
@@ -151,12 +171,12 @@ fn chunks(in_use: &RamBitmap) -> Vec<(usize, u32)> {
 }
 
 /// All of `chunks`, each far from the one before: by steps of about the golden ratio of their number.
-fn scattered<T: Copy>(chunks: Vec<T>) -> impl Iterator<Item = T> {
+fn scattered<T: Copy>(chunks: &[T]) -> Vec<T> {
     let count = chunks.len();
     let near = (count as f64 * 0.618) as usize;
     let is_coprime = |step: &usize| gcd(*step, count) == 1;
     let step = (near.max(1)..).find(is_coprime).unwrap_or(1);
-    (0..count).map(move |n| chunks[n * step % count])
+    (0..count).map(|n| chunks[n * step % count]).collect()
 }
 
 const fn gcd(a: usize, b: usize) -> usize {
@@ -273,7 +293,7 @@ mod tests {
     #[test]
     fn all_chunks_come_and_neighbours_far_apart() {
         for count in [0, 1, 2, 3, 10, 64, 1000] {
-            let mut order: Vec<usize> = scattered((0..count).collect()).collect();
+            let mut order = scattered(&(0..count).collect::<Vec<usize>>());
             let near = order
                 .windows(2)
                 .filter(|pair| pair[0].abs_diff(pair[1]) < count / 4);

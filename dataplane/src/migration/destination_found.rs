@@ -1,18 +1,20 @@
 //! Pages that the source asks for, looked for in the waiting VM's RAM and in the node's store.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dwcp_simd::{FingerprintKey, PAGE_BYTES};
+use dwcp_simd::PAGE_BYTES;
 use dwcp_wire::limits::WANTED_UNANSWERED_MAX;
 use dwcp_wire::{AbortCode, Capabilities, Control, PageQuestion, RefuseCode};
 
 use super::destination::{DestinationDriver, DestinationInput};
 use super::destination_actions::Refusal;
 use super::node::Node;
+use super::readers::{read_on, reader_count};
 use super::source::random;
-use crate::engine::{Found, Session, find_pages, keep_allocated};
+use crate::engine::{Finder, Found, Session, keep_allocated};
 use crate::store::Library;
 
 /// What came of looking whether there is anything to find.
@@ -56,7 +58,7 @@ impl Finding {
 }
 
 impl DestinationDriver {
-    /// Looks at RAM and the store, and then for the pages that the source asks for. On a thread of its own:
+    /// Looks at RAM and the store, and then for the pages that the source asks for. On threads of its own:
     /// meanwhile the source must hear that this side lives.
     pub(super) fn look_at_ram(&mut self, token: u128) -> Result<(), Refusal> {
         let Some(session) = self.session.clone() else {
@@ -66,6 +68,8 @@ impl DestinationDriver {
         let (node, vm) = (Arc::clone(&self.node), self.offer.vm.clone());
         let meter = Arc::clone(&self.recorder.meter);
         let (ask, asked) = sync_channel(WANTED_UNANSWERED_MAX);
+        let streams = self.offer.streams.min(self.settings.streams.max(1));
+        let threads = reader_count(&self.settings, streams);
         let look = move || {
             let mut helper = meter.helper();
             let looked = look(&node, &vm, &session);
@@ -75,13 +79,24 @@ impl DestinationDriver {
                 .map(|there| there.as_ref().map(|(_, content)| *content));
             let content = content.map_err(Clone::clone);
             let _ = mailbox.push(DestinationInput::Looked(Looked { token, content }));
-            let Ok(Some((mut library, _))) = looked else {
+            let Ok(Some((library, _))) = looked else {
                 return;
             };
-            answer(&session, &mut library, &asked, &stop, |found| {
-                helper.lap();
-                mailbox.push(DestinationInput::Found(found)).is_ok()
+            let finder = Finder::new(&session, library.seed(), &library);
+            let give = |found| mailbox.push(DestinationInput::Found(found)).is_ok();
+            let desk = Desk::new(asked, give);
+            let read = read_on("dwcp-find", threads, || {
+                let mut helper = meter.helper();
+                desk.answer(|question| {
+                    let found = finder.find(question).map_err(|error| error.to_string());
+                    helper.lap();
+                    (!stop.load(Ordering::Acquire)).then_some(found)
+                });
             });
+            if let Err(error) = read {
+                let reason = format!("no thread: {error}");
+                let _ = mailbox.push(DestinationInput::Found(Err(reason)));
+            }
             library
                 .stale()
                 .for_each(|what| tracing::warn!(what, "store"));
@@ -190,23 +205,112 @@ fn look(node: &Node, vm: &str, session: &Session) -> Result<Option<(Library, Con
     Ok(Some((Library::empty(content.seed), content)))
 }
 
-/// Answers until nobody asks any more.
-fn answer(
-    session: &Session,
-    library: &mut Library,
-    asked: &Receiver<PageQuestion>,
-    stop: &AtomicBool,
-    mut give: impl FnMut(Result<Found, String>) -> bool,
-) {
-    let key = FingerprintKey::new(library.seed());
-    for question in asked {
-        if stop.load(Ordering::Acquire) {
-            return;
+/// Where several threads take questions, and bring answers, which leave in the order of the questions.
+struct Desk<Q, A, G> {
+    /// And how many have been taken.
+    asked: Mutex<(Receiver<Q>, u64)>,
+    answers: Mutex<Answers<A, G>>,
+}
+
+struct Answers<A, G> {
+    /// The question whose answer leaves next.
+    next: u64,
+    /// Answers to later ones.
+    early: BTreeMap<u64, A>,
+    give: G,
+}
+
+impl<Q, A, G: FnMut(A) -> bool> Desk<Q, A, G> {
+    /// `give` says whether anybody wants more.
+    const fn new(asked: Receiver<Q>, give: G) -> Self {
+        Self {
+            asked: Mutex::new((asked, 0)),
+            answers: Mutex::new(Answers {
+                next: 0,
+                early: BTreeMap::new(),
+                give,
+            }),
         }
-        let found = find_pages(session, &question, &key, library);
-        let found = found.map_err(|error| error.to_string());
-        if found.is_err() | !give(found) {
-            return;
+    }
+
+    /// Answers questions until there are no more, or nobody wants to hear it.
+    fn answer(&self, mut answer: impl FnMut(&Q) -> Option<A>) {
+        while let Some((number, question)) = self.take() {
+            let Some(answer) = answer(&question) else {
+                return;
+            };
+            if !lock(&self.answers).put(number, answer) {
+                return;
+            }
         }
+    }
+
+    /// The next question. Others wait meanwhile: there is none for them either.
+    fn take(&self) -> Option<(u64, Q)> {
+        let mut asked = lock(&self.asked);
+        let question = asked.0.recv().ok()?;
+        asked.1 += 1;
+        Some((asked.1 - 1, question))
+    }
+}
+
+impl<A, G: FnMut(A) -> bool> Answers<A, G> {
+    fn put(&mut self, number: u64, answer: A) -> bool {
+        self.early.insert(number, answer);
+        while let Some(answer) = self.early.remove(&self.next) {
+            self.next += 1;
+            if !(self.give)(answer) {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first question is answered last.
+    #[test]
+    fn answers_leave_in_the_order_of_the_questions() {
+        let (ask, asked) = sync_channel(64);
+        (0..40u32).for_each(|question| ask.send(question).unwrap());
+        drop(ask);
+        let mut given = vec![];
+        let (others, the_first) = sync_channel(64);
+        let the_first = Mutex::new(the_first);
+        let desk = Desk::new(asked, |answer: u32| {
+            given.push(answer);
+            true
+        });
+        read_on("dwcp-test", 4, || {
+            desk.answer(|question| {
+                match question {
+                    0 => (1..40).for_each(|_| lock(&the_first).recv().unwrap()),
+                    _ => others.send(()).unwrap(),
+                }
+                Some(*question)
+            });
+        })
+        .unwrap();
+        assert_eq!(given, (0..40).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn nobody_is_answered_who_does_not_want_it() {
+        let (ask, asked) = sync_channel(64);
+        (0..40u32).for_each(|question| ask.send(question).unwrap());
+        let mut given = 0;
+        let desk = Desk::new(asked, |_: u32| {
+            given += 1;
+            given < 3
+        });
+        desk.answer(|question| (*question < 30).then_some(*question));
+        assert_eq!(given, 3);
     }
 }

@@ -44,6 +44,7 @@ mod pause;
 mod peer;
 mod placement;
 mod postcopy;
+mod readers;
 mod recall;
 mod recorder;
 mod recovery;

@@ -11,8 +11,9 @@ use dwcp_simd::{PAGE_BYTES, RamRoot};
 use dwcp_wire::limits::WANTED_UNANSWERED_MAX;
 use dwcp_wire::{AbortCode, KnownPages, PageRange};
 
+use super::readers::{read_on, reader_count};
 use super::source::{SourceDriver, SourceInput};
-use crate::engine::{Asking, Question, Taken, ask_for_pages, take_found};
+use crate::engine::{Asker, Asking, Question, Taken, take_found};
 use crate::ram::RamBitmap;
 
 /// Answers after which it is clear whether asking is worthwhile: they are from all over RAM.
@@ -26,7 +27,7 @@ const PAGES_PER_FOUND_MAX: u64 = 50;
 #[derive(Debug)]
 pub(super) struct Asked {
     unanswered: VecDeque<Question>,
-    /// One is taken with each answer; the thread that asks waits when there are too many.
+    /// One is taken with each answer; the threads that ask wait when there are too many.
     permits: Option<Receiver<()>>,
     by_hash: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
@@ -77,7 +78,7 @@ impl SourceDriver {
         self.held = Some(Held { migration, is_all });
     }
 
-    /// Reads RAM and asks, on a thread of its own: gigabytes take seconds.
+    /// Reads RAM and asks, on threads of its own: gigabytes take seconds.
     pub(super) fn ask_for_pages(&mut self, content_seed: u64) {
         let (session, mailbox) = (Arc::clone(&self.session), self.mailbox.clone());
         let (by_hash, stop) = (Arc::new(AtomicBool::new(true)), Arc::default());
@@ -85,8 +86,10 @@ impl SourceDriver {
         let (asks_by_hash, stops) = (Arc::clone(&by_hash), Arc::clone(&stop));
         let meter = Arc::clone(&self.recorder.meter);
         let (node, vm, held) = (Arc::clone(&self.node), self.request.vm.clone(), self.held);
+        let settings = &self.request.settings;
+        let threads = reader_count(settings, settings.streams);
         let ask = move || {
-            let mut helper = meter.helper();
+            let _helper = meter.helper();
             let store = node.store.as_ref();
             let came = held.zip(store).and_then(|(held, store)| {
                 let came = store.arrival(&vm, held.migration, &session.layout)?;
@@ -99,11 +102,18 @@ impl SourceDriver {
                 by_hash: &asks_by_hash,
                 stop: &stops,
             };
-            let asked = ask_for_pages(&session, &asking, |question| {
-                helper.lap();
-                permit.send(()).is_ok() && mailbox.push(SourceInput::Question(question)).is_ok()
+            let ask = |asker: &Asker<'_>| {
+                let mut helper = meter.helper();
+                asker.ask(|question| {
+                    helper.lap();
+                    permit.send(()).is_ok() && mailbox.push(SourceInput::Question(question)).is_ok()
+                });
+            };
+            let asked = Asker::new(&session, &asking).map_err(|error| error.to_string());
+            let asked = asked.and_then(|asker| {
+                let read = read_on("dwcp-ask", threads, || ask(&asker));
+                read.map_err(|error| format!("no thread: {error}"))
             });
-            let asked = asked.map_err(|error| error.to_string());
             let _ = mailbox.push(SourceInput::AllAsked(asked));
         };
         let thread = std::thread::Builder::new().name("dwcp-ask".into());

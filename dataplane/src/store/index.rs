@@ -99,7 +99,6 @@ pub(super) struct Index {
     file: File,
     bits: u32,
     places: Vec<u32>,
-    entries: Vec<u8>,
 }
 
 impl Index {
@@ -117,12 +116,7 @@ impl Index {
         if !places.is_sorted() || places.last().map(|&last| u64::from(last)) != Some(pages) {
             return Err(bad());
         }
-        Ok(Self {
-            file,
-            bits,
-            places,
-            entries: vec![],
-        })
+        Ok(Self { file, bits, places })
     }
 
     pub(super) fn pages(&self) -> u64 {
@@ -130,16 +124,16 @@ impl Index {
     }
 
     /// The page with this hash. What cannot be read is not there.
-    pub(super) fn find(&mut self, hash: u64) -> Option<u32> {
+    pub(super) fn find(&self, hash: u64) -> Option<u32> {
         let place = upper(hash, self.bits) as usize;
         let (from, upto) = (self.places[place], self.places[place + 1]);
         let count = upto.saturating_sub(from).min(BUCKET_MAX) as usize;
-        self.entries.resize(count * ENTRY_BYTES, 0);
+        let mut entries = vec![0; count * ENTRY_BYTES];
         let start =
             HEAD_BYTES + self.places.len() as u64 * 4 + u64::from(from) * ENTRY_BYTES as u64;
-        self.file.read_exact_at(&mut self.entries, start).ok()?;
+        self.file.read_exact_at(&mut entries, start).ok()?;
         let wanted = hash.to_le_bytes();
-        let (entries, _) = self.entries.as_chunks::<ENTRY_BYTES>();
+        let (entries, _) = entries.as_chunks::<ENTRY_BYTES>();
         let entry = entries.iter().find(|entry| entry.starts_with(&wanted))?;
         entry.last_chunk().map(|page| u32::from_le_bytes(*page))
     }
@@ -176,7 +170,7 @@ mod tests {
             let mut first = HashMap::new();
             pages.iter().for_each(|&(hash, page)| { first.entry(hash).or_insert(page); });
             let (_folder, path) = written(&pages);
-            let mut index = Index::open(&path).unwrap();
+            let index = Index::open(&path).unwrap();
             prop_assert_eq!(index.pages(), first.len() as u64);
             for hash in hashes.iter().chain(&others) {
                 prop_assert_eq!(index.find(*hash), first.get(hash).copied());
@@ -195,7 +189,7 @@ mod tests {
             let at = at.index(bytes.len());
             bytes[at] = to;
             std::fs::write(&path, &bytes).unwrap();
-            if let Ok(mut index) = Index::open(&path) {
+            if let Ok(index) = Index::open(&path) {
                 pages.iter().for_each(|(hash, _)| { index.find(*hash); });
             }
             std::fs::write(&path, &bytes[..cut.index(bytes.len())]).unwrap();

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use dwcp_simd::{FingerprintKey, PAGE_BYTES, Page, kernels};
 
@@ -19,7 +20,7 @@ pub(super) struct Shelf {
     /// In words.
     pub(super) name: String,
     /// Pages that were found by their hash and are something else now.
-    pub(super) stale: u64,
+    pub(super) stale: AtomicU64,
 }
 
 /// All pages that a store had when it was opened. Each is hashed as it is read: one that was changed since,
@@ -29,7 +30,7 @@ pub struct Library {
     key: FingerprintKey,
     shelves: Vec<Shelf>,
     /// Where the last page was found: the next is likely to be there, too.
-    last: usize,
+    last: AtomicUsize,
     /// RAM of the VM that comes, as it left, and the number of its entry.
     baseline: Option<(u64, Baseline)>,
 }
@@ -39,7 +40,7 @@ impl Library {
         Self {
             key: FingerprintKey::new(seed),
             shelves,
-            last: 0,
+            last: AtomicUsize::new(0),
             baseline: None,
         }
     }
@@ -78,31 +79,37 @@ impl Library {
 
     /// The files some of whose pages are no longer what they were, in words.
     pub fn stale(&self) -> impl Iterator<Item = String> {
-        let stale = self.shelves.iter().filter(|shelf| shelf.stale > 0);
-        stale.map(|shelf| format!("{} pages of {} have changed", shelf.stale, shelf.name))
+        let stale = |shelf: &Shelf| shelf.stale.load(Ordering::Relaxed);
+        let shelves = self.shelves.iter().map(move |shelf| (stale(shelf), shelf));
+        shelves
+            .filter(|(stale, _)| *stale > 0)
+            .map(|(stale, shelf)| format!("{stale} pages of {} have changed", shelf.name))
     }
 }
 
 impl PageLibrary for Library {
-    fn find(&mut self, hash: u64, out: &mut Page) -> bool {
+    fn find(&self, hash: u64, out: &mut Page) -> bool {
         let count = self.shelves.len();
-        for at in (0..count).map(|n| (self.last + n) % count) {
-            let shelf = &mut self.shelves[at];
+        let last = self.last.load(Ordering::Relaxed);
+        for at in (0..count).map(|n| (last + n) % count) {
+            let shelf = &self.shelves[at];
             let Some(page) = shelf.index.find(hash) else {
                 continue;
             };
             let offset = u64::from(page) * PAGE_BYTES as u64;
             let is_read = shelf.pages.read_exact_at(out, offset).is_ok();
             if is_read && kernels().fingerprint(&self.key, out).lo == hash {
-                self.last = at;
+                if at != last {
+                    self.last.store(at, Ordering::Relaxed);
+                }
                 return true;
             }
-            shelf.stale += 1;
+            shelf.stale.fetch_add(1, Ordering::Relaxed);
         }
         false
     }
 
-    fn read_as_it_left(&mut self, block: usize, page: u32, out: &mut [Page]) -> bool {
+    fn read_as_it_left(&self, block: usize, page: u32, out: &mut [Page]) -> bool {
         let baseline = self.baseline.as_ref();
         baseline.is_some_and(|(_, baseline)| baseline.read(block, page, out))
     }

@@ -279,7 +279,7 @@ impl Store {
                 pages: File::open(path)?,
                 number: entry.number,
                 name,
-                stale: 0,
+                stale: AtomicU64::new(0),
             })
         };
         entry.of_use(open())

@@ -43,7 +43,7 @@ fn store(folder: &tempfile::TempDir, bytes_max: u64) -> Store {
 
 /// The pages of `layout` that a library of `store` finds.
 fn found(store: &Store, layout: &RamLayout) -> usize {
-    let mut library = store.library();
+    let library = store.library();
     let key = FingerprintKey::new(store.seed);
     let is_found = |page: &Page| {
         let mut found = [0; PAGE_BYTES];
@@ -81,7 +81,7 @@ fn ram_that_left_is_found_page_by_page() {
     (0..4).for_each(|page| other.blocks()[0].write_page(page, &[2 * page as u8; PAGE_BYTES]));
     assert_eq!(found(&store, &other), 0);
     // It is found by one that was open when it was removed, and by no other.
-    let mut library = store.library();
+    let library = store.library();
     store.remove(entry.number).unwrap();
     assert_eq!(found(&store, &before), 0);
     let hash = kernels()
@@ -118,7 +118,7 @@ fn blocks_of_a_disk_image_are_found_as_long_as_they_are_what_they_were() {
     store.add_image(&path, &AtomicU64::new(0), &go()).unwrap();
     assert_eq!(store.entries().len(), 1);
     std::os::unix::fs::FileExt::write_all_at(&image, &[9; 1], 1000 * PAGE_BYTES as u64).unwrap();
-    let mut library = store.library();
+    let library = store.library();
     let hash = kernels()
         .fingerprint(&FingerprintKey::new(store.seed), &page_of(0))
         .lo;
@@ -261,7 +261,7 @@ fn left_by_9() -> (tempfile::TempDir, Store, RamLayout) {
 #[test]
 fn a_baseline_is_read_by_place_where_ram_has_its_shape() {
     let (_folder, store, left) = left_by_9();
-    let mut library = store.library_for("vm", &left);
+    let library = store.library_for("vm", &left);
     assert_eq!(library.baseline(), Some((9, false)));
     let mut pages = [[7; PAGE_BYTES]; 4];
     assert!(library.read_as_it_left(1, 36, &mut pages));

@@ -7,9 +7,11 @@ use dwcp_wire::{Control, PageRange};
 
 use super::*;
 use crate::engine::{
-    AsItCame, Asking, Question, Taken, ask_for_pages, keep_allocated, take_found, wipe_unknown,
+    AsItCame, Asker, Asking, Question, Taken, keep_allocated, take_found, wipe_unknown,
 };
 use crate::ram::testing::ram;
+
+mod threads;
 
 const SEED: u64 = 99;
 
@@ -29,7 +31,7 @@ fn questions(source: &Session, came: Option<&AsItCame>, by_hash: bool) -> Vec<Qu
         by_hash: &AtomicBool::new(by_hash),
         stop: &AtomicBool::new(false),
     };
-    ask_for_pages(source, &asking, ask).unwrap();
+    Asker::new(source, &asking).unwrap().ask(ask);
     asked
 }
 
@@ -64,12 +66,12 @@ impl Pages {
 }
 
 impl PageLibrary for Pages {
-    fn find(&mut self, hash: u64, out: &mut Page) -> bool {
+    fn find(&self, hash: u64, out: &mut Page) -> bool {
         let page = self.0.get(&hash);
         page.map(|page| *out = *page).is_some()
     }
 
-    fn read_as_it_left(&mut self, block: usize, page: u32, out: &mut [Page]) -> bool {
+    fn read_as_it_left(&self, block: usize, page: u32, out: &mut [Page]) -> bool {
         let block = self.1.get(block);
         let pages = block.and_then(|pages| pages.get(page as usize..)?.get(..out.len()));
         pages.map(|pages| out.copy_from_slice(pages)).is_some()
@@ -84,11 +86,7 @@ struct Exchanged {
 }
 
 /// Asks for all of the source's pages; returns those that were doubtful.
-fn exchange(
-    source: &Session,
-    destination: &Session,
-    library: &mut dyn PageLibrary,
-) -> Vec<PageRange> {
+fn exchange(source: &Session, destination: &Session, library: &Pages) -> Vec<PageRange> {
     exchange_of(questions(source, None, true), source, destination, library).doubtful
 }
 
@@ -96,9 +94,9 @@ fn exchange_of(
     questions: Vec<Question>,
     source: &Session,
     destination: &Session,
-    library: &mut dyn PageLibrary,
+    library: &Pages,
 ) -> Exchanged {
-    let key = FingerprintKey::new(SEED);
+    let finder = Finder::new(destination, SEED, library);
     let (mut there, mut here) = (RamRoot::default(), RamRoot::default());
     let mut exchanged = Exchanged {
         doubtful: vec![],
@@ -107,7 +105,7 @@ fn exchange_of(
     };
     for question in questions {
         let asked = carried(&question.asked.clone().into(), PageQuestion::of);
-        let found = find_pages(destination, &asked, &key, library).unwrap();
+        let found = finder.find(&asked).unwrap();
         there.merge(found.root);
         let answer = carried(&Control::Found(found.answer), |message| match message {
             Control::Found(found) => Some(found),
@@ -165,7 +163,7 @@ fn pages_that_have_not_changed_are_named_by_bits() {
     keep_allocated(&destination).unwrap();
     let questions = questions(source, Some(came), false);
     assert!(questions.iter().all(|question| !question.is_by_hash()));
-    let library = &mut Pages::as_it_left(left);
+    let library = &Pages::as_it_left(left);
     let exchanged = exchange_of(questions, source, &destination, library);
     assert_eq!((exchanged.found, exchanged.questions), (299, 1));
     assert_eq!(exchanged.doubtful, []);
@@ -189,7 +187,7 @@ fn the_others_are_asked_for_by_their_hashes() {
     let mut library = Pages::as_it_left(left);
     library.0 = Pages::of([[98; PAGE_BYTES]]).0;
     let questions = questions(source, Some(came), true);
-    let exchanged = exchange_of(questions, source, &destination, &mut library);
+    let exchanged = exchange_of(questions, source, &destination, &library);
     assert_eq!((exchanged.found, exchanged.questions), (300, 3));
 }
 
@@ -206,7 +204,7 @@ fn a_baseline_that_is_another_gives_nothing() {
             _ => library.1.clear(),
         }
         let questions = questions(source, Some(came), false);
-        let exchanged = exchange_of(questions, source, &destination, &mut library);
+        let exchanged = exchange_of(questions, source, &destination, &library);
         assert_eq!(exchanged.found, 0);
         // What was read is known to nobody, and is wiped.
         assert_eq!(destination.digests.root(), RamRoot::default());
@@ -242,12 +240,11 @@ fn an_answer_to_bits_is_all_or_nothing() {
 fn bits_for_pages_that_are_known_or_not_there_are_refused() {
     let ThereAndBack { left, came, source } = &there_and_back();
     let destination = session(&BLOCKS);
-    let library = &mut Pages::as_it_left(left);
-    let key = FingerprintKey::new(SEED);
+    let library = &Pages::as_it_left(left);
     let [question] = &questions(source, Some(came), false)[..] else {
         panic!("one question")
     };
-    let mut ask = |asked: &PageQuestion| find_pages(&destination, asked, &key, library);
+    let ask = |asked: &PageQuestion| Finder::new(&destination, SEED, library).find(asked);
     assert!(ask(&question.asked).is_ok());
     assert!(ask(&question.asked).is_err(), "they are there");
     for (block, page) in [(2, 0), (0, 5), (1, u32::MAX)] {
@@ -278,7 +275,7 @@ fn pages_in_ram_and_elsewhere_are_found_and_both_ends_agree() {
     }
     write(&source, 1, 300, 61);
     keep_allocated(&destination).unwrap();
-    let library = &mut Pages::of([[60; PAGE_BYTES], [51; PAGE_BYTES]]);
+    let library = &Pages::of([[60; PAGE_BYTES], [51; PAGE_BYTES]]);
     assert_eq!(exchange(&source, &destination, library), []);
     let roots = [&source, &destination].map(|session| session.digests.root());
     assert_eq!(roots[0], roots[1]);
@@ -307,7 +304,7 @@ fn a_hash_that_lies_makes_pages_doubtful() {
     source.layout.blocks()[0].write_page(7, &[1; PAGE_BYTES]);
     let mut library = Pages::of([[1; PAGE_BYTES]]);
     library.0.values_mut().for_each(|page| page[9] ^= 1);
-    let doubtful = exchange(&source, &destination, &mut library);
+    let doubtful = exchange(&source, &destination, &library);
     let range = PageRange {
         ram_block: 0,
         page: 0,
@@ -321,18 +318,35 @@ fn a_hash_that_lies_makes_pages_doubtful() {
 fn pages_that_are_not_there_and_pages_asked_for_twice_are_refused() {
     let destination = session(&[10, 10]);
     let key = FingerprintKey::new(SEED);
-    let ask = |block, page, library: &mut dyn PageLibrary| {
+    let ask = |block, page, library: &Pages| {
         let hash = kernels().fingerprint(&key, &[1; PAGE_BYTES]).lo;
         let wanted = WantedPages::new(block, page, &[hash; 3]);
-        find_pages(&destination, &PageQuestion::Wanted(wanted), &key, library)
+        Finder::new(&destination, SEED, library).find(&PageQuestion::Wanted(wanted))
     };
     for (block, page) in [(2, 0), (0, 8), (0, u32::MAX), (u32::MAX, 0)] {
-        let none = &mut Pages::default();
+        let none = &Pages::default();
         assert!(ask(block, page, none).is_err(), "{block} {page}");
     }
-    assert!(ask(1, 7, &mut Pages::default()).is_ok());
-    assert!(ask(1, 7, &mut Pages::of([[1; PAGE_BYTES]])).is_ok());
-    assert!(ask(1, 5, &mut Pages::default()).is_err(), "page 7 is there");
+    assert!(ask(1, 7, &Pages::default()).is_ok());
+    assert!(ask(1, 7, &Pages::of([[1; PAGE_BYTES]])).is_ok());
+    assert!(ask(1, 5, &Pages::default()).is_err(), "page 7 is there");
+}
+
+/// Another thread may be looking for it.
+#[test]
+fn a_page_is_not_looked_for_twice_even_if_it_is_not_there() {
+    let destination = session(&[10, 10]);
+    let library = Pages::default();
+    let finder = Finder::new(&destination, SEED, &library);
+    let ask = |page, hashes: &[u64]| {
+        finder.find(&PageQuestion::Wanted(WantedPages::new(1, page, hashes)))
+    };
+    assert!(ask(2, &[1, 0, 1]).is_ok());
+    assert!(ask(3, &[1]).is_ok(), "it was left out");
+    assert!(ask(4, &[1]).is_err());
+    let mut known = KnownPages::none(1, 0, 8);
+    known.set(2);
+    assert!(finder.find(&PageQuestion::Unchanged(known)).is_err());
 }
 
 #[test]
@@ -377,6 +391,7 @@ fn asking_ends_when_it_is_told_to() {
             by_hash: &AtomicBool::new(by_hash),
             stop: &AtomicBool::new(stop),
         };
-        ask_for_pages(&source, &asking, |_| panic!("asked")).unwrap();
+        let asker = Asker::new(&source, &asking).unwrap();
+        asker.ask(|_| panic!("asked"));
     }
 }
