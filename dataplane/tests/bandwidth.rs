@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use common::{TwoNodes, busy, settings, until, wait};
 use dwcp_api::{
-    ErrorCode, MigrationId, MigrationReport, PathMode, RunResult, TransferSettings, Tune,
+    ErrorCode, Limit, MigrationId, MigrationReport, PathMode, RunResult, TransferSettings, Tune,
 };
 use dwcp_dataplane::migration::probe_path;
 use dwcp_testbed::synthetic::SyntheticOptions;
@@ -76,8 +76,17 @@ fn a_limit_changes_while_the_guest_is_moved() {
         ..settings()
     });
     let node = &nodes.a.node;
-    let sent = || node.migration(ID).unwrap().status().progress.wire_bytes;
-    until("nothing is sent", || sent() > 1 << 20);
+    let progress = |of: &TwoNodes, at: usize| {
+        let node = [&of.a.node, &of.b.node][at];
+        node.migration(ID).unwrap().status().progress
+    };
+    until("the limit is what it waits for", || {
+        let now = progress(&nodes, 0);
+        now.wire_bytes > 1 << 20 && now.limit == Limit::Bandwidth
+    });
+    // It knows nothing of what is to come.
+    let there = progress(&nodes, 1);
+    assert_eq!((there.limit, there.eta_ms), (Limit::Unknown, None));
     let refused = nodes.b.node.tune(ID, NO_LIMIT).unwrap_err();
     assert_eq!(refused.code, ErrorCode::BadRequest);
     node.tune(ID, NO_LIMIT).unwrap();

@@ -6,7 +6,9 @@ mod fake;
 mod local;
 
 use dwcp_api::dataplane::{Reply, Request};
-use dwcp_api::{ApiError, ErrorCode, Forecast, Limit, MigrationReport, Prospect, RunResult};
+use dwcp_api::{
+    ApiError, ErrorCode, Forecast, Limit, MigrationReport, PageCounts, Prospect, RunResult,
+};
 use dwcp_controlplane::profile;
 use fake::Script;
 use local::{TestNode, dwcp, json, run};
@@ -365,6 +367,25 @@ fn the_report_of_a_migration_that_never_began_is_short() {
     assert!(names.eq(expected) && !out.contains("rounds"), "{out}");
     let (out, _) = run(node.dwcp(&migrate).arg("--json"), 4);
     assert_eq!(json(&out)["streams"], 0);
+}
+
+/// Its first round did not end; the pause is the source's to measure.
+#[test]
+fn a_report_has_what_was_measured() {
+    let node = TestNode::start(reports(|id, vm| MigrationReport {
+        reason: "no link".into(),
+        rounds: 0,
+        wire_bytes: 31 << 20,
+        downtime_ms: 0.0,
+        pages: PageCounts::default(),
+        ..fake::report(id, vm, RunResult::Aborted)
+    }));
+    let (out, _) = run(&mut node.dwcp(&["migrate", "web", "--to", "b"]), 7);
+    assert!(out.contains("31.0 MiB"), "{out}");
+    assert!(
+        !out.contains("downtime") && !out.contains(" zero,"),
+        "{out}"
+    );
 }
 
 #[test]

@@ -216,7 +216,8 @@ pub(super) const KEYS: &[Key] = &[
     key(
         "switchover.downtime_limit",
         time(1, 60_000),
-        "The guest is paused for the switchover only when the forecast pause fits this.",
+        "The guest is paused for the switchover only when what its last pages are forecast to take fits this. Two \
+         round trips to the other node come on top: no migration has less.",
     ),
     key(
         "switchover.downtime_limit_at_last",

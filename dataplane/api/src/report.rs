@@ -189,8 +189,10 @@ pub enum Limit {
     /// Not known yet.
     #[default]
     Unknown,
-    /// The link is full.
+    /// The link: workers wait until it takes more.
     Link,
+    /// The operator's limit on bandwidth.
+    Bandwidth,
     /// The source's cores are.
     Cpu,
     /// The guest writes faster than pages leave.

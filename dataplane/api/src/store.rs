@@ -19,6 +19,11 @@ pub enum StoreRequest {
         /// Which.
         number: u64,
     },
+    /// Remove what there is of a disk image, also that it could not be indexed.
+    RemoveImage {
+        /// Absolute, as it was added.
+        path: PathBuf,
+    },
 }
 
 /// One entry of a node's store.

@@ -86,15 +86,10 @@ impl Adapting {
         }
     }
 
-    /// When a wait begins, if anyone wants to know.
-    pub(super) fn waits(&self) -> Option<Instant> {
-        self.chooser.as_ref().map(|_| Instant::now())
-    }
-
-    /// It has waited since then for room.
-    pub(super) fn waited(&mut self, since: Option<Instant>) {
-        if let (Some(chooser), Some(since)) = (&mut self.chooser, since) {
-            chooser.waited(since.elapsed());
+    /// It has waited for so long.
+    pub(super) fn waited(&mut self, time: Duration) {
+        if let Some(chooser) = &mut self.chooser {
+            chooser.waited(time);
         }
     }
 

@@ -15,6 +15,7 @@ mod send_stream;
 mod session;
 mod source_worker;
 mod sweep;
+mod waits;
 mod wanted;
 mod worker;
 
@@ -28,5 +29,6 @@ pub use prove::{Reread, read_again, read_everything, read_root};
 pub use recycle::{NotWiped, keep_allocated, wipe_unknown};
 pub use session::{Sealed, Session};
 pub use source_worker::{SourceCommand, WorkerRound, spawn_source_worker};
+pub use waits::{Waited, Waits};
 pub use wanted::{Asker, Asking, NotAsked, Question, Taken, take_found};
 pub use worker::{WorkerEvent, WorkerHandle, WorkerSettings};

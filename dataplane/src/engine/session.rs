@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use dwcp_api::Codec;
 use dwcp_simd::{FingerprintKey, RamRoot};
 
-use super::Pace;
+use super::{Pace, Waits};
 use crate::path::RememberedPages;
 use crate::ram::{Digests, RamBitmap, RamLayout};
 
@@ -25,6 +25,8 @@ pub struct Session {
     pub remembered: Option<RememberedPages>,
     /// Source: how fast it may send.
     pub pace: Pace,
+    /// Source: what its workers wait for.
+    pub waits: Waits,
     /// [`SEALED`], and the frames that are being placed in RAM.
     placing: AtomicU32,
     /// Of pages whose digests say zero nobody knows whether they are, or missing at the destination.
@@ -56,6 +58,7 @@ impl Session {
             codec,
             remembered: None,
             pace: Pace::new(0),
+            waits: Waits::default(),
             placing: AtomicU32::new(0),
             has_forgotten: AtomicBool::new(false),
             has_unseen_writes: AtomicBool::new(false),

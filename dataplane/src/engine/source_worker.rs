@@ -10,6 +10,7 @@ use dwcp_wire::{FrameHeader, FrameKind, HEADER_BYTES};
 use super::adapting::Adapting;
 use super::busy_poll::BusyPoll;
 use super::send_stream::{SendStream, State};
+use super::waits::Turns;
 use super::worker::{WorkerEvent, WorkerHandle, WorkerSettings, tell};
 use super::{Mailbox, Session};
 use crate::path::{Outgoing, OutgoingCounts, RoundWork, StreamCredit};
@@ -147,19 +148,11 @@ impl SourceWorker<'_> {
     ) -> Result<(), String> {
         let mut completions = Vec::with_capacity(64);
         let mut busy_poll = BusyPoll::new(self.settings.busy_poll);
+        let mut turns = Turns::new(&self.session.waits);
         loop {
-            let is_busy = self.send_one_frame();
-            let transport = &mut *self.transport;
-            let waited = if is_busy {
-                transport.wait(Wait::No, &mut completions)
-            } else {
-                // Nothing tells when the limit on bandwidth allows more.
-                let most = self.session.pace.wait();
-                let most = most.unwrap_or(Duration::from_secs(1));
-                let since = self.adapting.waits();
-                let waited = busy_poll.wait(transport, most, &mut completions);
-                self.adapting.waited(since);
-                waited
+            let waited = match self.send_one_frame() {
+                true => self.transport.wait(Wait::No, &mut completions),
+                false => self.wait(&mut turns, &mut busy_poll, &mut completions),
             };
             waited.map_err(|error| format!("{}: {error}", self.transport.name()))?;
             for completion in completions.drain(..) {
@@ -188,6 +181,27 @@ impl SourceWorker<'_> {
             }
             self.finish_round(events);
         }
+    }
+
+    fn wait(
+        &mut self,
+        turns: &mut Turns<'_>,
+        busy_poll: &mut BusyPoll,
+        completions: &mut Vec<Completion>,
+    ) -> std::io::Result<()> {
+        // Nothing tells when the limit on bandwidth allows more.
+        let limit = self.session.pace.wait();
+        let has_pages = self.work.is_some() && !self.drained;
+        if has_pages {
+            turns.waits();
+        }
+        let most = limit.unwrap_or(Duration::from_secs(1));
+        let waited = busy_poll.wait(&mut *self.transport, most, completions);
+        self.adapting.waited(match has_pages {
+            true => turns.waited(limit.is_some()),
+            false => turns.rested(),
+        });
+        waited
     }
 
     fn add(&mut self, index: u16, stream: Link) -> Result<Slot, String> {

@@ -98,6 +98,15 @@ impl ControlWriter {
         TcpInfo::of(self.stream.socket()).map_or(Duration::ZERO, |info| info.min_rtt / 2)
     }
 
+    /// The shortest round trip that the kernel has seen, and what it takes one for now.
+    pub(super) fn round_trip(&self) -> (Duration, Duration) {
+        let info = TcpInfo::of(self.stream.socket());
+        info.map_or_else(
+            |_| Default::default(),
+            |info| (info.min_rtt, info.rtt.max(info.min_rtt)),
+        )
+    }
+
     /// The address of this end.
     pub(super) fn local_address(&self) -> Option<IpAddr> {
         self.stream.local_ip()

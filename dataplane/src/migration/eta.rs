@@ -6,10 +6,15 @@
 
 use std::time::{Duration, Instant};
 
-use dwcp_api::Forecast;
+use dwcp_api::{Forecast, Limit};
+
+use crate::engine::Waited;
 
 /// A rate is over so long, at the least.
 const RATE_OVER: Duration = Duration::from_millis(250);
+
+/// Part of the workers' time that they wait where something else is the limit.
+const WAITS: f64 = 0.15;
 
 /// What the pause takes beside pages.
 const PAUSE_MS: f64 = 50.0;
@@ -26,23 +31,28 @@ pub(super) struct Rate {
     since: Instant,
     bytes: u64,
     pages: u64,
+    waited: Waited,
     bytes_per_s: f64,
     pages_per_s: f64,
+    /// Parts of the workers' time: they waited for room, and for the limit on bandwidth.
+    waits: (f64, f64),
 }
 
 impl Rate {
-    pub(super) const fn since(since: Instant) -> Self {
+    pub(super) fn since(since: Instant) -> Self {
         Self {
             since,
             bytes: 0,
             pages: 0,
+            waited: Waited::default(),
             bytes_per_s: 0.0,
             pages_per_s: 0.0,
+            waits: (0.0, 0.0),
         }
     }
 
     /// Notes what has left so far. A round that is sent again counts anew.
-    pub(super) fn note(&mut self, bytes: u64, pages: u64) {
+    pub(super) fn note(&mut self, bytes: u64, pages: u64, waited: Waited) {
         let elapsed = self.since.elapsed();
         if elapsed < RATE_OVER {
             return;
@@ -52,9 +62,20 @@ impl Rate {
             since: Instant::now(),
             bytes,
             pages,
+            waited,
+            waits: parts(self.waited, waited).unwrap_or(self.waits),
             bytes_per_s: per_s(bytes, self.bytes),
             pages_per_s: per_s(pages, self.pages),
         };
+    }
+
+    /// What keeps pages from leaving faster.
+    pub(super) fn limit(&self) -> Limit {
+        match self.waits {
+            (room, limit) if room + limit < WAITS => Limit::Cpu,
+            (room, limit) if room < limit => Limit::Bandwidth,
+            _ => Limit::Link,
+        }
     }
 
     /// Bytes on the wire.
@@ -66,6 +87,15 @@ impl Rate {
     pub(super) const fn pages_per_s(&self) -> f64 {
         self.pages_per_s
     }
+}
+
+/// The parts of the time between two moments in which workers waited for room, and for the limit; `None` when they had
+/// nothing to send.
+fn parts(before: Waited, now: Waited) -> Option<(f64, f64)> {
+    let took = |of: fn(&Waited) -> Duration| of(&now).saturating_sub(of(&before)).as_secs_f64();
+    let (room, limit) = (took(|at| at.for_room), took(|at| at.for_limit));
+    let all = took(|at| at.busy) + room + limit;
+    (all > 0.0).then(|| (room / all, limit / all))
 }
 
 /// What an estimate rests on.
@@ -142,6 +172,26 @@ mod tests {
             dirty_pages_per_s: 2000.0,
             foreseen: Some((AHEAD, ago_ms)),
         }
+    }
+
+    #[test]
+    fn what_workers_wait_for_is_the_limit() {
+        let waited = |busy, room, limit| Waited {
+            busy: Duration::from_millis(busy),
+            for_room: Duration::from_millis(room),
+            for_limit: Duration::from_millis(limit),
+        };
+        for (before, now, limit) in [
+            (waited(0, 0, 0), waited(100, 10, 0), Limit::Cpu),
+            (waited(0, 0, 0), waited(10, 10, 0), Limit::Link),
+            (waited(0, 900, 0), waited(500, 910, 0), Limit::Cpu),
+            (waited(0, 0, 0), waited(10, 10, 80), Limit::Bandwidth),
+        ] {
+            let mut rate = Rate::since(Instant::now());
+            rate.waits = parts(before, now).unwrap();
+            assert_eq!(rate.limit(), limit, "{now:?}");
+        }
+        assert_eq!(parts(waited(9, 9, 9), waited(9, 9, 9)), None);
     }
 
     #[test]

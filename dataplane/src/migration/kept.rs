@@ -20,13 +20,16 @@ impl Node {
         })?;
         match request {
             StoreRequest::AddImage { path } => self.add_image(store, path)?,
-            StoreRequest::Remove { number } => store.remove(*number).map_err(|error| {
-                let code = match error {
-                    StoreError::Unknown(_) => ErrorCode::NotFound,
-                    _ => ErrorCode::System,
-                };
-                ApiError::new(code, error.to_string()).with_hint("`dwcp store list` shows them")
-            })?,
+            StoreRequest::Remove { number } => {
+                store.remove(*number).map_err(|error| failed(&error))?;
+            }
+            StoreRequest::RemoveImage { path } => {
+                let was_known = self.indexing.forget(path);
+                if !store.remove_image(path).map_err(|error| failed(&error))? && !was_known {
+                    let unknown = format!("entry for {}", path.display());
+                    return Err(failed(&StoreError::Unknown(unknown)));
+                }
+            }
             StoreRequest::List => {}
         }
         let jobs = self.indexing.jobs();
@@ -36,10 +39,13 @@ impl Node {
                 Some(reason) => StoreState::Failed {
                     reason: reason.clone(),
                 },
-                None => StoreState::Indexing {
-                    done_bytes: job.done_bytes(),
-                    total_bytes: job.total_bytes,
-                },
+                None => {
+                    let (done_bytes, total_bytes) = job.bytes();
+                    StoreState::Indexing {
+                        done_bytes,
+                        total_bytes,
+                    }
+                }
             },
             kind: StoreKind::Image { path: job.path },
             pages: 0,
@@ -50,28 +56,34 @@ impl Node {
     }
 
     fn add_image(&self, store: &Arc<Store>, path: &Path) -> Result<(), ApiError> {
-        let refused = |text: &str| {
-            let text = format!("{}: {text}", path.display());
-            ApiError::new(ErrorCode::BadRequest, text)
-        };
         if !path.is_absolute() {
-            return Err(refused("not an absolute path"));
+            let text = format!("{}: not an absolute path", path.display());
+            return Err(ApiError::new(ErrorCode::BadRequest, text));
         }
-        if path.is_dir() {
-            return Err(refused("a folder, not a disk image"));
-        }
-        self.indexing.begin(store, path).map_err(|error| {
-            let hint = "the data plane must be able to read the image";
-            ApiError::new(ErrorCode::BadRequest, error.to_string()).with_hint(hint)
-        })
+        let begun = self.indexing.begin(store, path);
+        begun.map_err(|error| ApiError::new(ErrorCode::System, error.to_string()))
     }
+}
+
+fn failed(error: &StoreError) -> ApiError {
+    let code = match error {
+        StoreError::Unknown(_) => ErrorCode::NotFound,
+        _ => ErrorCode::System,
+    };
+    ApiError::new(code, error.to_string()).with_hint("`dwcp store list` shows them")
 }
 
 fn ready(entry: Entry) -> StoreEntry {
     StoreEntry {
         number: Some(entry.number),
         kind: entry.kind,
-        state: StoreState::Ready,
+        state: match entry.is_damaged {
+            false => StoreState::Ready,
+            true => StoreState::Failed {
+                reason: "its index is damaged: remove it, and add it again if it is an image"
+                    .into(),
+            },
+        },
         pages: entry.pages,
         disk_bytes: entry.disk_bytes,
     }

@@ -85,8 +85,6 @@ pub(super) struct Recorder {
     /// Destination, in post-copy.
     pub(super) fetching: Option<Fetching>,
     pub(super) round: u32,
-    /// Bytes that may be under way.
-    pub(super) window_bytes: u64,
     /// Counts of the helpers.
     pub(super) meter: Arc<Meter>,
     rate: Rate,
@@ -243,7 +241,6 @@ impl Recorder {
             pages_in_round: 0,
             fetching: None,
             round: 0,
-            window_bytes: 0,
             meter: subject.meter,
             rate: Rate::since(now),
         }

@@ -101,6 +101,7 @@ impl SourceDriver {
         let error = match outcome {
             Ok(can) => {
                 self.can = Some(can);
+                self.remark_on_the_way();
                 return self.say_where_it_listens(can);
             }
             Err(error) => error,

@@ -6,6 +6,7 @@ use dwcp_api::Forecast;
 use dwcp_proto::{DirtyCurve, ForecastInput, Outlook, Phase, SourceEvent, forecast};
 use dwcp_wire::Control;
 
+use super::control_writer::ControlWriter;
 use super::source::SourceDriver;
 use super::source_actions::ms_since;
 
@@ -22,6 +23,9 @@ const P90_TENTHS: u64 = 13;
 /// Of a thousand pages that are dirty after all of RAM was sent so many were sent as they are: the better part of those that
 /// were written once.
 pub(super) const UNCHANGED_PERMILLE: u32 = 250;
+
+/// Round trips of a pause: the last round and its report, the handover and its answer.
+const PAUSE_TRIPS: u32 = 2;
 
 /// As many say by themselves how long one takes: 16 MiB.
 const PAGES_ENOUGH: u64 = 4096;
@@ -101,6 +105,28 @@ impl SourceDriver {
         self.feed(event);
     }
 
+    /// To the destination: the shortest, and as it is now.
+    pub(super) fn round_trip(&self) -> (Duration, Duration) {
+        let control = self.control.as_ref();
+        control.map(ControlWriter::round_trip).unwrap_or_default()
+    }
+
+    /// No limit makes a pause shorter than its round trips: that is said once, before anything is sent.
+    pub(super) fn remark_on_the_way(&mut self) {
+        let least = self.round_trip().0 * PAUSE_TRIPS;
+        let limit = Duration::from_millis(self.request.settings.downtime_limit_ms.into());
+        if least > limit {
+            let text = format!(
+                "the pause will be longer than switchover.downtime_limit, {} ms: {PAUSE_TRIPS} round trips to {} take \
+                 {} ms, and the limit is for what comes beside them",
+                limit.as_millis(),
+                self.request.destination.name(),
+                least.as_millis(),
+            );
+            self.recorder.remark(text);
+        }
+    }
+
     fn look_ahead(&mut self) -> Option<Outlook> {
         let round = *self.recorder.rounds.last()?;
         let under_way = self.round.as_ref()?;
@@ -135,7 +161,7 @@ impl SourceDriver {
                 limits: &limits,
             })
         };
-        let told = told(round.round, page_ns, ahead)?;
+        let told = told(round.round, page_ns, self.round_trip(), ahead)?;
         tracing::info!(vm = self.request.vm, ?told, "forecast");
         self.recorder.foresee(told);
         Some(Outlook {
@@ -152,22 +178,25 @@ fn page_ns_at_most(round_ms: f64, data: u64) -> u64 {
     (round_ms * 1e6) as u64 / data.max(PAGES_MIN)
 }
 
-/// What is told of what lies ahead when a page takes so long, and when each takes longer.
+/// What is told of what lies ahead when a page takes so long, and when each takes longer. Each round waits for one round
+/// trip, the pause for [`PAUSE_TRIPS`].
 pub(super) fn told(
     after_round: u32,
     page_ns: u64,
+    (trip, trip_p90): (Duration, Duration),
     ahead: impl Fn(u64) -> Option<dwcp_proto::Forecast>,
 ) -> Option<Forecast> {
     let (p50, p90) = (ahead(page_ns)?, ahead(page_ns * P90_TENTHS / 10)?);
-    let ms = |ns: u64| ns as f64 / 1e6;
+    let ms =
+        |ns: u64, trips: u32, trip: Duration| (ns as f64 + (trip * trips).as_nanos() as f64) / 1e6;
     Some(Forecast {
         after_round,
         converges: p50.converges,
         rounds: p50.rounds,
-        ms: ms(p50.ns),
-        ms_p90: ms(p90.ns.max(p50.ns)),
-        downtime_ms: ms(p50.downtime_ns),
-        downtime_ms_p90: ms(p90.downtime_ns.max(p50.downtime_ns)),
+        ms: ms(p50.ns, p50.rounds, trip),
+        ms_p90: ms(p90.ns.max(p50.ns), p90.rounds.max(p50.rounds), trip_p90),
+        downtime_ms: ms(p50.downtime_ns, PAUSE_TRIPS, trip),
+        downtime_ms_p90: ms(p90.downtime_ns.max(p50.downtime_ns), PAUSE_TRIPS, trip_p90),
     })
 }
 
@@ -205,6 +234,22 @@ mod tests {
             let decision = decide_round(&input, &limits);
             assert_eq!(decision, RoundDecision::Switchover, "{round} {data}");
         }
+    }
+
+    #[test]
+    fn round_trips_are_part_of_rounds_and_of_the_pause() {
+        let ahead = |page_ns: u64| {
+            Some(dwcp_proto::Forecast {
+                converges: true,
+                rounds: 3,
+                ns: page_ns * 1000,
+                downtime_ns: page_ns * 10,
+            })
+        };
+        let trips = (Duration::from_millis(200), Duration::from_millis(250));
+        let told = told(0, 1_000_000, trips, ahead).unwrap();
+        assert_eq!((told.ms, told.downtime_ms), (1600.0, 410.0));
+        assert_eq!((told.ms_p90, told.downtime_ms_p90), (2050.0, 513.0));
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl SourceDriver {
             })
         };
         let (page_ns, basis) = self.expected_page_time();
-        let forecast = page_ns.and_then(|page_ns| told(0, page_ns, ahead));
+        let forecast = page_ns.and_then(|page_ns| told(0, page_ns, self.round_trip(), ahead));
         let least_mbit = least(MBIT_MAX, |mbit| {
             ahead(page_bits() * 1000 / mbit).is_some_and(|ahead| ahead.converges)
         });

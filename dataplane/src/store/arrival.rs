@@ -8,7 +8,7 @@ use std::path::Path;
 use dwcp_api::StoreKind;
 
 use super::header::{HEADER_BYTES, Header};
-use super::{Store, StoreError};
+use super::{Store, StoreError, used};
 use crate::engine::AsItCame;
 use crate::ram::RamLayout;
 
@@ -50,7 +50,8 @@ impl Store {
         let _turn = self.lock();
         let vm = &arrival.header.vm;
         self.remove_all(|kind| matches!(kind, StoreKind::Arrival { vm: of } if of == vm))?;
-        self.check_room(bytes(arrival.came.words().len() as u64), &self.entries())?;
+        let wanted_bytes = bytes(arrival.came.words().len() as u64);
+        self.check_room(wanted_bytes, used(&self.entries()), 0)?;
         self.add("arrival", |part| {
             let failed = StoreError::disk(format!("cannot write {}", part.display()));
             arrival.write(part).map_err(failed)?;

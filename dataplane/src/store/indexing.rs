@@ -6,25 +6,32 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Store, StoreError};
 
+/// How far reading an image is.
+#[derive(Debug, Default)]
+pub struct Reading {
+    /// Bytes looked at.
+    pub done_bytes: AtomicU64,
+    /// Its bytes, once it was found.
+    pub total_bytes: AtomicU64,
+}
+
 /// One image.
 #[derive(Clone, Debug)]
 pub struct Job {
     /// Where it is.
     pub path: PathBuf,
-    /// Its bytes.
-    pub total_bytes: u64,
-    done_bytes: Arc<AtomicU64>,
+    reading: Arc<Reading>,
     /// Why it ended without an index.
     pub failure: Option<String>,
 }
 
 impl Job {
-    /// Bytes looked at so far.
+    /// Bytes looked at so far, of how many.
     #[must_use]
-    pub fn done_bytes(&self) -> u64 {
-        self.done_bytes
-            .load(Ordering::Relaxed)
-            .min(self.total_bytes)
+    pub fn bytes(&self) -> (u64, u64) {
+        let of = |bytes: &AtomicU64| bytes.load(Ordering::Relaxed);
+        let total = of(&self.reading.total_bytes);
+        (of(&self.reading.done_bytes).min(total), total)
     }
 }
 
@@ -33,17 +40,12 @@ impl Job {
 pub struct Indexing(Arc<Mutex<Vec<Job>>>);
 
 impl Indexing {
-    /// Begins to index an image; nothing happens when it is being indexed already.
+    /// Begins to index an image; nothing happens when it is being indexed already. The file is not touched here: one on a
+    /// server that is gone would hold up whoever asks.
     ///
     /// # Errors
-    /// [`StoreError::Disk`]: it cannot be read, or the system has no thread.
+    /// [`StoreError::Disk`]: the system has no thread.
     pub fn begin(&self, store: &Arc<Store>, path: &Path) -> Result<(), StoreError> {
-        let cannot = || StoreError::disk(format!("cannot index {}", path.display()));
-        let path = path.canonicalize().map_err(cannot())?;
-        let total_bytes = std::fs::File::open(&path)
-            .and_then(|file| Ok(file.metadata()?.len()))
-            .map_err(cannot())?;
-        let done_bytes = Arc::<AtomicU64>::default();
         let mut jobs = self.lock();
         if jobs
             .iter()
@@ -51,25 +53,33 @@ impl Indexing {
         {
             return Ok(());
         }
+        let reading = Arc::<Reading>::default();
         jobs.retain(|job| job.path != path);
         jobs.push(Job {
-            path: path.clone(),
-            total_bytes,
-            done_bytes: Arc::clone(&done_bytes),
+            path: path.to_owned(),
+            reading: Arc::clone(&reading),
             failure: None,
         });
         drop(jobs);
-        let (all, store) = (self.clone(), Arc::clone(store));
+        let (all, store, path) = (self.clone(), Arc::clone(store), path.to_owned());
         let job_path = path.clone();
         let work = move || {
-            let added = store.add_image(&job_path, &done_bytes, &AtomicBool::new(false));
+            let added = store.add_image(&job_path, &reading, &AtomicBool::new(false));
             all.ended(&job_path, added.err());
         };
         let thread = std::thread::Builder::new().name("dwcp-index".into());
         thread.spawn(work).map(drop).map_err(|error| {
             self.ended(&path, None);
-            cannot()(error)
+            StoreError::disk(format!("cannot index {}", path.display()))(error)
         })
+    }
+
+    /// Forgets that an image could not be indexed. Returns whether that was known.
+    pub fn forget(&self, path: &Path) -> bool {
+        let mut jobs = self.lock();
+        let before = jobs.len();
+        jobs.retain(|job| job.path != path || job.failure.is_none());
+        jobs.len() < before
     }
 
     fn ended(&self, path: &Path, failure: Option<StoreError>) {

@@ -28,7 +28,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dwcp_api::StoreKind;
@@ -41,7 +41,7 @@ use baseline::Baseline;
 use disk_image::DiskImage;
 use header::{HEADER_BYTES, Header};
 use index::Index;
-pub use indexing::Indexing;
+pub use indexing::{Indexing, Reading};
 pub use library::Library;
 use library::Shelf;
 
@@ -64,7 +64,10 @@ pub enum StoreError {
     #[error(transparent)]
     Ram(#[from] RamError),
     /// It would take more than the store may have.
-    #[error("{wanted_bytes} bytes are needed, the store may have {most_bytes}")]
+    #[error(
+        "{wanted_bytes} bytes are needed, and there is room for {most_bytes}: the store has its limit \
+         (dwcp-dataplane --store-mib), and leaves a tenth of its disk free"
+    )]
     TooLarge {
         /// What would be written, at most.
         wanted_bytes: u64,
@@ -105,6 +108,8 @@ pub struct Entry {
     pub kind: StoreKind,
     /// Different pages that it has; 0 without an index.
     pub pages: u64,
+    /// Its index cannot be read: none of them is found.
+    pub is_damaged: bool,
     /// What it takes in the store.
     pub disk_bytes: u64,
 }
@@ -170,10 +175,9 @@ impl Store {
         for block in layout.blocks() {
             wanted_bytes += block.room()?.held_bytes.min(block.bytes());
         }
-        self.remove_all(|kind| {
+        self.make_room(with_index(wanted_bytes), |kind| {
             matches!(kind, StoreKind::Baseline { vm: of } | StoreKind::Arrival { vm: of } if of == vm)
         })?;
-        self.make_room(with_index(wanted_bytes))?;
         self.add("baseline", |part| {
             let header = Header::of("dwcp.baseline/1", (vm, migration), layout);
             let written = baseline::write(part, &header, layout, &self.key(), stop)?;
@@ -183,28 +187,31 @@ impl Store {
     }
 
     /// Indexes a disk image of this node, or indexes it anew; returns the different pages that it has.
-    /// `done_bytes` says how far it is.
     ///
     /// # Errors
     /// [`StoreError`]: nothing is kept of it.
     pub fn add_image(
         &self,
         path: &Path,
-        done_bytes: &AtomicU64,
+        reading: &Reading,
         stop: &AtomicBool,
     ) -> Result<u64, StoreError> {
-        let cannot = || StoreError::disk(format!("cannot read {}", path.display()));
+        let cannot = || StoreError::disk(format!("the data plane cannot read {}", path.display()));
         let path = path.canonicalize().map_err(cannot())?;
         let about = fs::metadata(&path).map_err(cannot())?;
+        // To open anything else may take for ever.
         if !about.is_file() {
             let error = io::Error::new(io::ErrorKind::InvalidInput, "not a file");
             return Err(cannot()(error));
         }
+        reading.total_bytes.store(about.len(), Ordering::Relaxed);
         let most_bytes = with_index(about.blocks() * 512) - about.blocks() * 512;
-        let index = disk_image::index(&path, &self.key(), done_bytes, stop)?;
+        let index = disk_image::index(&path, &self.key(), &reading.done_bytes, stop)?;
         let _turn = self.lock();
-        self.remove_all(|kind| matches!(kind, StoreKind::Image { path: of } if *of == path))?;
-        self.make_room(most_bytes)?;
+        self.make_room(
+            most_bytes,
+            |kind| matches!(kind, StoreKind::Image { path: of } if *of == path),
+        )?;
         self.add("image", |part| {
             let failed = StoreError::disk(format!("cannot write {}", part.display()));
             DiskImage::of(path).write(part).map_err(failed)?;
@@ -312,14 +319,31 @@ impl Store {
             _ => return None,
         };
         let index_path = self.path(number, "index");
+        let pages = match kind {
+            StoreKind::Arrival { .. } => Ok(0),
+            _ => index::pages(&index_path),
+        };
         // Pieces of 512 bytes, see stat(2).
         let bytes = |path: &Path| fs::metadata(path).map_or(0, |about| about.blocks() * 512);
         Some(Entry {
             number,
             kind,
-            pages: index::pages(&index_path).unwrap_or(0),
+            is_damaged: pages.is_err(),
+            pages: pages.unwrap_or(0),
             disk_bytes: bytes(path) + bytes(&index_path),
         })
+    }
+
+    /// Removes what is of a disk image; the image itself stays where it is. Returns whether there was anything.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn remove_image(&self, path: &Path) -> Result<bool, StoreError> {
+        let _turn = self.lock();
+        let is_it = |kind: &StoreKind| matches!(kind, StoreKind::Image { path: of } if of == path);
+        let is_there = self.entries().iter().any(|entry| is_it(&entry.kind));
+        self.remove_all(is_it)?;
+        Ok(is_there)
     }
 
     /// Removes an entry by its number. A disk image itself stays where it is.
@@ -355,29 +379,49 @@ impl Store {
         Ok(())
     }
 
-    /// Removes what is of RAM, the oldest first, until so much may be written.
-    fn make_room(&self, wanted_bytes: u64) -> Result<(), StoreError> {
-        loop {
-            let entries = self.entries();
-            let Err(too_large) = self.check_room(wanted_bytes, &entries) else {
-                return Ok(());
-            };
-            let mut of_ram = entries
-                .iter()
-                .filter(|old| !matches!(old.kind, StoreKind::Image { .. }));
-            let Some(oldest) = of_ram.next().filter(|_| wanted_bytes <= self.bytes_max) else {
-                return Err(too_large);
-            };
+    /// Removes what is replaced, and what is of RAM, the oldest first, until so much may be written. Nothing, when all of
+    /// that would not be enough.
+    fn make_room(
+        &self,
+        wanted_bytes: u64,
+        is_replaced: impl Fn(&StoreKind) -> bool,
+    ) -> Result<(), StoreError> {
+        let (replaced, others): (Vec<_>, Vec<_>) = self
+            .entries()
+            .into_iter()
+            .partition(|entry| is_replaced(&entry.kind));
+        let (images, of_ram): (Vec<_>, Vec<_>) = others
+            .into_iter()
+            .partition(|entry| matches!(entry.kind, StoreKind::Image { .. }));
+        let may_go = used(&replaced) + used(&of_ram);
+        self.check_room(wanted_bytes, used(&images), may_go)?;
+        replaced
+            .iter()
+            .try_for_each(|entry| self.remove_files(entry))?;
+        let mut left = &of_ram[..];
+        while let Some((oldest, newer)) = left.split_first() {
+            if self
+                .check_room(wanted_bytes, used(&images) + used(left), 0)
+                .is_ok()
+            {
+                break;
+            }
             self.remove_files(oldest)?;
             tracing::info!(?oldest, "removed to make room");
+            left = newer;
         }
+        Ok(())
     }
 
-    /// Whether so much may be written beside what there is.
-    fn check_room(&self, wanted_bytes: u64, entries: &[Entry]) -> Result<(), StoreError> {
-        let used: u64 = entries.iter().map(|old| old.disk_bytes).sum();
-        let allowed = self.bytes_max.saturating_sub(used);
-        let most_bytes = allowed.min(self.free_bytes()?);
+    /// Whether so much may be written beside what stays, when so much more is free.
+    fn check_room(
+        &self,
+        wanted_bytes: u64,
+        staying_bytes: u64,
+        freed_bytes: u64,
+    ) -> Result<(), StoreError> {
+        let allowed = self.bytes_max.saturating_sub(staying_bytes);
+        let most_bytes = allowed.min(self.free_bytes()? + freed_bytes);
         if wanted_bytes <= most_bytes {
             return Ok(());
         }
@@ -407,6 +451,11 @@ impl Store {
     fn lock(&self) -> MutexGuard<'_, ()> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What entries take.
+fn used(entries: &[Entry]) -> u64 {
+    entries.iter().map(|entry| entry.disk_bytes).sum()
 }
 
 fn has_end(path: &Path, end: &str) -> bool {

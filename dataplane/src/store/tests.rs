@@ -1,6 +1,8 @@
 use super::*;
 use crate::engine::{AsItCame, PageLibrary, Session};
 use crate::ram::testing::ram;
+use std::sync::Arc;
+
 use dwcp_api::Codec;
 use dwcp_simd::{PAGE_BYTES, Page, RamRoot, kernels};
 
@@ -108,14 +110,18 @@ fn blocks_of_a_disk_image_are_found_as_long_as_they_are_what_they_were() {
         std::os::unix::fs::FileExt::write_all_at(&image, page, offset).unwrap();
     }
     image.set_len(1400 * PAGE_BYTES as u64 + 7).unwrap();
-    let done = AtomicU64::new(0);
-    let pages = store.add_image(&path, &done, &go()).unwrap();
+    let reading = Reading::default();
+    let pages = store.add_image(&path, &reading, &go()).unwrap();
     assert!(pages > 60, "{pages}");
-    assert!(done.into_inner() >= 1300 * PAGE_BYTES as u64);
+    assert!(reading.done_bytes.into_inner() >= 1300 * PAGE_BYTES as u64);
+    assert_eq!(
+        reading.total_bytes.into_inner(),
+        1400 * PAGE_BYTES as u64 + 7
+    );
     let all = found(&store, &ram);
     assert!(all >= 100, "{all}");
     // Added again, it is there once.
-    store.add_image(&path, &AtomicU64::new(0), &go()).unwrap();
+    store.add_image(&path, &Reading::default(), &go()).unwrap();
     assert_eq!(store.entries().len(), 1);
     std::os::unix::fs::FileExt::write_all_at(&image, &[9; 1], 1000 * PAGE_BYTES as u64).unwrap();
     let library = store.library();
@@ -127,7 +133,7 @@ fn blocks_of_a_disk_image_are_found_as_long_as_they_are_what_they_were() {
     fs::remove_file(&path).unwrap();
     assert_eq!(found(&store, &ram), 0, "the image is gone");
     store
-        .add_image(&path, &AtomicU64::new(0), &go())
+        .add_image(&path, &Reading::default(), &go())
         .unwrap_err();
 }
 
@@ -297,4 +303,67 @@ fn a_baseline_of_before_is_found_by_hashes_alone() {
     std::os::unix::fs::FileExt::write_all_at(&file, padded.as_bytes(), 0).unwrap();
     assert_eq!(store.library_for("vm", &left).baseline(), None);
     assert_eq!(found(&store, &left), 114);
+}
+
+/// An image of so many pages that do not repeat.
+fn image(folder: &tempfile::TempDir, pages: u32) -> PathBuf {
+    let path = folder.path().join("disk.raw");
+    let content: Vec<u8> = (0..pages).flat_map(page_of).collect();
+    fs::write(&path, content).unwrap();
+    path.canonicalize().unwrap()
+}
+
+#[test]
+fn what_there_is_stays_when_there_is_no_room_for_what_would_replace_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder, 20 << 10);
+    let path = image(&folder, 20);
+    store.add_image(&path, &Reading::default(), &go()).unwrap();
+    let before = store.entries();
+    let path = image(&folder, 2000);
+    let error = store.add_image(&path, &Reading::default(), &go());
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("--store-mib"), "{error}");
+    assert_eq!(store.entries(), before);
+}
+
+/// To open a FIFO is to wait for who writes to it.
+#[test]
+fn what_is_no_file_is_never_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(store(&folder, 2 << 20));
+    let path = folder.path().join("fifo");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let indexing = Indexing::default();
+    indexing.begin(&store, &path).unwrap();
+    let failure = || indexing.jobs().first().and_then(|job| job.failure.clone());
+    let began = std::time::Instant::now();
+    while failure().is_none() {
+        assert!(began.elapsed().as_secs() < 30, "it waits");
+        std::thread::yield_now();
+    }
+    assert!(failure().is_some_and(|why| why.contains("not a file")));
+    assert!(indexing.forget(&path) && !indexing.forget(&path));
+    assert!(indexing.jobs().is_empty());
+}
+
+#[test]
+fn an_index_that_is_damaged_is_told_and_an_image_goes_by_its_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder, 2 << 20);
+    let path = image(&folder, 20);
+    store.add_image(&path, &Reading::default(), &go()).unwrap();
+    let index = store.path(store.entries()[0].number, "index");
+    let length = fs::metadata(&index).unwrap().len();
+    File::options()
+        .write(true)
+        .open(&index)
+        .unwrap()
+        .set_len(length - 1)
+        .unwrap();
+    let entries = store.entries();
+    assert!(entries[0].is_damaged && entries[0].pages == 0);
+    assert!(store.remove_image(&path).unwrap());
+    assert!(!store.remove_image(&path).unwrap());
+    assert!(path.exists() && store.entries().is_empty());
 }

@@ -27,10 +27,13 @@ impl Recorder {
         };
         let fetched = fetching.named - fetching.left;
         let pages = done + fetched + self.rounds.iter().map(|round| round.pages).sum::<u64>();
-        self.rate.note(wire_bytes, pages);
-        let in_flight = session.map_or(0, Session::in_flight_bytes);
+        let waited = session.map(|session| session.waits.now());
+        self.rate
+            .note(wire_bytes, pages, waited.unwrap_or_default());
         // From the pause on, what the guest writes is in nobody's way.
         let is_live = phase <= Phase::Precopy;
+        // Only the source knows what it has yet to send.
+        let is_told = is_live && matches!(self.role, Role::Destination);
         let basis = match self.basis(pages_left, pages) {
             basis if is_live => basis,
             basis => basis.paused(),
@@ -45,9 +48,10 @@ impl Recorder {
             eta_ms: match phase {
                 Phase::Complete => Some((0, 0)),
                 Phase::Aborted | Phase::Failed => None,
+                _ if is_told => None,
                 _ => basis.left_ms(),
             },
-            limit: self.limit(phase, &basis, in_flight),
+            limit: self.limit(phase, &basis),
             forecast: self.forecasts.map(|told| told.newest).filter(|_| is_live),
             transport: self.transport.clone(),
             read_pages: fetching.read,
@@ -73,18 +77,17 @@ impl Recorder {
         }
     }
 
-    fn limit(&self, phase: Phase, basis: &Basis, in_flight: u64) -> Limit {
-        if basis.pages_per_s <= 0.0 || phase >= Phase::Postcopy {
+    fn limit(&self, phase: Phase, basis: &Basis) -> Limit {
+        // The source knows.
+        let is_unknown = matches!(self.role, Role::Destination) || phase >= Phase::Postcopy;
+        if is_unknown || basis.pages_per_s <= 0.0 {
             Limit::Unknown
         } else if basis.outruns() {
             Limit::DirtyRate
         } else if phase >= Phase::Switchover {
             Limit::Device
-        } else if in_flight * 4 >= self.window_bytes * 3 {
-            // The window is full of what was sent and not applied.
-            Limit::Link
         } else {
-            Limit::Cpu
+            self.rate.limit()
         }
     }
 

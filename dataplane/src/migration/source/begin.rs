@@ -234,7 +234,6 @@ pub(super) fn recorder(request: &Request, tracker: &str, ram_bytes: u64) -> Reco
     recorder.dry_run = request.dry_run;
     recorder.tracker = tracker.to_owned();
     recorder.ram_bytes = ram_bytes;
-    recorder.window_bytes = request.settings.window_bytes;
     recorder
 }
 

@@ -2,8 +2,8 @@
 
 use comfy_table::{Cell, Table, presets};
 use dwcp_api::{
-    Forecast, Limit, MigrationReport, MigrationStatus, PhaseName, PostcopyReport, Progress,
-    Prospect, RunResult, TlsReport,
+    DowntimePartsMs, Forecast, Limit, MigrationReport, MigrationStatus, PageCounts, PhaseName,
+    PostcopyReport, Progress, Prospect, RunResult, TlsReport,
 };
 
 /// Bytes with a binary unit, three digits.
@@ -60,6 +60,7 @@ pub(crate) const fn limit(limit: Limit) -> &'static str {
     match limit {
         Limit::Unknown => "not known yet",
         Limit::Link => "link",
+        Limit::Bandwidth => "bandwidth limit",
         Limit::Cpu => "CPU",
         Limit::DirtyRate => "dirty rate",
         Limit::Device => "device",
@@ -170,7 +171,7 @@ pub(crate) fn report(report: &MigrationReport) -> String {
         rows.push(("verified", verified(report)));
     }
     rows.push(("total", total(report)));
-    if has_rounds {
+    if has_rounds || report.streams > 0 {
         rows.extend(measured(report));
     }
     rows.push(("id", report.id.to_string()));
@@ -202,36 +203,25 @@ fn verified(report: &MigrationReport) -> String {
     format!("{verified}{guest}")
 }
 
+/// What this node knows: the pause and the kinds of pages are the source's to measure, and only of rounds that ended.
 fn measured(report: &MigrationReport) -> Vec<(&'static str, String)> {
-    let parts = &report.downtime_parts_ms;
+    let mut lines = vec![];
+    if report.downtime_ms > 0.0 {
+        lines.push(("downtime", duration(report.downtime_ms)));
+        lines.push(("  parts", parts(&report.downtime_parts_ms)));
+    }
+    lines.push(("guest RAM", bytes(report.ram_bytes)));
+    lines.push(("on the wire", bytes(report.wire_bytes)));
     let pages = &report.pages;
-    let mut lines = vec![
-        ("downtime", duration(report.downtime_ms)),
-        (
-            "  parts",
-            format!(
-                "pause {:.1}, last pages {:.1}, device state {:.1}, verify {:.1}, handover {:.1}, \
-                 resume {:.1} ms",
-                parts.pause,
-                parts.last_dirty_pages,
-                parts.device_state,
-                parts.verify,
-                parts.handover,
-                parts.resume
-            ),
-        ),
-        ("guest RAM", bytes(report.ram_bytes)),
-        ("on the wire", bytes(report.wire_bytes)),
-        (
-            "pages",
-            format!(
-                "{} zero, {} unchanged, {} known, {} delta, {} compressed, {} raw",
-                pages.zero, pages.unchanged, pages.known, pages.delta, pages.compressed, pages.raw
-            ),
-        ),
-        ("moved by", means(report)),
-        ("CPU here", format!("{:.2} s", report.cpu_s)),
-    ];
+    if *pages != PageCounts::default() {
+        let text = format!(
+            "{} zero, {} unchanged, {} known, {} delta, {} compressed, {} raw",
+            pages.zero, pages.unchanged, pages.known, pages.delta, pages.compressed, pages.raw
+        );
+        lines.push(("pages", text));
+    }
+    lines.push(("moved by", means(report)));
+    lines.push(("CPU here", format!("{:.2} s", report.cpu_s)));
     if let Some(ahead) = &report.forecast {
         lines.push(("forecast", forecast(ahead)));
     }
@@ -240,6 +230,18 @@ fn measured(report: &MigrationReport) -> Vec<(&'static str, String)> {
         lines.insert(at.unwrap_or(0), ("post-copy", fetched(postcopy)));
     }
     lines
+}
+
+fn parts(parts: &DowntimePartsMs) -> String {
+    format!(
+        "pause {:.1}, last pages {:.1}, device state {:.1}, verify {:.1}, handover {:.1}, resume {:.1} ms",
+        parts.pause,
+        parts.last_dirty_pages,
+        parts.device_state,
+        parts.verify,
+        parts.handover,
+        parts.resume
+    )
 }
 
 /// What was to be expected.

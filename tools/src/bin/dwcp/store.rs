@@ -23,7 +23,8 @@ image that guests were installed from, on the node that they go to.
 Examples:
   dwcp store add-image /srv/images/debian-12.raw
   dwcp store list
-  dwcp store remove 3";
+  dwcp store remove 3
+  dwcp store remove /srv/images/debian-12.raw";
 
 /// `dwcp store`.
 #[derive(clap::Args, Debug)]
@@ -47,8 +48,8 @@ enum Command {
     List,
     /// Remove an entry. A disk image itself stays.
     Remove {
-        /// Its number in the list.
-        number: u64,
+        /// Its number in the list, or the path of a disk image.
+        entry: String,
     },
 }
 
@@ -59,11 +60,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
             let entries = ask(StoreRequest::List, context)?;
             context.print(&entries, || overview(&entries))
         }
-        Command::Remove { number } => {
-            ask(StoreRequest::Remove { number: *number }, context)?;
-            let done = serde_json::json!({"removed": number});
-            context.print(&done, || format!("entry {number}: removed"))
-        }
+        Command::Remove { entry } => remove(entry, context),
     }
 }
 
@@ -102,6 +99,20 @@ fn add_image(file: &Path, no_wait: bool, context: &mut Context) -> Result<(), Fa
     context.print(&entry, || line(&entry))
 }
 
+fn remove(entry: &str, context: &mut Context) -> Result<(), Failure> {
+    let Ok(number) = entry.parse() else {
+        let path = std::path::absolute(entry).map_err(|error| Failure::Other(error.into()))?;
+        // One that is gone is known by the name that it had.
+        let path = path.canonicalize().unwrap_or(path);
+        ask(StoreRequest::RemoveImage { path: path.clone() }, context)?;
+        let done = serde_json::json!({"removed": path});
+        return context.print(&done, || format!("{}: removed", path.display()));
+    };
+    ask(StoreRequest::Remove { number }, context)?;
+    let done = serde_json::json!({"removed": number});
+    context.print(&done, || format!("entry {number}: removed"))
+}
+
 fn progress(context: &Context) -> ProgressBar {
     if context.json || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -124,6 +135,9 @@ fn ask(request: StoreRequest, context: &mut Context) -> Result<Vec<StoreEntry>, 
 fn line(entry: &StoreEntry) -> String {
     let what = name(entry);
     match &entry.state {
+        StoreState::Ready if entry.pages == 0 => {
+            format!("{what}: no page of it can be found again: is it empty, or compressed?")
+        }
         StoreState::Ready => format!("{what}: {} different pages", entry.pages),
         state => format!("{what}: {}", in_words(state)),
     }
