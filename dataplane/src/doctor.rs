@@ -34,9 +34,9 @@ pub fn findings() -> Vec<Finding> {
 /// A certificate that ends within so many days is to be renewed.
 const RENEW_DAYS: i64 = 14;
 
-/// A node's certificate for TLS.
+/// A node's certificate for TLS, and what is to be said of its files.
 #[must_use]
-pub fn certificate(facts: Option<&CertificateFacts>) -> Finding {
+pub fn certificate(facts: Option<&CertificateFacts>, doubts: &[String]) -> Finding {
     const SUBJECT: &str = "TLS certificate";
     let Some(facts) = facts else {
         return finding(
@@ -66,7 +66,13 @@ pub fn certificate(facts: Option<&CertificateFacts>) -> Finding {
             format!("{found}: {days} days left"),
             renew,
         ),
-        _ => good(SUBJECT, found),
+        _ if doubts.is_empty() => good(SUBJECT, found),
+        _ => finding(
+            SUBJECT,
+            FindingLevel::Fallback,
+            format!("{found}; {}", doubts.join("; ")),
+            "mend the files: they are read again by themselves",
+        ),
     }
 }
 
@@ -323,8 +329,8 @@ mod tests {
     fn a_certificate_is_renewed_before_it_ends() {
         let now = std::time::SystemTime::now();
         let now = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
-        let looked_at = |days: i64| {
-            certificate(Some(&CertificateFacts {
+        let looked_at = |days: i64, doubts: Vec<String>| {
+            let facts = CertificateFacts {
                 subject: "CN=a".into(),
                 issuer: "CN=ca".into(),
                 dns_names: vec!["a".into()],
@@ -334,13 +340,17 @@ mod tests {
                 is_ca: false,
                 key_id: None,
                 issuer_key_id: None,
-            }))
+            };
+            certificate(Some(&facts), &doubts)
         };
-        assert_eq!(looked_at(14).level, FindingLevel::Good);
-        let soon = looked_at(13);
+        assert_eq!(looked_at(14, vec![]).level, FindingLevel::Good);
+        let soon = looked_at(13, vec![]);
         assert_eq!(soon.level, FindingLevel::Fallback);
         assert!(soon.found.contains("13 days left"), "{soon:?}");
-        assert_eq!(looked_at(-1).level, FindingLevel::Missing);
-        assert_eq!(certificate(None).level, FindingLevel::Fallback);
+        assert_eq!(looked_at(-1, vec![]).level, FindingLevel::Missing);
+        let doubtful = looked_at(14, vec!["key.pem may be read by others".into()]);
+        assert_eq!(doubtful.level, FindingLevel::Fallback);
+        assert!(doubtful.found.ends_with("read by others"), "{doubtful:?}");
+        assert_eq!(certificate(None, &[]).level, FindingLevel::Fallback);
     }
 }

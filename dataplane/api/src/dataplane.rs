@@ -129,7 +129,7 @@ pub struct Finding {
 pub enum FindingLevel {
     /// As it should be.
     Good,
-    /// Works by a slower path.
+    /// Works by another path, or not for long.
     Fallback,
     /// Something will not work.
     Missing,

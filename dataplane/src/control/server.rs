@@ -97,7 +97,11 @@ fn answer(node: &Arc<Node>, request: Request) -> Result<Reply, ApiError> {
         Request::Store(request) => Reply::Store(node.ask_store(&request)?),
         Request::Doctor => {
             let mut findings = doctor::findings();
-            findings.push(doctor::certificate(node.certificate().as_ref()));
+            let facts = node.certificate();
+            findings.push(doctor::certificate(
+                facts.as_ref(),
+                &node.certificate_doubts(),
+            ));
             Reply::Doctor(findings)
         }
         _ => return Err(ApiError::new(ErrorCode::BadRequest, "unknown request")),

@@ -288,6 +288,12 @@ impl Node {
         Some(tls.identity().facts().clone())
     }
 
+    /// What is to be said of the files of its certificate, a line each.
+    #[must_use]
+    pub fn certificate_doubts(&self) -> Vec<String> {
+        self.tls.as_ref().map(TlsNode::doubts).unwrap_or_default()
+    }
+
     /// How long a page with data took when a VM was moved to that node last, in nanoseconds.
     pub(super) fn page_time(&self, peer: &str) -> Option<u64> {
         lock(&self.page_times).get(peer).copied()

@@ -42,11 +42,15 @@ impl TlsNode {
         // Before reading: what is written meanwhile is then seen as a change.
         let stamp = files.stamp();
         let identity = Arc::new(files.read(name)?);
-        Ok(Self {
+        let node = Self {
             files,
             name: name.to_owned(),
             read: Mutex::new((stamp, identity)),
-        })
+        };
+        for doubt in node.doubts() {
+            tracing::warn!(doubt, "certificate");
+        }
+        Ok(node)
     }
 
     /// The identity now. While the files do not fit together, as in the middle of a rotation, it is the
@@ -66,6 +70,34 @@ impl TlsNode {
             }
         }
         Arc::clone(&read.1)
+    }
+
+    /// What an operator should know of the files, as they are now; a line each.
+    #[must_use]
+    pub fn doubts(&self) -> Vec<String> {
+        let mut doubts = vec![];
+        let identity = match self.files.read(&self.name) {
+            Ok(identity) => Arc::new(identity),
+            Err(error) => {
+                doubts.push(format!(
+                    "{error}; what was read before is used until a restart"
+                ));
+                self.identity()
+            }
+        };
+        if !identity.is_trusted_by_itself() {
+            let ca = self.files.ca.display();
+            doubts.push(format!(
+                "it is not of a CA in {ca}: nodes with these refuse it"
+            ));
+        }
+        // Bits of the file's mode, see inode(7).
+        let mode = fs::metadata(&self.files.key).map_or(0, |about| about.mode());
+        if mode & 0o077 != 0 {
+            let path = self.files.key.display();
+            doubts.push(format!("{path} may be read by others: chmod 600"));
+        }
+        doubts
     }
 }
 
@@ -123,4 +155,59 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         return Err(wrong("no certificate in it".into()));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use dwcp_pki::{Authority, AuthorityOptions, NodeOptions, SECONDS_PER_DAY};
+
+    use super::*;
+
+    fn issue(folder: &Path, seconds: i64) -> TlsFiles {
+        let options = AuthorityOptions {
+            name: "test".into(),
+            seconds: SECONDS_PER_DAY,
+            force: true,
+        };
+        let authority = Authority::init(folder, &options).unwrap();
+        let options = NodeOptions {
+            seconds,
+            ..Default::default()
+        };
+        let files = authority.issue("a", &options).unwrap();
+        TlsFiles {
+            ca: files.ca,
+            certificate: files.certificate,
+            key: files.key,
+        }
+    }
+
+    fn doubts(files: &TlsFiles) -> String {
+        TlsNode::new(files.clone(), "a")
+            .unwrap()
+            .doubts()
+            .join("; ")
+    }
+
+    #[test]
+    fn files_that_are_not_as_they_should_be_are_told_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = issue(&folder.path().join("one"), SECONDS_PER_DAY);
+        let node = TlsNode::new(files.clone(), "a").unwrap();
+        assert_eq!(node.doubts(), Vec::<String>::new());
+        fs::set_permissions(&files.key, PermissionsExt::from_mode(0o644)).unwrap();
+        assert!(doubts(&files).contains("chmod 600"));
+        let other = issue(&folder.path().join("other"), SECONDS_PER_DAY);
+        let mixed = TlsFiles {
+            ca: other.ca.clone(),
+            ..files.clone()
+        };
+        assert!(doubts(&mixed).contains("not of a CA in"));
+        fs::remove_file(&files.certificate).unwrap();
+        assert!(node.doubts()[0].contains("until a restart"));
+        // That it has ended is said elsewhere.
+        assert_eq!(doubts(&issue(&folder.path().join("old"), -60)), "");
+    }
 }

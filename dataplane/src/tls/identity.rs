@@ -28,6 +28,7 @@ pub struct Identity {
     pub(super) server: Arc<ServerConfig>,
     servers: Arc<WebPkiServerVerifier>,
     clients: Arc<dyn ClientCertVerifier>,
+    chain: Vec<CertificateDer<'static>>,
     facts: CertificateFacts,
 }
 
@@ -91,7 +92,7 @@ impl Identity {
             .with_protocol_versions(&[&TLS13])
             .map_err(|error| unfit("TLS 1.3", &error))?
             .with_client_cert_verifier(Arc::clone(&clients))
-            .with_single_cert(certificate, key)
+            .with_single_cert(certificate.clone(), key)
             .map_err(|error| unfit(pair, &error))?;
         server.alpn_protocols = vec![PROTOCOL.to_vec()];
         server.enable_secret_extraction = true;
@@ -104,6 +105,7 @@ impl Identity {
             server: Arc::new(server),
             servers,
             clients,
+            chain: certificate,
             facts,
         })
     }
@@ -112,6 +114,18 @@ impl Identity {
     #[must_use]
     pub const fn facts(&self) -> &CertificateFacts {
         &self.facts
+    }
+
+    /// Whether a node with the same CA takes this one's certificate, but for its time.
+    pub(super) fn is_trusted_by_itself(&self) -> bool {
+        use rustls::CertificateError::{Expired, ExpiredContext};
+        match self.check_client(&self.chain) {
+            Ok(()) => true,
+            Err(TlsError::Handshake(rustls::Error::InvalidCertificate(why))) => {
+                matches!(why, Expired | ExpiredContext { .. })
+            }
+            Err(_) => false,
+        }
     }
 
     /// A resumed session stands on a certificate that was looked at earlier: it may have expired since.

@@ -44,7 +44,7 @@ fn text(findings: &[Finding]) -> String {
         findings.iter().map(|finding| {
             let mark = match finding.level {
                 FindingLevel::Good => "good",
-                FindingLevel::Fallback => "slower",
+                FindingLevel::Fallback => "fallback",
                 FindingLevel::Missing => "missing",
             };
             [
