@@ -15,7 +15,7 @@ pub use read::{Unreadable, read};
 pub use schema::{AUTO, Key, Kind, Reload, Value, Values};
 
 pub use parse::is_address;
-pub(crate) use parse::parse;
+pub(crate) use parse::{parse, place};
 
 /// The word of `known` that was probably meant by `word`.
 pub fn nearest_word<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {

@@ -46,6 +46,20 @@ pub(crate) fn parse(source: Source<'_>, keys: &[Key]) -> Result<Values, ConfigEr
     })
 }
 
+/// Where `source` gives a value to a key, if it does.
+pub(crate) fn place(source: Source<'_>, key: &str) -> Option<Range<usize>> {
+    let table = DeTable::parse(source.text).ok()?;
+    let mut names = key.split('.');
+    let mut value = table.get_ref().get(names.next()?)?;
+    for name in names {
+        let DeValue::Table(inner) = value.get_ref() else {
+            return None;
+        };
+        value = inner.get(name)?;
+    }
+    Some(value.span())
+}
+
 struct Parser<'a> {
     source: Source<'a>,
     keys: &'a [Key],
@@ -75,12 +89,15 @@ impl Parser<'_> {
                     let hint = format!("write [{path}] and its keys below it");
                     self.fault(value.span(), message, "not a table", Some(hint));
                 }
-                (None, _) => self.unknown(name.span(), &path, prefix),
+                (None, other) => {
+                    let is_table = matches!(other, DeValue::Table(_));
+                    self.unknown(name.span(), &path, prefix, is_table);
+                }
             }
         }
     }
 
-    fn unknown(&mut self, at: Range<usize>, path: &str, prefix: &str) {
+    fn unknown(&mut self, at: Range<usize>, path: &str, prefix: &str, is_table: bool) {
         let last = path.rsplit('.').next().unwrap_or(path);
         let section = |key: &Key| key.name.rsplit_once('.').map_or("", |(section, _)| section);
         let moved = self
@@ -97,10 +114,10 @@ impl Parser<'_> {
                 "" => format!("`{last}` stands above the first section"),
                 section => format!("`{last}` belongs to section [{section}]"),
             }
+        } else if let Some(section) = near_section().filter(|_| is_table) {
+            format!("did you mean section [{section}]?")
         } else if let Some(name) = near() {
             format!("did you mean `{name}`?")
-        } else if let Some(section) = near_section() {
-            format!("did you mean section [{section}]?")
         } else {
             let here: Vec<_> = self
                 .keys

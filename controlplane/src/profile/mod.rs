@@ -10,7 +10,7 @@ mod resolve;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use dwcp_api::TransferSettings;
+use dwcp_api::{RdmaChoice, TlsChoice, TransferSettings};
 use miette::NamedSource;
 
 pub use doc::{explain, markdown};
@@ -131,7 +131,38 @@ pub fn parse(name: &str, text: &str) -> Result<TransferSettings, ProfileError> {
     };
     let mut values = built_in_values(mode)?;
     values.extend(given);
-    resolve(&values, name)
+    let settings = resolve(&values, name)?;
+    match contradiction(&settings) {
+        None => Ok(settings),
+        Some((key, message, hint)) => {
+            let source = Source { name, text };
+            let at = config::place(source, key).or_else(|| config::place(source, "mode"));
+            let at = at.unwrap_or_default();
+            let fault = source.fault(at, message, "cannot be so", Some(hint.to_owned()));
+            let faults = vec![fault];
+            Err(ConfigErrors { faults }.into())
+        }
+    }
+}
+
+/// Values each of which is good, and which no migration can have together: the key that is wrong, why, and what to do.
+fn contradiction(
+    settings: &TransferSettings,
+) -> Option<(&'static str, &'static str, &'static str)> {
+    let is_internet = settings.mode == "internet";
+    if is_internet && settings.tls == TlsChoice::Off {
+        return Some((
+            "transfer.tls",
+            "`transfer.tls` cannot be `off`: mode internet is never plain text",
+            "leave it out; a path that you trust is mode hybrid or datacenter",
+        ));
+    }
+    let is_tls = is_internet || settings.tls == TlsChoice::On;
+    (is_tls && settings.rdma == RdmaChoice::Required).then_some((
+        "transfer.rdma",
+        "`transfer.rdma` cannot be `required` with TLS: RDMA has no encryption",
+        "on a network that only your hypervisors have access to, mode datacenter with tls = \"off\"",
+    ))
 }
 
 /// Settings with some keys changed: each change is `key=value`, the value as in a file but with

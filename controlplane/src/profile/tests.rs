@@ -115,6 +115,24 @@ fn every_fault_is_reported_with_what_was_meant() {
 }
 
 #[test]
+fn values_that_no_migration_can_have_together_are_a_fault_at_their_place() {
+    let bad = faults("mode = \"internet\"\n[transfer]\nstreams = 2\ntls = \"off\"\n");
+    assert_eq!((bad[0].line(), bad[0].column()), (4, 7));
+    for text in [
+        "mode = \"internet\"\ntransfer.rdma = \"required\"",
+        "mode = \"hybrid\"\ntransfer = { tls = \"on\", rdma = \"required\" }",
+    ] {
+        let bad = faults(text);
+        assert!(bad[0].message.contains("RDMA has no encryption"), "{bad:?}");
+        assert_eq!(bad[0].line(), 2);
+    }
+    assert!(parse("good", "mode = \"hybrid\"\ntransfer.rdma = \"required\"").is_ok());
+    let section = faults("mode = \"hybrid\"\n[transfers]\nstreams = 2\n");
+    let hint = section[0].hint.as_deref().unwrap_or_default();
+    assert!(hint.contains("section [transfer]"), "{hint}");
+}
+
+#[test]
 fn a_number_of_streams_or_auto() {
     let base = load("datacenter").unwrap();
     let auto = with_changes(&base, ["transfer.streams=auto"]).unwrap();
