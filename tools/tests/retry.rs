@@ -64,9 +64,17 @@ fn migrate(ends: &'static [End], retry: &[&str]) -> (usize, bool) {
         _ => 7,
     };
     let (out, err) = run(&mut node.dwcp(&arguments), code);
-    let is_completed = json(&out)["result"] == "completed";
+    let report = json(&out);
+    let is_completed = report["result"] == "completed";
+    let told = report["notes"].to_string();
+    let again = err.matches("the next in").count();
+    assert_eq!(
+        told.contains(&format!("attempt {}", again + 1)),
+        again > 0,
+        "{told}"
+    );
     assert_eq!(is_completed, completed);
-    (err.matches("the next in").count() + 1, is_completed)
+    (again + 1, is_completed)
 }
 
 #[test]

@@ -118,6 +118,7 @@ fn until_it_stays(
     let end = args
         .retry_s
         .map(|s| Instant::now() + Duration::from_secs(s));
+    let (began, mut sent_before) = (Instant::now(), 0);
     for attempt in 1.. {
         let started = start(args, settings, context);
         // Before it ever was, a VM that is not there is a mistake.
@@ -130,8 +131,10 @@ fn until_it_stays(
         let wait = Duration::from_secs(1 << (attempt - 1).min(3));
         let is_time = end.is_some_and(|end| Instant::now() + wait < end);
         let Some(why) = why.filter(|_| is_time) else {
-            return ended;
+            let took = began.elapsed();
+            return ended.map(|report| with_attempts(report, attempt, took, sent_before));
         };
+        sent_before += ended.map_or(0, |report| report.wire_bytes);
         eprintln!(
             "{}: attempt {attempt} ended: {why}; the next in {} s",
             args.vm,
@@ -140,6 +143,23 @@ fn until_it_stays(
         std::thread::sleep(wait);
     }
     unreachable!("an attempt is the last one")
+}
+
+/// The report of an attempt that was not the first says so: its time and bytes are not all.
+fn with_attempts(
+    mut report: MigrationReport,
+    attempt: u32,
+    took: Duration,
+    sent_before: u64,
+) -> MigrationReport {
+    if attempt > 1 {
+        report.notes.push(format!(
+            "this is attempt {attempt}; all of them took {}, and those before sent {}",
+            show::duration(took.as_secs_f64() * 1000.0),
+            show::bytes(sent_before)
+        ));
+    }
+    report
 }
 
 /// A destination that was never reached is a mistake at first; later it is not back yet.
