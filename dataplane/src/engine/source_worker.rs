@@ -151,7 +151,10 @@ impl SourceWorker<'_> {
         let mut turns = Turns::new(&self.session.waits);
         loop {
             let waited = match self.send_one_frame() {
-                true => self.transport.wait(Wait::No, &mut completions),
+                true => {
+                    turns.worked();
+                    self.transport.wait(Wait::No, &mut completions)
+                }
                 false => self.wait(&mut turns, &mut busy_poll, &mut completions),
             };
             waited.map_err(|error| format!("{}: {error}", self.transport.name()))?;
@@ -193,7 +196,7 @@ impl SourceWorker<'_> {
         let limit = self.session.pace.wait();
         let has_pages = self.work.is_some() && !self.drained;
         if has_pages {
-            turns.waits();
+            turns.worked();
         }
         let most = limit.unwrap_or(Duration::from_secs(1));
         let waited = busy_poll.wait(&mut *self.transport, most, completions);

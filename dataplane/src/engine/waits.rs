@@ -51,8 +51,8 @@ impl<'a> Turns<'a> {
         }
     }
 
-    /// A wait begins, with pages to send.
-    pub(super) fn waits(&mut self) {
+    /// It has worked until now.
+    pub(super) fn worked(&mut self) {
         let worked = self.lap();
         count(&self.waits.busy_ns, worked);
     }

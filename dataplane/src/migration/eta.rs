@@ -34,8 +34,8 @@ pub(super) struct Rate {
     waited: Waited,
     bytes_per_s: f64,
     pages_per_s: f64,
-    /// Parts of the workers' time: they waited for room, and for the limit on bandwidth.
-    waits: (f64, f64),
+    /// Parts of the workers' time: they waited for room, and for the limit on bandwidth. Once that is known.
+    waits: Option<(f64, f64)>,
 }
 
 impl Rate {
@@ -47,7 +47,7 @@ impl Rate {
             waited: Waited::default(),
             bytes_per_s: 0.0,
             pages_per_s: 0.0,
-            waits: (0.0, 0.0),
+            waits: None,
         }
     }
 
@@ -63,7 +63,7 @@ impl Rate {
             bytes,
             pages,
             waited,
-            waits: parts(self.waited, waited).unwrap_or(self.waits),
+            waits: parts(self.waited, waited).or(self.waits),
             bytes_per_s: per_s(bytes, self.bytes),
             pages_per_s: per_s(pages, self.pages),
         };
@@ -72,9 +72,10 @@ impl Rate {
     /// What keeps pages from leaving faster.
     pub(super) fn limit(&self) -> Limit {
         match self.waits {
-            (room, limit) if room + limit < WAITS => Limit::Cpu,
-            (room, limit) if room < limit => Limit::Bandwidth,
-            _ => Limit::Link,
+            None => Limit::Unknown,
+            Some((room, limit)) if room + limit < WAITS => Limit::Cpu,
+            Some((room, limit)) if room < limit => Limit::Bandwidth,
+            Some(_) => Limit::Link,
         }
     }
 
@@ -188,7 +189,8 @@ mod tests {
             (waited(0, 0, 0), waited(10, 10, 80), Limit::Bandwidth),
         ] {
             let mut rate = Rate::since(Instant::now());
-            rate.waits = parts(before, now).unwrap();
+            assert_eq!(rate.limit(), Limit::Unknown);
+            rate.waits = parts(before, now);
             assert_eq!(rate.limit(), limit, "{now:?}");
         }
         assert_eq!(parts(waited(9, 9, 9), waited(9, 9, 9)), None);

@@ -189,11 +189,9 @@ fn finding(report: &MigrationReport, to: &str) -> String {
         RunResult::DryRun => {
             let can = format!("{} can be moved to {to}", report.vm);
             let ahead = report.prospect.as_ref().map(show::prospect);
-            [Some(can), ahead]
-                .into_iter()
-                .flatten()
-                .collect::<Vec<_>>()
-                .join("\n")
+            let notes = report.notes.iter().map(|note| format!("note: {note}"));
+            let lines = [Some(can), ahead].into_iter().flatten().chain(notes);
+            lines.collect::<Vec<_>>().join("\n")
         }
         _ => format!("{} cannot be moved to {to}: {}", report.vm, report.reason),
     }
