@@ -33,7 +33,16 @@ fn help_names_the_exit_codes_and_shows_examples() {
     assert!(help.contains("Exit codes:") && help.contains("dwcp-wan up --rate 100mbit"));
     for command in ["up", "down", "run", "set", "cut", "mend", "show", "measure"] {
         let (help, _) = run(&[command, "--help"], 0);
-        assert!(help.contains(&format!("  dwcp-wan {command}")), "{help}");
+        let examples = help.split("Examples:\n").nth(1).unwrap();
+        assert!(
+            examples.contains(&format!("  dwcp-wan {command}")),
+            "{help}"
+        );
+        // An example that is wider than the help is broken, within its quotes.
+        assert!(
+            examples.lines().all(|line| line.starts_with("  ")),
+            "{help}"
+        );
     }
 }
 

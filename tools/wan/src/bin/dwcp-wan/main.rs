@@ -23,15 +23,15 @@ use failure::Failure;
 use options::{LinkOptions, LinkTime};
 
 const HELP: &str = "\
-A link is two network namespaces, dwcp-wan-NAME-a and dwcp-wan-NAME-b, with an interface wan0 in
-each, and a process between them. It needs root (CAP_NET_ADMIN, CAP_SYS_ADMIN), /dev/net/tun and ip of
+A link is two network namespaces, dwcp-wan-NAME-a and dwcp-wan-NAME-b, with an interface wan0 in \
+each, and a process between them. It needs root (CAP_NET_ADMIN, CAP_SYS_ADMIN), /dev/net/tun and ip of \
 iproute2; no netem.
 
 Exit codes:
-  0  done                          3  no such link
-  1  failed                        4  the machine or the user lacks what a link needs; the message
-  2  wrong usage                      names it
-  run: that of the command; 127 there is no such command, 126 it cannot be run, 128 + N signal N ended it
+  0  done               3  no such link
+  1  failed             4  the machine or the user lacks what a link needs
+  2  wrong usage
+  run: that of the command, 127 and 126 where it does not start; see its help
 
 Examples:
   dwcp-wan up --rate 100mbit --delay 50ms --loss 0.1%

@@ -20,11 +20,14 @@ const HELP: &str = "The command runs here, not in a namespace of the link; it fi
   DWCP_WAN_A_NETNS, DWCP_WAN_B_NETNS      names of the namespaces
   DWCP_WAN_A_ADDRESS, DWCP_WAN_B_ADDRESS  addresses
   DWCP_WAN_NAME                           the link's name, for `dwcp-wan set` and `cut`
-The exit code is the command's; 128 + N when signal N ended it, 127 when there is no such command, 126 when
-it cannot be run. SIGINT, SIGQUIT, SIGTERM and SIGHUP are passed on; the link is taken down in any case.
+
+The exit code is the command's; 128 + N when signal N ended it, 127 when there is no such command, 126 \
+when it cannot be run. SIGINT, SIGQUIT, SIGTERM and SIGHUP are passed on; the link is taken down in any \
+case.
 
 Examples:
-  dwcp-wan run --delay 50ms -- sh -c 'ip netns exec $DWCP_WAN_A_NETNS ping $DWCP_WAN_B_ADDRESS'
+  dwcp-wan run --rate 100mbit --delay 50ms -- sh -c \\
+    'ip netns exec $DWCP_WAN_A_NETNS ping -c 3 $DWCP_WAN_B_ADDRESS'
   dwcp-wan run --rate 1gbit --delay 10ms --loss 0.01% -- ./migrate-test.sh";
 
 /// How long a command may take to end after a signal.
