@@ -16,20 +16,20 @@ use crate::failure::Failure;
 use crate::show;
 
 const HELP: &str = "\
-The CA's folder belongs on a machine that is well kept, not on the nodes: who has ca-key.pem can be any
-node. A node needs the three files of its own folder, FOLDER/nodes/NODE; its data plane takes them by
+The CA's folder belongs on a machine that is well kept, not on the nodes: who has ca-key.pem can be any \
+node. A node needs the three files of its own folder, FOLDER/nodes/NODE; its data plane takes them by \
 --tls-ca, --tls-certificate and --tls-key, and reads them again when they change.
 
-A new CA: `rotate FOLDER --ca`, bring each node its ca.pem; then `rotate FOLDER`, bring each node its
-certificate and key; then `rotate FOLDER --drop-old`, and the ca.pem again. No node is cut off meanwhile,
-however often a new CA is made: the trust in those before it ends by --drop-old alone, which refuses while
-a node's certificate is of one of them.
+A new CA: `rotate FOLDER --ca`, bring each node its ca.pem; then `rotate FOLDER`, bring each node its \
+certificate and key; then `rotate FOLDER --drop-old`, and the ca.pem again. No node is cut off meanwhile, \
+however often a new CA is made: the trust in those before it ends by --drop-old alone, which refuses \
+while a node's certificate is of one of them.
 
-A command that was interrupted leaves a CA that works: give it again. What is wrong in the folder is said
-on standard error, and by `show --json` in `warnings`.
+A command that was interrupted leaves a CA that works: give it again. What is wrong in the folder is \
+said on standard error, and in JSON by `warnings`.
 
-Exit codes: 0 done, 1 failed, 2 it is there already, cannot be named so, or is still needed, 3 there is no
-such CA or node.
+Exit codes: 0 done, 1 failed, 2 it is there already, cannot be named so, or is still needed, 3 there is \
+no such CA or node.
 
 Examples:
   dwcp pki init /root/dwcp-pki --name example.org
@@ -38,8 +38,9 @@ Examples:
   dwcp pki show /root/dwcp-pki --json";
 
 const INIT_HELP: &str = "\
---force ends the CA that is there: afterwards renew each node's certificate by `dwcp pki rotate FOLDER`, and
-bring it its three files. Until then no node trusts another. To renew a CA without that, `rotate FOLDER --ca`.
+--force ends the CA that is there: afterwards renew each node's certificate by `dwcp pki rotate FOLDER`, \
+and bring it its three files. A node that has them trusts none that has not. To renew a CA without that: \
+`dwcp pki rotate FOLDER --ca`.
 
 Examples:
   dwcp pki init /root/dwcp-pki
