@@ -31,6 +31,7 @@ use dwcp_tools::lab::{Ends, GuestChoice, GuestSpec, Lab, LabError, RunSpec};
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 
+use super::numbers::some;
 use super::run::Record;
 use super::whereabouts::{Where, find};
 use crate::context::Context;
@@ -58,7 +59,7 @@ Examples:
 #[command(after_help = HELP)]
 pub(crate) struct Args {
     /// Runs: one migration and one fault each, cell after cell.
-    #[arg(long, default_value_t = 153)]
+    #[arg(long, default_value_t = 153, value_parser = some::<u64>)]
     runs: u64,
     /// First seed.
     #[arg(long, default_value_t = 0)]
