@@ -108,6 +108,11 @@ fn stop_everywhere(before: Command, command: Command, check: impl Fn(&Path, &str
 
 /// Whatever was stopped, and however, certificates of the CA verify; and nothing half written stays.
 fn assert_issues(folder: &Path, what: &str) {
+    if let Ok(authority) = Authority::open(folder) {
+        let warnings = authority.show().unwrap().warnings;
+        let is_wrong = |warning: &String| warning.contains("is not the key of");
+        assert!(!warnings.iter().any(is_wrong), "{what}: {warnings:?}");
+    }
     issue(folder, "new", false).unwrap_or_else(|error| panic!("{what}: {error}"));
     let authority = Authority::open(folder).unwrap();
     assert_works(&authority.node_files("new"), "new", what);

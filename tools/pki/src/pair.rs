@@ -43,7 +43,7 @@ impl Pair {
         if !next.exists() {
             return Ok(());
         }
-        let is_waited_for = self.certificate.exists() && self.is_key(&next)?;
+        let is_waited_for = self.certificate.exists() && self.waiting()?.is_some();
         match is_waited_for {
             true => files::rename(&next, &self.key),
             // Its certificate was never seen by anybody.
@@ -51,10 +51,13 @@ impl Pair {
         }
     }
 
-    /// The key, which is the certificate's.
+    /// The key, which is the certificate's: the one that waits, where a replacement was interrupted.
     pub(crate) fn read_key(&self, hint: &'static str, mend: &str) -> Result<KeyPair, PkiError> {
         let key = read_key(&self.key, hint)?;
         if self.is_of_certificate(&key)? {
+            return Ok(key);
+        }
+        if let Some(key) = self.waiting()? {
             return Ok(key);
         }
         Err(PkiError::OtherKey {
@@ -64,8 +67,14 @@ impl Pair {
         })
     }
 
-    fn is_key(&self, path: &Path) -> Result<bool, PkiError> {
-        self.is_of_certificate(&read_key(path, "")?)
+    /// The key that waits, if the certificate is its own.
+    fn waiting(&self) -> Result<Option<KeyPair>, PkiError> {
+        let key = match read_key(&self.next(), "") {
+            // A text that is no key is nobody's.
+            Err(PkiError::Missing { .. } | PkiError::Key { .. }) => return Ok(None),
+            key => key?,
+        };
+        Ok(self.is_of_certificate(&key)?.then_some(key))
     }
 
     fn is_of_certificate(&self, key: &KeyPair) -> Result<bool, PkiError> {
