@@ -494,3 +494,52 @@ fn a_private_ca_from_the_beginning_to_its_renewal() {
     );
     run(dwcp().args(["pki", "show", "/nowhere/pki"]), 3);
 }
+
+/// What is wrong in a CA's folder is said in text and in JSON, with what helps.
+#[test]
+fn a_private_ca_says_what_is_wrong() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let allow = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    allow(folder.path(), 0o777);
+    let text = folder.path().to_str().unwrap();
+    let (_, err) = run(dwcp().args(["pki", "init", text]), 0);
+    assert!(
+        err.contains("warning: ") && err.contains("chmod go-w"),
+        "{err}"
+    );
+    allow(folder.path(), 0o700);
+    allow(&folder.path().join("ca-key.pem"), 0o644);
+    let (out, err) = run(dwcp().args(["pki", "issue", text, "a", "--json"]), 0);
+    assert!(err.contains("chmod 600"), "{err}");
+    assert!(
+        json(&out)[0]["warnings"][0]
+            .as_str()
+            .unwrap()
+            .contains("chmod 600"),
+        "{out}"
+    );
+    run(dwcp().args(["pki", "rotate", text, "--ca"]), 0);
+    run(dwcp().args(["pki", "rotate", text, "--ca"]), 0);
+    let (out, err) = run(dwcp().args(["pki", "show", text, "--json"]), 0);
+    assert_eq!(err, "");
+    assert_eq!(json(&out)["nodes"][0]["is_trusted"], true);
+    let (out, err) = run(dwcp().args(["pki", "init", text, "--force"]), 0);
+    assert!(out.contains("NOT TRUSTED"), "{out}");
+    assert!(
+        err.contains(&format!("`dwcp pki rotate {text} a`")),
+        "{err}"
+    );
+    let (out, _) = run(dwcp().args(["pki", "show", text, "--json"]), 0);
+    assert_eq!(json(&out)["nodes"][0]["is_trusted"], false);
+    for bad in ["", "bad name", "a\nb"] {
+        run(dwcp().args(["pki", "issue", text, "b", "--dns", bad]), 2);
+    }
+    run(dwcp().args(["pki", "issue", text, "A"]), 2);
+    run(
+        dwcp().args(["pki", "init", text, "--force", "--name", "a\nb"]),
+        2,
+    );
+}

@@ -69,7 +69,7 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Ends it when `is_ready`, given its folder, and looks for what is left. Not by SIGINT, which shells have ignored by what they
 /// start in the background, these tests maybe.
-fn ends(to: To, arguments: &[&str], mut is_ready: impl FnMut(&Path) -> bool) {
+fn ends(to: To, signal: Signal, arguments: &[&str], mut is_ready: impl FnMut(&Path) -> bool) {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let before = links();
     let scratch = tempfile::tempdir().unwrap();
@@ -79,7 +79,6 @@ fn ends(to: To, arguments: &[&str], mut is_ready: impl FnMut(&Path) -> bool) {
         is_ready(scratch.path())
     });
     let process = Pid::from_raw(child.id() as i32);
-    let signal = Signal::SIGTERM;
     match to {
         To::Group => killpg(process, signal).unwrap(),
         To::Process => kill(process, signal).unwrap(),
@@ -103,7 +102,10 @@ fn both_nodes_run(scratch: &Path) -> bool {
 
 #[test]
 fn a_demo() {
-    ends(To::Process, &DEMO, both_nodes_run);
+    // The second is Ctrl-\, which a terminal sends to all.
+    for (to, signal) in [(To::Process, Signal::SIGTERM), (To::Group, Signal::SIGQUIT)] {
+        ends(to, signal, &DEMO, both_nodes_run);
+    }
 }
 
 #[test]
@@ -112,12 +114,14 @@ fn a_bench_over_a_link_of_its_own_at_any_moment() {
         println!("skipped: a link between namespaces: needs root");
         return;
     }
-    ends(To::Process, &BENCH, both_nodes_run);
+    for signal in [Signal::SIGTERM, Signal::SIGQUIT] {
+        ends(To::Process, signal, &BENCH, both_nodes_run);
+    }
     for step in 0..10 {
         let moment = Duration::from_millis(20 * step);
         let mut began = None;
         // Signals are heard before its folder is there.
-        ends(To::Group, &BENCH, |scratch| {
+        ends(To::Group, Signal::SIGTERM, &BENCH, |scratch| {
             let is_there = || std::fs::read_dir(scratch).unwrap().next().is_some();
             if began.is_none() && is_there() {
                 began = Some(Instant::now());

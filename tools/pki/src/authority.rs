@@ -3,19 +3,22 @@
 use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
-use serde::Serialize;
 use time::{Duration, OffsetDateTime};
 
-use crate::CertificateFacts;
-use crate::certificate::read_facts;
+use crate::certificate::{common_name, read_facts};
 use crate::files::{self, PkiError, Secrecy};
+use crate::lock::{self, Lock};
 use crate::node::make;
+use crate::pair::Pair;
+use crate::{CertificateFacts, names};
 
 /// What nodes trust.
 pub(crate) const BUNDLE: &str = "ca.pem";
 const CA_KEY: &str = "ca-key.pem";
 const NODES: &str = "nodes";
 const NO_CA: &str = "`dwcp pki init FOLDER` begins a CA";
+const NO_KEY: &str = "put it back from a backup, or begin a new CA beside those that nodes trust by \
+                      `dwcp pki rotate FOLDER --ca`";
 
 const END_OF_BLOCK: &str = "-----END CERTIFICATE-----";
 
@@ -36,50 +39,32 @@ pub struct Authority {
     folder: PathBuf,
 }
 
-/// What is in a CA's folder.
-#[derive(Clone, Debug, Serialize)]
-pub struct Shown {
-    /// Its folder.
-    pub folder: PathBuf,
-    /// What nodes trust, the newest first.
-    pub trusted: Vec<CertificateFacts>,
-    /// Nodes with a certificate.
-    pub nodes: Vec<ShownNode>,
-}
-
-/// A node of a CA.
-#[derive(Clone, Debug, Serialize)]
-pub struct ShownNode {
-    /// Its name.
-    pub name: String,
-    /// What its certificate says.
-    pub certificate: CertificateFacts,
-}
-
 impl Authority {
     /// Begins a CA.
     ///
     /// # Errors
-    /// [`PkiError::Exists`] unless `force` is set.
+    /// [`PkiError::Exists`] unless `force` is set, [`PkiError::Name`].
     pub fn init(folder: &Path, options: &AuthorityOptions) -> Result<Self, PkiError> {
+        names::check_ca(&options.name)?;
         let authority = Self {
             folder: folder.to_owned(),
         };
-        let key = authority.folder.join(CA_KEY);
-        if key.exists() && !options.force {
-            return Err(PkiError::Exists {
-                path: key,
-                hint: "`dwcp pki rotate --ca` renews a CA; --force ends this one: no node will trust \
-                       its certificates",
-            });
-        }
         files::make_folder(&authority.folder)?;
-        let certificate = authority.make(&options.name, options.seconds)?;
-        files::write(
-            &authority.folder.join(BUNDLE),
-            &certificate,
-            Secrecy::Public,
-        )?;
+        let _lock = lock::lock(&authority.folder)?;
+        if !options.force {
+            authority.settle()?;
+            let Pair { certificate, key } = authority.ca_pair();
+            if let Some(path) = [key, certificate].into_iter().find(|path| path.exists()) {
+                return Err(PkiError::Exists {
+                    path,
+                    hint: "`dwcp pki rotate --ca` renews a CA; --force ends this one: no node will trust \
+                           its certificates",
+                });
+            }
+        }
+        let (key, certificate) = make_ca(&options.name, options.seconds)?;
+        authority.ca_pair().replace(&key, &certificate)?;
+        authority.spread()?;
         Ok(authority)
     }
 
@@ -95,28 +80,47 @@ impl Authority {
         Ok(authority)
     }
 
-    /// Makes a key, which replaces the one that is there, and its certificate.
-    fn make(&self, name: &str, seconds: i64) -> Result<String, PkiError> {
-        let key = KeyPair::generate().map_err(make("key"))?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, name);
-        // Two CAs of one name are told apart: otherwise a certificate of the other looks forged.
-        let key_id = params.key_identifier(&key);
-        let key_id: String = key_id.iter().take(4).map(|b| format!("{b:02x}")).collect();
-        params
-            .distinguished_name
-            .push(DnType::OrganizationalUnitName, key_id);
-        let moment = OffsetDateTime::now_utc();
-        params.not_before = moment - Duration::hours(1);
-        params.not_after = moment + Duration::seconds(seconds);
-        // It signs nodes and no other CA.
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let certificate = params.self_signed(&key).map_err(make("CA"))?;
-        let path = self.folder.join(CA_KEY);
-        files::write(&path, &key.serialize_pem(), Secrecy::Secret)?;
-        Ok(certificate.pem())
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub(crate) fn ca_pair(&self) -> Pair {
+        Pair {
+            certificate: self.folder.join(BUNDLE),
+            key: self.folder.join(CA_KEY),
+        }
+    }
+
+    /// Keeps others off, and ends what a command began that was interrupted.
+    pub(crate) fn lock(&self) -> Result<Lock, PkiError> {
+        let lock = lock::lock(&self.folder)?;
+        self.settle()?;
+        Ok(lock)
+    }
+
+    fn settle(&self) -> Result<(), PkiError> {
+        files::remove_parts(&self.folder)?;
+        self.ca_pair().settle()?;
+        for node in self.node_folders()? {
+            files::remove_parts(&self.nodes_folder().join(&node))?;
+            self.node_pair(&node).settle()?;
+        }
+        match self.folder.join(BUNDLE).exists() {
+            true => self.spread(),
+            false => Ok(()),
+        }
+    }
+
+    /// Gives each node what nodes trust.
+    fn spread(&self) -> Result<(), PkiError> {
+        let bundle = self.bundle()?;
+        for node in self.nodes()? {
+            let path = self.node_files(&node).ca;
+            if std::fs::read_to_string(&path).ok().as_ref() != Some(&bundle) {
+                files::write(&path, &bundle, Secrecy::Public)?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn nodes_folder(&self) -> PathBuf {
@@ -139,55 +143,64 @@ impl Authority {
         })
     }
 
-    /// The newest CA and its key, to sign with.
-    pub(crate) fn issuer(&self) -> Result<Issuer<'static, KeyPair>, PkiError> {
-        let key = files::read(&self.folder.join(CA_KEY), NO_CA)?;
-        let key = KeyPair::from_pem(&key).map_err(make("signature"))?;
-        let bundle = self.bundle()?;
-        Issuer::from_ca_cert_pem(newest(&bundle), key).map_err(make("signature"))
+    /// The newest CA's key; one that is another's is refused.
+    pub(crate) fn ca_key(&self) -> Result<KeyPair, PkiError> {
+        let folder = self.folder.display();
+        let mend = format!(
+            "`dwcp pki rotate {folder} --ca` begins a new CA beside those that nodes trust"
+        );
+        self.ca_pair().read_key(NO_KEY, &mend)
     }
 
-    /// Replaces the CA by a new one of the same name. Nodes trust both until [`Self::drop_old`]; their
-    /// certificates stay as they are.
+    /// The newest CA and its key, to sign with.
+    pub(crate) fn issuer(&self) -> Result<Issuer<'static, KeyPair>, PkiError> {
+        let bundle = self.bundle()?;
+        Issuer::from_ca_cert_pem(newest(&bundle), self.ca_key()?).map_err(make("signature"))
+    }
+
+    /// Replaces the CA by a new one of the same name. Nodes trust those before it as well until
+    /// [`Self::drop_old`], however many they are; their certificates stay as they are. It does not take the
+    /// key of the CA before: it is the way out where that is lost.
     ///
     /// # Errors
     /// [`PkiError`].
     pub fn rotate(&self, seconds: i64) -> Result<(), PkiError> {
+        let _lock = self.lock()?;
         let bundle = self.bundle()?;
-        let subject = self.trusted()?.swap_remove(0).subject;
-        let mut parts = subject.split(", ");
-        let name = parts.find_map(|part| part.strip_prefix("CN="));
-        let name = name.unwrap_or(&subject);
-        let certificate = self.make(name, seconds)?;
-        // A third would be one that no node needs.
-        self.write_bundle(&format!("{certificate}{}", newest(&bundle)))
+        let wrong = |source| PkiError::Certificate {
+            path: self.folder.join(BUNDLE),
+            source,
+        };
+        let name = common_name(&bundle).map_err(wrong)?;
+        let (key, certificate) = make_ca(&name.unwrap_or_else(|| "DWCP".to_owned()), seconds)?;
+        self.ca_pair()
+            .replace(&key, &format!("{certificate}{bundle}"))?;
+        self.spread()
     }
 
-    /// Ends the trust in the CA before this one.
+    /// Ends the trust in the CAs before this one.
     ///
     /// # Errors
-    /// [`PkiError::StillNeeded`] when a node has a certificate of it.
+    /// [`PkiError::StillNeeded`] when a node has a certificate of one of them.
     pub fn drop_old(&self) -> Result<(), PkiError> {
-        let bundle = self.bundle()?;
-        let newest_key = self.trusted()?.swap_remove(0).key_id;
+        let _lock = self.lock()?;
+        let trusted: Vec<_> = self.trusted()?.into_iter().map(|ca| ca.key_id).collect();
         let mut needed = vec![];
         for node in self.nodes()? {
-            if self.node_facts(&node)?.issuer_key_id != newest_key {
+            let issuer = self.node_facts(&node)?.issuer_key_id;
+            // What is of none of them loses nothing; what does not say whose it is may be of any.
+            let is_old = issuer.is_none() || trusted[1..].contains(&issuer);
+            if is_old && issuer != trusted[0] {
                 needed.push(node);
             }
         }
         if !needed.is_empty() {
             return Err(PkiError::StillNeeded { nodes: needed });
         }
-        self.write_bundle(newest(&bundle))
-    }
-
-    fn write_bundle(&self, text: &str) -> Result<(), PkiError> {
-        files::write(&self.folder.join(BUNDLE), text, Secrecy::Public)?;
-        for node in self.nodes()? {
-            files::write(&self.node_files(&node).ca, text, Secrecy::Public)?;
-        }
-        Ok(())
+        let bundle = self.bundle()?;
+        let path = self.folder.join(BUNDLE);
+        files::write(&path, newest(&bundle), Secrecy::Public)?;
+        self.spread()
     }
 
     /// Names of the nodes that have a certificate.
@@ -195,6 +208,12 @@ impl Authority {
     /// # Errors
     /// [`PkiError::File`].
     pub fn nodes(&self) -> Result<Vec<String>, PkiError> {
+        let mut names = self.node_folders()?;
+        names.retain(|name| self.node_files(name).certificate.exists());
+        Ok(names)
+    }
+
+    fn node_folders(&self) -> Result<Vec<String>, PkiError> {
         let folder = self.nodes_folder();
         if !folder.exists() {
             return Ok(vec![]);
@@ -204,26 +223,32 @@ impl Authority {
             let entry = entry.map_err(files::failed(&folder))?;
             names.push(entry.file_name().to_string_lossy().into_owned());
         }
-        names.retain(|name| self.node_files(name).certificate.exists());
+        names.retain(|name| folder.join(name).is_dir());
         names.sort();
         Ok(names)
     }
+}
 
-    /// What is there.
-    ///
-    /// # Errors
-    /// [`PkiError`].
-    pub fn show(&self) -> Result<Shown, PkiError> {
-        let nodes = self.nodes()?.into_iter().map(|name| {
-            let certificate = self.node_facts(&name)?;
-            Ok(ShownNode { name, certificate })
-        });
-        Ok(Shown {
-            folder: self.folder.clone(),
-            trusted: self.trusted()?,
-            nodes: nodes.collect::<Result<_, PkiError>>()?,
-        })
-    }
+/// A key, and the certificate of a CA of it.
+fn make_ca(name: &str, seconds: i64) -> Result<(KeyPair, String), PkiError> {
+    let key = KeyPair::generate().map_err(make("key"))?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    // Two CAs of one name are told apart: otherwise a certificate of the other looks forged.
+    let key_id = params.key_identifier(&key);
+    let key_id: String = key_id.iter().take(4).map(|b| format!("{b:02x}")).collect();
+    params
+        .distinguished_name
+        .push(DnType::OrganizationalUnitName, key_id);
+    let moment = OffsetDateTime::now_utc();
+    params.not_before = moment - Duration::hours(1);
+    params.not_after = moment + Duration::seconds(seconds);
+    // It signs nodes and no other CA.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let certificate = params.self_signed(&key).map_err(make("CA"))?;
+    Ok((key, certificate.pem()))
 }
 
 /// The first certificate of a PEM text.

@@ -143,6 +143,55 @@ pub fn read_facts(pem: &str) -> Result<Vec<CertificateFacts>, CertificateError> 
     Ok(facts)
 }
 
+/// The first certificate of a PEM text, as bytes.
+#[cfg(feature = "issue")]
+fn first(pem: &str) -> Result<CertificateDer<'static>, CertificateError> {
+    match CertificateDer::pem_slice_iter(pem.as_bytes()).next() {
+        Some(der) => der.map_err(|error| CertificateError::Pem(error.to_string())),
+        None => Err(CertificateError::Empty),
+    }
+}
+
+#[cfg(feature = "issue")]
+fn parsed(der: &[u8]) -> Result<X509Certificate<'_>, CertificateError> {
+    let parsed = X509Certificate::from_der(der);
+    let (_, parsed) = parsed.map_err(|error| CertificateError::X509(error.to_string()))?;
+    Ok(parsed)
+}
+
+/// The public key in the first certificate of a PEM text.
+#[cfg(feature = "issue")]
+pub(crate) fn public_key(pem: &str) -> Result<Vec<u8>, CertificateError> {
+    let der = first(pem)?;
+    let certificate = parsed(&der)?;
+    Ok(certificate.public_key().subject_public_key.data.to_vec())
+}
+
+/// Its common name, as it was given: in [`CertificateFacts::subject`] a comma may be of the name.
+#[cfg(feature = "issue")]
+pub(crate) fn common_name(pem: &str) -> Result<Option<String>, CertificateError> {
+    let der = first(pem)?;
+    let certificate = parsed(&der)?;
+    let name = certificate.subject().iter_common_name().next();
+    Ok(name.and_then(|name| name.as_str().ok()).map(str::to_owned))
+}
+
+/// Whether the key of one of these CAs signed the first certificate of a PEM text.
+#[cfg(feature = "issue")]
+pub(crate) fn is_signed_by_one_of(pem: &str, cas: &str) -> Result<bool, CertificateError> {
+    let der = first(pem)?;
+    let certificate = parsed(&der)?;
+    for ca in CertificateDer::pem_slice_iter(cas.as_bytes()) {
+        let ca = ca.map_err(|error| CertificateError::Pem(error.to_string()))?;
+        let ca = parsed(&ca)?;
+        let is_named = ca.subject().as_raw() == certificate.issuer().as_raw();
+        if is_named && certificate.verify_signature(Some(ca.public_key())).is_ok() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The day of a moment, UTC: `2027-03-01`.
 #[must_use]
 pub fn date_of(seconds: i64) -> String {

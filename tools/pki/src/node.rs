@@ -6,20 +6,21 @@ use std::path::PathBuf;
 use rcgen::{
     CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
 };
-use rustls_pki_types::DnsName;
 use serde::Serialize;
 use time::{Duration, OffsetDateTime};
 
-use crate::CertificateFacts;
 use crate::authority::{Authority, BUNDLE};
 use crate::certificate::read_facts;
 use crate::files::{self, PkiError, Secrecy};
+use crate::pair::Pair;
+use crate::{CertificateFacts, names};
 
 /// Clocks of two nodes may differ: a certificate is good since a little before it was made.
 const CLOCKS_APART: Duration = Duration::hours(1);
 
 const CERTIFICATE: &str = "certificate.pem";
 const KEY: &str = "key.pem";
+pub(crate) const NO_CERTIFICATE: &str = "`dwcp pki issue` makes one";
 
 /// What a certificate is to say besides the node's name.
 #[derive(Clone, Debug, Default)]
@@ -57,14 +58,31 @@ impl Authority {
         }
     }
 
+    pub(crate) fn node_pair(&self, node: &str) -> Pair {
+        let NodeFiles {
+            certificate, key, ..
+        } = self.node_files(node);
+        Pair { certificate, key }
+    }
+
     /// Issues a certificate to a node, under a key of its own.
     ///
     /// # Errors
-    /// [`PkiError::Exists`] unless `force` is set, [`PkiError::Name`].
+    /// [`PkiError::Exists`] unless `force` is set, [`PkiError::Name`], [`PkiError::OtherKey`].
     pub fn issue(&self, node: &str, options: &NodeOptions) -> Result<NodeFiles, PkiError> {
-        check_node_name(node)?;
+        names::check_node(node)?;
+        for name in &options.dns_names {
+            names::check_dns(name)?;
+        }
+        let _lock = self.lock()?;
+        self.issue_locked(node, options)
+    }
+
+    fn issue_locked(&self, node: &str, options: &NodeOptions) -> Result<NodeFiles, PkiError> {
         let files = self.node_files(node);
-        if files.certificate.exists() && !options.force {
+        if !files.certificate.exists() {
+            self.check_case(node)?;
+        } else if !options.force {
             return Err(PkiError::Exists {
                 path: files.certificate,
                 hint: "`dwcp pki rotate` renews it; --force replaces it",
@@ -76,11 +94,26 @@ impl Authority {
         let certificate = params
             .signed_by(&key, &issuer)
             .map_err(make("certificate"))?;
+        files::make_folder(&self.nodes_folder())?;
         files::make_folder(&self.nodes_folder().join(node))?;
         files::write(&files.ca, &self.bundle()?, Secrecy::Public)?;
-        files::write(&files.key, &key.serialize_pem(), Secrecy::Secret)?;
-        files::write(&files.certificate, &certificate.pem(), Secrecy::Public)?;
+        self.node_pair(node).replace(&key, &certificate.pem())?;
         Ok(files)
+    }
+
+    /// Names in certificates are compared without regard to case: `Web` could be `web`.
+    fn check_case(&self, node: &str) -> Result<(), PkiError> {
+        let is_other = |other: &String| other != node && other.eq_ignore_ascii_case(node);
+        match self.nodes()?.into_iter().find(is_other) {
+            None => Ok(()),
+            Some(other) => Err(PkiError::Name {
+                name: node.to_owned(),
+                why: format!(
+                    "differs from the node `{other}` by capital letters alone, and names in certificates \
+                     are compared without regard to them: choose another name"
+                ),
+            }),
+        }
     }
 
     /// What a node's certificate says.
@@ -89,7 +122,7 @@ impl Authority {
     /// [`PkiError::Missing`], [`PkiError::Certificate`].
     pub fn node_facts(&self, node: &str) -> Result<CertificateFacts, PkiError> {
         let path = self.node_files(node).certificate;
-        let text = files::read(&path, "`dwcp pki issue` makes one")?;
+        let text = files::read(&path, NO_CERTIFICATE)?;
         read_facts(&text)
             .map(|mut facts| facts.swap_remove(0))
             .map_err(|source| PkiError::Certificate { path, source })
@@ -100,43 +133,33 @@ impl Authority {
     /// # Errors
     /// As [`Self::issue`] and [`Self::node_facts`].
     pub fn renew(&self, node: &str, seconds: i64) -> Result<NodeFiles, PkiError> {
+        names::check_node(node)?;
+        let _lock = self.lock()?;
         let old = self.node_facts(node)?;
         let options = NodeOptions {
-            dns_names: old.dns_names.into_iter().filter(|n| n != node).collect(),
+            dns_names: old.dns_names,
             addresses: old.addresses,
             seconds,
             force: true,
         };
-        self.issue(node, &options)
+        self.issue_locked(node, &options)
     }
-}
-
-/// A node's name becomes the name in its certificate: it must be one of the DNS, too.
-fn check_node_name(node: &str) -> Result<(), PkiError> {
-    let refused = |why: String| PkiError::Name {
-        name: node.to_owned(),
-        why,
-    };
-    if !dwcp_api::is_name(node) {
-        return Err(refused(format!(
-            "cannot name a node: {}",
-            dwcp_api::NAME_RULE
-        )));
-    }
-    DnsName::try_from(node).map(drop).map_err(|_| {
-        refused(
-            "can name a node, but not in a certificate: there a name is words of letters, digits, \
-             `-` and `_`, joined by single dots, the last one not a number"
-                .to_owned(),
-        )
-    })
 }
 
 fn params(node: &str, options: &NodeOptions) -> Result<CertificateParams, PkiError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, node);
-    for name in std::iter::once(node).chain(options.dns_names.iter().map(String::as_str)) {
+    let mut dns_names = vec![node];
+    for name in &options.dns_names {
+        if !dns_names
+            .iter()
+            .any(|known| known.eq_ignore_ascii_case(name))
+        {
+            dns_names.push(name);
+        }
+    }
+    for name in dns_names {
         let ia5 = name.try_into().map_err(|error: rcgen::Error| {
             let why = format!("is no DNS name: {error}");
             PkiError::Name {

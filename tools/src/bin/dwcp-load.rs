@@ -8,9 +8,14 @@ use clap::{Parser, Subcommand};
 use dwcp_testbed::Kind;
 use dwcp_testbed::synthetic::{SyntheticOptions, run_synthetic_guest};
 
+const EXAMPLES: &str = "\
+Examples:
+  dwcp-load guest --socket /tmp/g.sock --size-mib 1024 --dirty-rate 2000
+  dwcp vm attach g --process /tmp/g.sock";
+
 /// Guests and load to try DWCP with.
 #[derive(Parser, Debug)]
-#[command(name = "dwcp-load", version)]
+#[command(name = "dwcp-load", version, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -19,9 +24,7 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// A process that plays a guest: shares its RAM, rewrites it, checks it.
-    #[command(after_help = "Examples:
-  dwcp-load guest --socket /tmp/g.sock --size-mib 1024 --dirty-rate 2000
-  dwcp vm attach g --process /tmp/g.sock")]
+    #[command(after_help = EXAMPLES)]
     Guest(Guest),
 }
 

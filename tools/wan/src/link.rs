@@ -51,6 +51,14 @@ pub enum LinkError {
     /// None of that name is there.
     #[error("there is no link `{0}`: `dwcp-wan show` lists those there are")]
     NotFound(LinkName),
+    /// Links are for root alone.
+    #[error("{}: {error}: links are for root alone; run it as root (sudo)", path.display())]
+    Denied {
+        /// What cannot be looked at.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
     /// Its emulator has ended.
     #[error("the emulator of link `{name}` does not answer ({error}): `dwcp-wan down {name}`")]
     Ended {
@@ -76,6 +84,30 @@ pub enum LinkError {
 fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> LinkError {
     let what = what.into();
     move |error| LinkError::System { what, error }
+}
+
+/// What it means that the folder of a link cannot be looked at.
+fn unseen(name: &LinkName, path: PathBuf, error: io::Error) -> LinkError {
+    match error.kind() {
+        io::ErrorKind::NotFound => LinkError::NotFound(name.clone()),
+        io::ErrorKind::PermissionDenied => LinkError::Denied { path, error },
+        _ => failed(path.display().to_string())(error),
+    }
+}
+
+/// Whether this user may look at links; without that each would look like one that is not whole.
+///
+/// # Errors
+/// [`LinkError::Denied`].
+pub fn check_rights() -> Result<(), LinkError> {
+    match fs::read_dir(FOLDER) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(LinkError::Denied {
+            path: FOLDER.into(),
+            error,
+        }),
+        // Where the folder is not there, no link is.
+        _ => Ok(()),
+    }
 }
 
 /// A link's name: part of names of namespaces and of a folder.
@@ -371,6 +403,7 @@ pub fn plan(
 /// # Errors
 /// What the system refused.
 pub fn down(name: &LinkName) -> Result<bool, LinkError> {
+    check_rights()?;
     let mut beside_it = Ok(());
     for other in beside(name) {
         // What is left of it does not keep the rest up; the first error is the one to tell.
@@ -415,10 +448,10 @@ pub fn list() -> Vec<LinkName> {
 /// A link that was set up.
 ///
 /// # Errors
-/// There is none, or only what is left of one.
+/// There is none, or only what is left of one, or this user may not look at it.
 pub fn find(name: &LinkName) -> Result<Link, LinkError> {
     let path = name.folder().join("link.json");
-    let text = fs::read_to_string(&path).map_err(|_| LinkError::NotFound(name.clone()))?;
+    let text = fs::read_to_string(&path).map_err(|error| unseen(name, path.clone(), error))?;
     let link = serde_json::from_str(&text).map_err(io::Error::other);
     link.map_err(failed(path.display().to_string()))
 }
@@ -429,12 +462,16 @@ pub fn find(name: &LinkName) -> Result<Link, LinkError> {
 /// There is none, it has ended, or it refused.
 pub fn ask(name: &LinkName, request: &Request) -> Result<Status, LinkError> {
     let folder = name.folder();
-    if !folder.exists() {
-        return Err(LinkError::NotFound(name.clone()));
+    if let Err(error) = folder.metadata() {
+        return Err(unseen(name, folder, error));
     }
     control::ask(&folder, request).map_err(|error| match error.kind() {
         // What an emulator says has no kind of the system's.
         io::ErrorKind::Other => LinkError::Refused(error.to_string()),
+        io::ErrorKind::PermissionDenied => LinkError::Denied {
+            path: folder.clone(),
+            error,
+        },
         _ => {
             let name = name.clone();
             LinkError::Ended { name, error }

@@ -1,6 +1,7 @@
 //! A rate that changes over time: CSV with the columns `t_s` and `mbps`, and perhaps `trace`.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::Path;
 
 use crate::params::TraceSource;
@@ -59,10 +60,7 @@ impl Trace {
     /// The file, and the number of the line.
     pub fn load(source: &TraceSource) -> Result<Self, TraceError> {
         let path = source.path.as_path();
-        let bytes = fs::read(path).map_err(|error| TraceError::Read {
-            path: path.display().to_string(),
-            error,
-        })?;
+        let bytes = read(path)?;
         if bytes.starts_with(&[0x1f, 0x8b]) {
             return Err(whole(path, "it is compressed: unpack it with gunzip first"));
         }
@@ -91,6 +89,10 @@ impl Trace {
             }
             if columns.is_none() {
                 let (found, is_header) = Columns::find(&cells).map_err(bad)?;
+                if let (Some(name), None) = (name, found.trace) {
+                    let why = format!("it has no column `trace`, and so no trace `{name}`");
+                    return Err(whole(path, &why));
+                }
                 columns = Some(found);
                 if is_header {
                     continue;
@@ -188,8 +190,36 @@ impl Trace {
 
 const NO_LINES: &str = "it has no line with a rate";
 
+/// Larger than any trace, and small enough to hold.
+const BYTES_MAX: u64 = 64 << 20;
+
+/// A file that ends: the emulator reads it again, so that a pipe is none.
+fn read(path: &Path) -> Result<Vec<u8>, TraceError> {
+    let failed = |error| TraceError::Read {
+        path: path.display().to_string(),
+        error,
+    };
+    // Before it is opened: opening a pipe waits for who writes into it.
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(whole(
+            path,
+            "it is no regular file: write the trace into one",
+        ));
+    }
+    let mut bytes = vec![];
+    let file = File::open(path).map_err(failed)?;
+    file.take(BYTES_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    if bytes.len() as u64 > BYTES_MAX {
+        return Err(whole(path, "it is larger than 64 MiB: no trace is"));
+    }
+    Ok(bytes)
+}
+
 /// Where a line has what.
 struct Columns {
+    count: usize,
     trace: Option<usize>,
     time: usize,
     rate: usize,
@@ -201,15 +231,26 @@ impl Columns {
         let position = |name: &str| cells.iter().position(|cell| *cell == name);
         if let (Some(time), Some(rate)) = (position("t_s"), position("mbps")) {
             let trace = position("trace");
-            return Ok((Self { trace, time, rate }, true));
+            let count = cells.len();
+            return Ok((
+                Self {
+                    count,
+                    trace,
+                    time,
+                    rate,
+                },
+                true,
+            ));
         }
         let plain = match cells.len() {
             2 => Self {
+                count: 2,
                 trace: None,
                 time: 0,
                 rate: 1,
             },
             3 => Self {
+                count: 3,
                 trace: Some(0),
                 time: 1,
                 rate: 2,
@@ -230,6 +271,10 @@ impl Columns {
             let value = value.filter(|value| *value >= 0.0);
             value.ok_or_else(|| format!("{name} is `{text}`, which is no number from 0 on"))
         };
+        if cells.len() > self.count {
+            let (count, own) = (self.count, cells.len());
+            return Err(format!("{own} columns, and {count} in the first line"));
+        }
         let trace = self.trace.map(|index| cell(index, "trace")).transpose()?;
         Ok((trace, number(self.time, "t_s")?, number(self.rate, "mbps")?))
     }
@@ -285,6 +330,14 @@ mod tests {
             ("0,1\n1,2\n1,3\n", "t.csv:3: t_s is not later"),
             ("0,-1\n", "t.csv:1: mbps is `-1`"),
             ("5,1\n4,1\n", "t.csv:2: a number is too large, or"),
+            (
+                "t_s,mbps\n0,5\n1,5,7\n",
+                "t.csv:3: 3 columns, and 2 in the first",
+            ),
+            (
+                "t_s,mbps\n0,5,7\n",
+                "t.csv:2: 3 columns, and 2 in the first",
+            ),
             ("hello\n", "t.csv:1: 1 columns"),
             ("t_s,mbps\n", "t.csv: it has no line"),
             ("0,0\n1,0\n", "t.csv: its rate is 0"),
@@ -294,6 +347,13 @@ mod tests {
         }
         let missing = Trace::parse(Path::new("t.csv"), "a,0,1\n", Some("z")).unwrap_err();
         assert!(missing.to_string().contains("no trace `z`"));
+        for plain in ["0,1\n", "t_s,mbps\n0,1\n"] {
+            let missing = Trace::parse(Path::new("t.csv"), plain, Some("z")).unwrap_err();
+            assert!(
+                missing.to_string().contains("no column `trace`"),
+                "{missing}"
+            );
+        }
     }
 
     #[test]

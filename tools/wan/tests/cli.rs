@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::process;
 use std::time::Duration;
@@ -30,9 +31,18 @@ fn run(arguments: &[&str], code: i32) -> (String, String) {
 fn help_names_the_exit_codes_and_shows_examples() {
     let (help, _) = run(&["--help"], 0);
     assert!(help.contains("Exit codes:") && help.contains("dwcp-wan up --rate 100mbit"));
-    for command in ["up", "down", "run", "set", "cut", "measure"] {
+    for command in ["up", "down", "run", "set", "cut", "mend", "show", "measure"] {
         let (help, _) = run(&[command, "--help"], 0);
-        assert!(help.contains(&format!("  dwcp-wan {command}")), "{help}");
+        let examples = help.split("Examples:\n").nth(1).unwrap();
+        assert!(
+            examples.contains(&format!("  dwcp-wan {command}")),
+            "{help}"
+        );
+        // An example that is wider than the help is broken, within its quotes.
+        assert!(
+            examples.lines().all(|line| line.starts_with("  ")),
+            "{help}"
+        );
     }
 }
 
@@ -48,6 +58,11 @@ fn wrong_usage_is_2_and_names_what_is_wrong_with_an_example() {
         (&["up", "--rate", "1mbit", "--trace", "x.csv"], "--trace"),
         (&["up", "--trace", "/no/such.csv"], "/no/such.csv"),
         (&["up", "--trace-name", "x"], "--trace FILE"),
+        (
+            &["up", "--dry-run", "--trace", "/dev/zero"],
+            "no regular file",
+        ),
+        (&["measure", "--length", "0s"], "100ms at least"),
         (&["down"], "--all"),
         (&["run", "--rate", "1mbit"], "COMMAND"),
         (&["cut", "wan", "--way", "up"], "a-to-b"),
@@ -106,6 +121,9 @@ fn a_dry_run_says_what_would_be_done() {
 
 #[test]
 fn what_is_not_there_is_3_to_ask_and_no_fault_to_take_down() {
+    if dwcp_wan::link::check_rights().is_err() {
+        return println!("skipped: this user may not see which links there are");
+    }
     run(&["down", "never-was"], 0);
     for arguments in [
         &["show", "never-was"][..],
@@ -136,5 +154,46 @@ fn without_privileges_it_is_4_and_says_what_it_needs() {
     assert_eq!(output.status.code(), Some(4), "{err}");
     for need in ["CAP_NET_ADMIN", "CAP_SYS_ADMIN", "run it as root"] {
         assert!(err.contains(need), "{err}");
+    }
+}
+
+/// Files of links are root's: a user without rights is told so, and not that there is no link.
+#[test]
+fn without_rights_links_are_not_said_to_be_missing_or_broken() {
+    if !nix::unistd::geteuid().is_root() {
+        return println!("skipped: only root can make what another user may not see");
+    }
+    // Half a link, as a crash leaves it: its folder alone.
+    let name = format!("seen-{}", process::id());
+    let folder = std::path::Path::new(dwcp_wan::link::FOLDER).join(&name);
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folder)
+        .unwrap();
+    let runs = [
+        &["show"][..],
+        &["show", &name],
+        &["set", &name, "--delay", "1ms"],
+        &["cut", &name],
+        &["mend", &name],
+        &["down", &name],
+        &["down", "--all"],
+        &["up", "--dry-run", "--beside", &name],
+    ];
+    let outputs = runs.map(|arguments| {
+        let mut command = process::Command::new(PROGRAM);
+        let command = command.args(arguments).uid(65_534).gid(65_534);
+        (arguments, command.output())
+    });
+    fs::remove_dir(&folder).unwrap();
+    for (arguments, output) in outputs {
+        let output = match output {
+            Ok(output) => output,
+            Err(error) => return println!("skipped: {PROGRAM} as nobody: {error}"),
+        };
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(4), "{arguments:?}: {err}");
+        assert!(err.contains("run it as root"), "{arguments:?}: {err}");
     }
 }

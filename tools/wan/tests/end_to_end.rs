@@ -170,9 +170,14 @@ fn run_gives_the_commands_exit_code_and_takes_the_link_down() {
     assert_eq!(output.status.code(), Some(7), "{output:?}");
     assert!(is_gone(&name));
 
-    let output = dwcp_wan(&["run", "--name", &text, "--", "/no/such/command"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(is_gone(&name));
+    // As shells have it.
+    let plain = tempfile::NamedTempFile::new().unwrap();
+    let plain = plain.path().to_str().unwrap();
+    for (command, code) in [("/no/such/command", 127), (plain, 126), ("/", 126)] {
+        let output = dwcp_wan(&["run", "--name", &text, "--", command]);
+        assert_eq!(output.status.code(), Some(code), "{command}: {output:?}");
+        assert!(is_gone(&name));
+    }
 }
 
 #[test]
@@ -180,6 +185,17 @@ fn run_takes_the_link_down_when_it_is_told_to_end() {
     if is_skipped() {
         return;
     }
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+    ] {
+        ends_by(signal);
+    }
+}
+
+fn ends_by(signal: Signal) {
     let name = own_name("ended");
     let mut command = Command::new(PROGRAM);
     let arguments = [
@@ -198,9 +214,9 @@ fn run_takes_the_link_down_when_it_is_told_to_end() {
         .unwrap();
     let mut up = [0; 3];
     run.stdout.as_mut().unwrap().read_exact(&mut up).unwrap();
-    kill(Pid::from_raw(run.id().cast_signed()), Signal::SIGTERM).unwrap();
+    kill(Pid::from_raw(run.id().cast_signed()), signal).unwrap();
     let status = run.wait().unwrap();
-    assert_eq!(status.code(), Some(128 + Signal::SIGTERM as i32));
+    assert_eq!(status.code(), Some(128 + signal as i32));
     assert!(is_gone(&name));
 }
 

@@ -16,6 +16,23 @@ const HELP: &str = "Examples:
   dwcp config explain switchover.downtime_limit
   dwcp config show internet > my-profile.toml";
 
+const CHECK_HELP: &str = "\
+Examples:
+  dwcp config check my-profile.toml
+  dwcp config check /etc/dwcp/node.toml --json";
+
+const EXPLAIN_HELP: &str = "\
+Examples:
+  dwcp config explain
+  dwcp config explain switchover.downtime_limit
+  dwcp config explain transfer.window --json";
+
+const SHOW_HELP: &str = "\
+Examples:
+  dwcp config show internet > my-profile.toml
+  dwcp config show ./my-profile.toml --set transfer.streams=8
+  dwcp config show datacenter --json";
+
 /// `dwcp config`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = HELP)]
@@ -27,16 +44,19 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand, Debug)]
 enum Command {
     /// Check a profile or a node's file: every fault with line, column and a hint.
+    #[command(after_help = CHECK_HELP)]
     Check {
         /// The file.
         file: PathBuf,
     },
     /// Explain a key; without one, list all.
+    #[command(after_help = EXPLAIN_HELP)]
     Explain {
         /// Key, for example transfer.window.
         key: Option<String>,
     },
     /// Show a profile with every key filled in.
+    #[command(after_help = SHOW_HELP)]
     Show {
         /// Built-in name or file.
         profile: String,

@@ -16,19 +16,57 @@ use crate::failure::Failure;
 use crate::show;
 
 const HELP: &str = "\
-The CA's folder belongs on a machine that is well kept, not on the nodes: who has ca-key.pem can be any
-node. A node needs the three files of its own folder, FOLDER/nodes/NODE; its data plane takes them by
+The CA's folder belongs on a machine that is well kept, not on the nodes: who has ca-key.pem can be any \
+node. A node needs the three files of its own folder, FOLDER/nodes/NODE; its data plane takes them by \
 --tls-ca, --tls-certificate and --tls-key, and reads them again when they change.
 
-A new CA: `rotate FOLDER --ca`, bring each node its ca.pem; then `rotate FOLDER`, bring each node its
-certificate and key; then `rotate FOLDER --drop-old`, and the ca.pem again. No node is cut off meanwhile.
+A new CA: `rotate FOLDER --ca`, bring each node its ca.pem; then `rotate FOLDER`, bring each node its \
+certificate and key; then `rotate FOLDER --drop-old`, and the ca.pem again. No node is cut off meanwhile, \
+however often a new CA is made: the trust in those before it ends by --drop-old alone, which refuses \
+while a node's certificate is of one of them.
 
-Exit codes: 0 done, 1 failed, 2 it is there already or cannot be named so, 3 there is no such CA or node.
+A command that was interrupted leaves a CA that works: give it again. What is wrong in the folder is \
+said on standard error, and in JSON by `warnings`.
+
+Exit codes: 0 done, 1 failed, 2 it is there already, cannot be named so, or is still needed, 3 there is \
+no such CA or node.
 
 Examples:
   dwcp pki init /root/dwcp-pki --name example.org
   dwcp pki issue /root/dwcp-pki node-a --address 192.0.2.1
   dwcp pki rotate /root/dwcp-pki node-a --days 90
+  dwcp pki show /root/dwcp-pki --json";
+
+const INIT_HELP: &str = "\
+--force ends the CA that is there: afterwards renew each node's certificate by `dwcp pki rotate FOLDER`, \
+and bring it its three files. A node that has them trusts none that has not. To renew a CA without that: \
+`dwcp pki rotate FOLDER --ca`.
+
+Examples:
+  dwcp pki init /root/dwcp-pki
+  dwcp pki init /root/dwcp-pki --name 'Example, Inc.' --days 1825
+  dwcp pki init /root/dwcp-pki --force";
+
+const ISSUE_HELP: &str = "\
+Examples:
+  dwcp pki issue /root/dwcp-pki node-a
+  dwcp pki issue /root/dwcp-pki node-b --address 192.0.2.2 --dns b.example.org --days 90
+  dwcp pki issue /root/dwcp-pki node-a --force --json";
+
+const ROTATE_HELP: &str = "\
+What a node's certificate says besides its end stays. Bring the files to the node, the key first.
+
+Examples:
+  dwcp pki rotate /root/dwcp-pki
+  dwcp pki rotate /root/dwcp-pki node-a node-b --days 90
+  dwcp pki rotate /root/dwcp-pki --ca
+  dwcp pki rotate /root/dwcp-pki --drop-old";
+
+const SHOW_HELP: &str = "\
+A node whose certificate is of no CA that nodes trust is marked NOT TRUSTED, in JSON by `is_trusted`.
+
+Examples:
+  dwcp pki show /root/dwcp-pki
   dwcp pki show /root/dwcp-pki --json";
 
 /// `dwcp pki`.
@@ -42,6 +80,7 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand, Debug)]
 enum Command {
     /// Begin a CA in a folder.
+    #[command(after_help = INIT_HELP)]
     Init {
         /// The CA's folder.
         folder: PathBuf,
@@ -51,11 +90,12 @@ enum Command {
         /// Days that it is good.
         #[arg(long, default_value_t = 3650, value_parser = days())]
         days: i64,
-        /// Replace a CA that is there: no node will trust its certificates any more.
+        /// Replace a CA that is there: no node will trust its certificates any more, and each needs a new one.
         #[arg(long)]
         force: bool,
     },
     /// Issue a certificate to a node, under a key of its own.
+    #[command(after_help = ISSUE_HELP)]
     Issue {
         /// The CA's folder.
         folder: PathBuf,
@@ -75,6 +115,7 @@ enum Command {
         force: bool,
     },
     /// Renew certificates of nodes, or the CA itself.
+    #[command(after_help = ROTATE_HELP)]
     Rotate {
         /// The CA's folder.
         folder: PathBuf,
@@ -83,14 +124,15 @@ enum Command {
         /// Days that what is made is good [default: 365, of a CA 3650].
         #[arg(long, value_parser = days())]
         days: Option<i64>,
-        /// A new CA; nodes trust the old one beside it.
+        /// A new CA; nodes trust those before it as well.
         #[arg(long, conflicts_with_all = ["nodes", "drop_old"])]
         ca: bool,
-        /// End the trust in the CA before this one.
+        /// End the trust in the CAs before this one.
         #[arg(long, conflicts_with_all = ["nodes", "days"])]
         drop_old: bool,
     },
     /// What is there, and until when it is good.
+    #[command(after_help = SHOW_HELP)]
     Show {
         /// The CA's folder.
         folder: PathBuf,
@@ -136,7 +178,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
                 force: *force,
             };
             let files = authority.issue(node, &options).map_err(refused)?;
-            print_files(context, &[(node.clone(), files)])
+            print_files(context, &authority, &[(node.clone(), files)])
         }
         Command::Rotate {
             folder,
@@ -180,7 +222,7 @@ fn renew(
     let renewed = renewed
         .collect::<Result<Vec<_>, PkiError>>()
         .map_err(refused)?;
-    print_files(context, &renewed)
+    print_files(context, authority, &renewed)
 }
 
 fn refused(error: PkiError) -> Failure {
@@ -194,10 +236,23 @@ fn refused(error: PkiError) -> Failure {
     ApiError::new(code, error.to_string()).into()
 }
 
-fn print_files(context: &Context, nodes: &[(String, NodeFiles)]) -> Result<(), Failure> {
+/// Says what is wrong beside what was asked for: on standard error, so that it is seen whatever is printed.
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("dwcp: warning: {warning}");
+    }
+}
+
+fn print_files(
+    context: &Context,
+    authority: &Authority,
+    nodes: &[(String, NodeFiles)],
+) -> Result<(), Failure> {
+    let warnings = authority.warnings();
+    warn(&warnings);
     let list: Vec<_> = nodes
         .iter()
-        .map(|(node, files)| json!({"node": node, "files": files}))
+        .map(|(node, files)| json!({"node": node, "files": files, "warnings": warnings}))
         .collect();
     context.print(&list, || {
         let mut text = String::new();
@@ -216,21 +271,24 @@ fn print_files(context: &Context, nodes: &[(String, NodeFiles)]) -> Result<(), F
 }
 
 fn print_shown(context: &Context, shown: &Shown) -> Result<(), Failure> {
+    warn(&shown.warnings);
     context.print(shown, || {
-        let trusted = shown.trusted.iter().map(|ca| row("CA", &ca.subject, ca));
+        let trusted = shown.trusted.iter();
+        let trusted = trusted.map(|ca| row("CA", &ca.subject, ca, true));
         let nodes = shown.nodes.iter().map(|node| {
             let facts = &node.certificate;
             let addresses = facts.addresses.iter().map(ToString::to_string);
             let names: Vec<_> = facts.dns_names.iter().cloned().chain(addresses).collect();
-            row("node", &names.join(", "), facts)
+            row("node", &names.join(", "), facts, node.is_trusted)
         });
         let rows: Vec<_> = trusted.chain(nodes).collect();
         show::table(["", "names", "good until", ""], rows)
     })
 }
 
-fn row(kind: &str, names: &str, facts: &CertificateFacts) -> [String; 4] {
+fn row(kind: &str, names: &str, facts: &CertificateFacts, is_trusted: bool) -> [String; 4] {
     let left = match facts.days_left() {
+        _ if !is_trusted => "NOT TRUSTED".to_owned(),
         ..0 => "EXPIRED".to_owned(),
         days => format!("{days} days left"),
     };

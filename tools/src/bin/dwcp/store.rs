@@ -16,8 +16,8 @@ use crate::show;
 const PERIOD: Duration = Duration::from_millis(200);
 
 const HELP: &str = "\
-A VM that is moved to this node with `pages.reuse` (profiles hybrid and internet) is not sent the
-pages that the node has: in the RAM of VMs that left it, and in disk images that were added. Add the
+A VM that is moved to this node with `pages.reuse` (profiles hybrid and internet) is not sent the \
+pages that the node has: in the RAM of VMs that left it, and in disk images that were added. Add the \
 image that guests were installed from, on the node that they go to.
 
 Examples:
@@ -25,6 +25,21 @@ Examples:
   dwcp store list
   dwcp store remove 3
   dwcp store remove /srv/images/debian-12.raw";
+
+const ADD_HELP: &str = "\
+Examples:
+  dwcp store add-image /srv/images/debian-12.raw
+  dwcp store add-image /srv/images/debian-12.qcow2 --no-wait --json";
+
+const LIST_HELP: &str = "\
+Examples:
+  dwcp store list
+  dwcp store list --json";
+
+const REMOVE_HELP: &str = "\
+Examples:
+  dwcp store list
+  dwcp store remove 3";
 
 /// `dwcp store`.
 #[derive(clap::Args, Debug)]
@@ -37,6 +52,7 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand, Debug)]
 enum Command {
     /// Index a disk image (raw, or qcow2 without compression), or index it anew. It stays where it is.
+    #[command(after_help = ADD_HELP)]
     AddImage {
         /// The image, on this node; the data plane must be able to read it.
         file: PathBuf,
@@ -45,8 +61,10 @@ enum Command {
         no_wait: bool,
     },
     /// All that the node keeps.
+    #[command(after_help = LIST_HELP)]
     List,
     /// Remove an entry. A disk image itself stays.
+    #[command(after_help = REMOVE_HELP)]
     Remove {
         /// Its number in the list, or the path of a disk image.
         entry: String,

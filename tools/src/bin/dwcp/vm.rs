@@ -16,6 +16,16 @@ const HELP: &str = "Examples:
   dwcp vm attach sim --process /run/sim.sock
   dwcp vm list";
 
+const DETACH_HELP: &str = "\
+Examples:
+  dwcp vm detach web
+  dwcp vm detach web --json";
+
+const LIST_HELP: &str = "\
+Examples:
+  dwcp vm list
+  dwcp vm list --json";
+
 /// `dwcp vm`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = HELP)]
@@ -29,11 +39,13 @@ enum Command {
     /// Attach a running VM; says what to change when it cannot be moved.
     Attach(AttachArgs),
     /// Forget a VM; it goes on running.
+    #[command(after_help = DETACH_HELP)]
     Detach {
         /// VM name.
         name: String,
     },
     /// All VMs of this node.
+    #[command(after_help = LIST_HELP)]
     List,
     /// Start QEMU so that it can be moved, and attach it.
     RunQemu(run_qemu::Args),

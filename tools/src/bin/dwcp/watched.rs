@@ -26,7 +26,12 @@ const WATCHED: &str = "DWCP_WATCHED";
 const END_TIME: Duration = Duration::from_secs(5);
 
 /// They ask for an end.
-const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+pub(crate) const ENDING: [Signal; 4] = [
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+];
 
 /// Runs this program's command line in a process of its own, with a folder of its own for all that is temporary, and returns its
 /// exit code: 128 and the signal's number where one ended it. `None` in that process itself. What it `keeps` stays.

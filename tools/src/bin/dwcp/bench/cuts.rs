@@ -18,6 +18,7 @@ use dwcp_wan::params::Direction;
 use serde::Serialize;
 
 use super::machine::Machine;
+use super::numbers::{size_mib, some};
 use super::stat::median;
 use super::wan::Road;
 use crate::context::Context;
@@ -40,7 +41,7 @@ Examples:
 #[command(after_help = HELP)]
 pub(crate) struct Args {
     /// Points: one migration and one disturbance each.
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = 50, value_parser = some::<u64>)]
     points: u64,
     /// First seed.
     #[arg(long, default_value_t = 1)]
@@ -49,7 +50,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "RATE,RTT[,LOSS]", default_value = "100mbit,50ms", value_parser = Road::parse)]
     link: Road,
     /// RAM of the guest, MiB; nine tenths of it are data.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = size_mib)]
     size_mib: u64,
     /// What happens; by the seed if it is not given.
     #[arg(long, value_enum)]
@@ -63,10 +64,15 @@ pub(crate) struct Args {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 enum Harm {
+    /// Nothing passes either way for a second.
     Cut1S,
+    /// Nothing passes for five seconds.
     Cut5S,
+    /// Nothing passes for half a minute.
     Cut30S,
+    /// The source's data plane is killed and started anew.
     SourceRestart,
+    /// The destination's data plane is killed and started anew.
     DestinationRestart,
     /// One data stream ends, at one of the nodes.
     Stream,

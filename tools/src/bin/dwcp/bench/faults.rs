@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::draws::Draws;
 use super::machine::Machine;
+use super::numbers::{size_mib, some};
 use super::run::move_once;
 use super::whereabouts::{Where, find};
 use crate::context::Context;
@@ -34,7 +35,7 @@ Examples:
 #[command(after_help = HELP)]
 pub(crate) struct Args {
     /// Points: one migration and one kill each.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = some::<u64>)]
     points: u64,
     /// First seed.
     #[arg(long, default_value_t = 1)]
@@ -43,7 +44,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Guest::Qemu)]
     guest: Guest,
     /// RAM of the guest, MiB.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = size_mib)]
     size_mib: u64,
 }
 

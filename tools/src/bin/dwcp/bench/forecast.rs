@@ -8,6 +8,7 @@ use dwcp_simd::PAGE_BYTES;
 use dwcp_tools::lab::{GuestSpec, Lab, RunSpec};
 use serde::Serialize;
 
+use super::numbers::some;
 use super::run::{Guest, Record, by_case, leaving_bytes_per_s};
 use super::wan::Road;
 use crate::context::Context;
@@ -40,7 +41,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Guest::Synthetic)]
     guest: Guest,
     /// Migrations for each of them.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = some::<usize>)]
     points: usize,
     /// Rate, round-trip time, loss each way, instead of a limit; needs root.
     #[arg(long, value_name = "RATE,RTT[,LOSS]", value_parser = Road::parse)]

@@ -7,6 +7,7 @@ use dwcp_controlplane::config::AUTO;
 use dwcp_controlplane::profile;
 use serde::Serialize;
 
+use super::numbers::{part, some};
 use super::run::{Record as RecordOf, by_case, cases, move_incompressible};
 use super::stat::median;
 use super::wan::Road;
@@ -52,19 +53,19 @@ pub(crate) struct Args {
     #[arg(long, default_value = "bbr")]
     congestion_control: String,
     /// How long the link takes for the guest's pages.
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 30, value_parser = some::<u64>)]
     seconds: u64,
     /// So many such links at once, as paths of the streams; at least as many --streams.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     paths: u8,
     /// How often each is moved.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = some::<u32>)]
     rounds: u32,
     /// Part of the link's rate that is demanded.
-    #[arg(long, default_value_t = 0.9)]
+    #[arg(long, default_value_t = 0.9, value_parser = part)]
     least: f64,
     /// Part of the best goodput over the same link that `auto` must reach.
-    #[arg(long, default_value_t = 0.85)]
+    #[arg(long, default_value_t = 0.85, value_parser = part)]
     least_of_best: f64,
     /// Change a key of the profile; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]

@@ -11,6 +11,7 @@ mod goodput;
 mod idle;
 mod machine;
 mod matrix;
+mod numbers;
 mod parts;
 mod peers;
 mod postcopy;
@@ -29,8 +30,18 @@ mod wire;
 use crate::context::Context;
 use crate::failure::Failure;
 
+const HELP: &str = "\
+Each starts what it needs, and leaves nothing behind. Its own help says what it measures and needs.
+
+Examples:
+  dwcp bench peers
+  dwcp bench wan --link 100mbit,100ms --rounds 3 --json > wan.json
+  dwcp bench faults --points 200
+  dwcp bench report wan.json";
+
 /// `dwcp bench`.
 #[derive(clap::Args, Debug)]
+#[command(after_help = HELP)]
 pub(crate) struct Args {
     #[command(subcommand)]
     which: Which,

@@ -15,6 +15,7 @@ use dwcp_simd::{FingerprintKey, Kernels, LivePage, PAGE_BYTES, Page};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::Serialize;
 
+use super::numbers::some;
 use super::stat::median;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -32,7 +33,7 @@ Examples:
 #[command(after_help = HELP)]
 pub(crate) struct Args {
     /// How often each is measured.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = some::<u32>)]
     rounds: u32,
 }
 

@@ -11,6 +11,7 @@ use dwcp_testbed::wire::Backing;
 use dwcp_tools::lab::{GuestChoice, GuestSpec};
 use serde::Serialize;
 
+use super::numbers::{size_mib, some};
 use super::run::{by_case, move_once, rate};
 use crate::context::Context;
 use crate::failure::Failure;
@@ -33,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Guest::Linux)]
     guest: Guest,
     /// RAM of the guest, MiB; several make a table.
-    #[arg(long, default_value = "1024", value_delimiter = ',')]
+    #[arg(long, default_value = "1024", value_delimiter = ',', value_parser = size_mib)]
     size_mib: Vec<u64>,
     /// RAM filled with data, percent.
     #[arg(long, default_value_t = 55, value_parser = clap::value_parser!(u64).range(1..=90))]
@@ -47,7 +48,7 @@ pub(crate) struct Args {
     )]
     dirty_rate: Vec<u64>,
     /// How often each system moves it.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = some::<u32>)]
     rounds: u32,
     /// Change a key of the datacenter profile; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]

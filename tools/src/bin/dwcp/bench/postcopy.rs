@@ -14,6 +14,7 @@ use dwcp_wan::link::{self, Link};
 use dwcp_wan::params::Direction;
 use serde::Serialize;
 
+use super::numbers::{size_mib, some};
 use super::run::{Record, by_case};
 use super::wan::Road;
 use crate::context::Context;
@@ -39,7 +40,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Guest::Synthetic)]
     guest: Guest,
     /// RAM of the guest, MiB; several make a table.
-    #[arg(long, default_value = "1024", value_delimiter = ',')]
+    #[arg(long, default_value = "1024", value_delimiter = ',', value_parser = size_mib)]
     size_mib: Vec<u64>,
     /// RAM filled with data, percent.
     #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u64).range(1..=90))]
@@ -54,7 +55,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Harm::None)]
     harm: Harm,
     /// Migrations of each guest.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = some::<u64>)]
     points: u64,
     /// First seed.
     #[arg(long, default_value_t = 1)]
@@ -84,15 +85,19 @@ impl Guest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 enum Harm {
+    /// Nothing.
     None,
     /// One of those below.
     BySeed,
-    /// Needs --link.
+    /// Nothing passes for a second. Needs --link.
     Cut1S,
-    /// Needs --link.
+    /// Nothing passes for five seconds. Needs --link.
     Cut5S,
+    /// The source's data plane is killed and started anew.
     SourceRestart,
+    /// The destination's data plane is killed and started anew.
     DestinationRestart,
+    /// Both are.
     BothRestart,
 }
 

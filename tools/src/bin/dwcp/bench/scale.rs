@@ -11,6 +11,7 @@ use dwcp_tools::lab::{Fleet, GuestChoice, GuestSpec, Usage};
 use serde::Serialize;
 
 use super::machine::{Machine, memory_available_mib};
+use super::numbers::some;
 use crate::context::Context;
 use crate::failure::Failure;
 
@@ -32,7 +33,7 @@ pub(crate) struct Args {
     #[arg(long = "axis", value_enum)]
     axes: Vec<Axis>,
     /// How often each step is measured.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = some::<u32>)]
     rounds: u32,
     /// Change a key of the datacenter profile; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]

@@ -7,6 +7,7 @@ use dwcp_controlplane::profile;
 use dwcp_tools::lab::Ends;
 use serde::Serialize;
 
+use super::numbers::{part, size_mib, some};
 use super::run::{Record as RecordOf, by_case, move_incompressible, move_whole};
 use super::stat::median;
 use super::wan::Road;
@@ -38,13 +39,13 @@ pub(crate) struct Args {
     #[arg(long)]
     kernel: bool,
     /// RAM of the guest, MiB; nine tenths of it are filled.
-    #[arg(long, default_value_t = 1024)]
+    #[arg(long, default_value_t = 1024, value_parser = size_mib)]
     size_mib: u64,
     /// How often each is moved.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = some::<u32>)]
     rounds: u32,
     /// Goodput with TLS, of that without, that is demanded.
-    #[arg(long, default_value_t = 0.9)]
+    #[arg(long, default_value_t = 0.9, value_parser = part)]
     least: f64,
     /// Change a key of the profile; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]

@@ -9,6 +9,7 @@ use dwcp_testbed::wire::{Backing, Method, Receive, WireOptions, run_mover};
 use dwcp_tools::lab::GuestSpec;
 use serde::Serialize;
 
+use super::numbers::{size_mib, some};
 use super::run::move_once;
 use super::stat::median;
 use crate::context::Context;
@@ -30,13 +31,13 @@ Examples:
 #[command(after_help = HELP)]
 pub(crate) struct Args {
     /// Memory, MiB.
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = 2048, value_parser = size_mib)]
     size_mib: u64,
     /// Streams.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=32))]
     streams: u16,
     /// How often each moves it.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = some::<u32>)]
     rounds: u32,
     /// What the memory is made of.
     #[arg(long, value_enum, default_value_t = Memory::Allocated)]

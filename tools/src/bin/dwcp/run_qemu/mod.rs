@@ -21,8 +21,10 @@ const HELP: &str = "Added to QEMU's arguments: a QMP socket, shared memory when 
 (size from -m), and with --incoming `-incoming defer -S`. The library libdwcp_preload.so is \
 preloaded when it lies next to the dwcp program or in ../lib/dwcp: it hands out the userfaultfd \
 by which written pages are found fastest.
+
 Guest RAM is a file without a name in the folder of --mem-path, that QEMU inherits: it goes with \
 QEMU, however that ends. --dry-run shows a named one, for a launch line of your own.
+
 QEMU is $DWCP_QEMU, or the first word after -- when that is no option, or qemu-system-x86_64. \
 Signals are passed on; the exit code is QEMU's.
 

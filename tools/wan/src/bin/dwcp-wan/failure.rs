@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use dwcp_wan::link::LinkError;
 use dwcp_wan::trace::TraceError;
+use nix::libc;
 use serde_json::json;
 
 use crate::output;
@@ -18,6 +19,13 @@ pub(crate) enum Failure {
     Usage(String),
     /// A signal ended it; the link is down.
     Signal(u8),
+    /// The command that was to run does not start.
+    Command {
+        /// Which.
+        program: String,
+        /// Why.
+        error: std::io::Error,
+    },
     /// Anything else.
     Other(String),
 }
@@ -41,12 +49,13 @@ impl From<std::io::Error> for Failure {
 }
 
 impl Failure {
-    const fn code(&self) -> u8 {
+    fn code(&self) -> u8 {
         match self {
-            Self::Link(LinkError::Needs(_)) => 4,
+            Self::Link(LinkError::Needs(_) | LinkError::Denied { .. }) => 4,
             Self::Link(LinkError::NotFound(_)) => 3,
             Self::Usage(_) => 2,
             Self::Signal(number) => 128 + *number,
+            Self::Command { error, .. } => code_of_start(error),
             Self::Link(_) | Self::Other(_) => 1,
         }
     }
@@ -55,6 +64,9 @@ impl Failure {
         match self {
             Self::Link(error) => error.to_string(),
             Self::Usage(text) | Self::Other(text) => text.clone(),
+            Self::Command { program, error } => {
+                format!("`{program}` cannot be run: {error}; the link is down")
+            }
             Self::Signal(number) => format!("ended by signal {number}; the link is down"),
         }
     }
@@ -69,6 +81,15 @@ impl Failure {
             eprintln!("dwcp-wan: {}", self.text());
         }
         ExitCode::from(self.code())
+    }
+}
+
+/// As shells have it, so that a script need not tell whether a link was around its command.
+fn code_of_start(error: &std::io::Error) -> u8 {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) => 127,
+        Some(libc::EACCES | libc::EPERM | libc::ENOEXEC | libc::EISDIR | libc::ETXTBSY) => 126,
+        _ => 1,
     }
 }
 

@@ -23,14 +23,15 @@ use failure::Failure;
 use options::{LinkOptions, LinkTime};
 
 const HELP: &str = "\
-A link is two network namespaces, dwcp-wan-NAME-a and dwcp-wan-NAME-b, with an interface wan0 in
-each, and a process between them. It needs root (CAP_NET_ADMIN, CAP_SYS_ADMIN), /dev/net/tun and ip of
+A link is two network namespaces, dwcp-wan-NAME-a and dwcp-wan-NAME-b, with an interface wan0 in \
+each, and a process between them. It needs root (CAP_NET_ADMIN, CAP_SYS_ADMIN), /dev/net/tun and ip of \
 iproute2; no netem.
 
 Exit codes:
-  0  done                          3  no such link
-  1  failed                        4  the machine lacks what a link needs; the message names it
-  2  wrong usage                   run: that of the command
+  0  done               3  no such link
+  1  failed             4  the machine or the user lacks what a link needs
+  2  wrong usage
+  run: that of the command, 127 and 126 where it does not start; see its help
 
 Examples:
   dwcp-wan up --rate 100mbit --delay 50ms --loss 0.1%
@@ -73,8 +74,15 @@ enum Command {
     Emulate(emulate::Args),
 }
 
+const MEND_HELP: &str = "Ends every cut of the link, whichever way it was.
+
+Examples:
+  dwcp-wan mend wan
+  dwcp-wan mend wan --json";
+
 /// A link.
 #[derive(clap::Args, Debug)]
+#[command(after_help = MEND_HELP)]
 struct NameArgs {
     /// The link's name.
     name: LinkName,
@@ -141,7 +149,15 @@ enum Way {
     BToA,
 }
 
+const SHOW_HELP: &str = "What is left of a link that was not taken down is listed, too.
+
+Examples:
+  dwcp-wan show
+  dwcp-wan show wan
+  dwcp-wan show wan --json";
+
 #[derive(clap::Args, Debug)]
+#[command(after_help = SHOW_HELP)]
 struct ShowArgs {
     /// The link's name [default: every link].
     name: Option<LinkName>,
@@ -178,6 +194,7 @@ fn dispatch(command: &Command, json: bool) -> Result<ExitCode, Failure> {
 }
 
 fn down(args: &DownArgs, json: bool) -> Result<(), Failure> {
+    link::check_rights()?;
     let names = match &args.name {
         Some(name) => vec![name.clone()],
         None => link::list(),

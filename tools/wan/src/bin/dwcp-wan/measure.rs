@@ -43,9 +43,21 @@ pub(crate) struct Args {
         default_value = "cubic,bbr"
     )]
     congestion: Vec<String>,
-    /// How long each transfer runs.
-    #[arg(long, value_name = "TIME", value_parser = LinkTime::parse, default_value = "10s")]
+    /// How long each transfer runs, 100ms at least.
+    #[arg(long, value_name = "TIME", value_parser = length, default_value = "10s")]
     length: LinkTime,
+}
+
+/// Below this, what is measured is how a transfer begins and ends.
+const LENGTH_MIN_NS: u64 = 100_000_000;
+
+fn length(text: &str) -> Result<LinkTime, String> {
+    match LinkTime::parse(text) {
+        Ok(LinkTime(..LENGTH_MIN_NS)) => {
+            Err("too short to measure anything: 100ms at least".into())
+        }
+        parsed => parsed.map_err(|error| error.to_string()),
+    }
 }
 
 #[derive(Debug, Serialize)]

@@ -20,12 +20,14 @@ const HELP: &str = "The command runs here, not in a namespace of the link; it fi
   DWCP_WAN_A_NETNS, DWCP_WAN_B_NETNS      names of the namespaces
   DWCP_WAN_A_ADDRESS, DWCP_WAN_B_ADDRESS  addresses
   DWCP_WAN_NAME                           the link's name, for `dwcp-wan set` and `cut`
-The exit code is the command's; 128 + N when signal N ended it. SIGINT, SIGTERM and SIGHUP are passed on;
-the link is taken down in any case.
+
+The exit code is the command's; 128 + N when signal N ended it, 127 when there is no such command, 126 \
+when it cannot be run. SIGINT, SIGQUIT, SIGTERM and SIGHUP are passed on; the link is taken down in any \
+case.
 
 Examples:
-  dwcp-wan run --rate 100mbit --delay 50ms -- sh -c 'ip netns exec $DWCP_WAN_A_NETNS ping -c 3 \
-$DWCP_WAN_B_ADDRESS'
+  dwcp-wan run --rate 100mbit --delay 50ms -- sh -c \\
+    'ip netns exec $DWCP_WAN_A_NETNS ping -c 3 $DWCP_WAN_B_ADDRESS'
   dwcp-wan run --rate 1gbit --delay 10ms --loss 0.01% -- ./migrate-test.sh";
 
 /// How long a command may take to end after a signal.
@@ -81,9 +83,10 @@ fn start(command: &[OsString], link: &Link) -> Result<Child, Failure> {
         .env("DWCP_WAN_A_ADDRESS", &link.addresses[0])
         .env("DWCP_WAN_B_ADDRESS", &link.addresses[1]);
     signals::release_in(&mut command_line);
-    command_line
-        .spawn()
-        .map_err(|error| Failure::Other(format!("{}: {error}", program.display())))
+    command_line.spawn().map_err(|error| Failure::Command {
+        program: program.display().to_string(),
+        error,
+    })
 }
 
 fn wait(child: &mut Child, signals: &Held) -> Result<ExitStatus, Failure> {

@@ -14,6 +14,7 @@ pub(crate) fn run(name: Option<&LinkName>, json: bool) -> Result<(), Failure> {
         let value = json!({"link": link, "status": status});
         return output::print(json, &value, || in_words(&link, &status));
     }
+    link::check_rights()?;
     let (mut values, mut texts) = (vec![], vec![]);
     for name in link::list() {
         match whole(&name) {

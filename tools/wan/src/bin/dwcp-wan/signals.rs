@@ -20,9 +20,13 @@ pub(crate) struct Held {
 impl Held {
     /// Holds them from now on. To be called before any thread is started.
     pub(crate) fn hold() -> io::Result<Self> {
-        let ending: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
-            .into_iter()
-            .collect();
+        let ending = [
+            Signal::SIGINT,
+            Signal::SIGQUIT,
+            Signal::SIGTERM,
+            Signal::SIGHUP,
+        ];
+        let ending: SigSet = ending.into_iter().collect();
         let mut held = ending;
         held.add(Signal::SIGCHLD);
         held.thread_block()?;

@@ -19,6 +19,7 @@ use self::emulated::{By, Decision, Drive, Recorded, Sent, Window};
 use self::intervals::{Courses, Row};
 use self::ram::Source;
 use self::shadow::Case;
+use super::numbers::part;
 use super::run::{Record as RecordOf, by_case};
 use crate::context::Context;
 use crate::failure::Failure;
@@ -65,7 +66,7 @@ pub(crate) struct Args {
     #[arg(long)]
     no_shuffle: bool,
     /// Part of the best single effort's speed that is demanded.
-    #[arg(long, default_value_t = 0.95)]
+    #[arg(long, default_value_t = 0.95, value_parser = part)]
     least: f64,
     /// Also write each interval between decisions, with what every effort takes for the pages that follow, to this
     /// file.

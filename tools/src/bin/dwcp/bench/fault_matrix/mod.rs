@@ -28,14 +28,16 @@ use dwcp_controlplane::profile;
 use dwcp_testbed::Kind;
 use dwcp_testbed::wire::Backing;
 use dwcp_tools::lab::{Ends, GuestChoice, GuestSpec, Lab, LabError, RunSpec};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::SigSet;
 use serde::Serialize;
 
+use super::numbers::some;
 use super::run::Record;
 use super::whereabouts::{Where, find};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::show;
+use crate::watched::ENDING;
 use harm::RecordBytes;
 use plan::{Cell, Fault, Mode, Phase, Sizes, cells};
 use strike::one;
@@ -58,7 +60,7 @@ Examples:
 #[command(after_help = HELP)]
 pub(crate) struct Args {
     /// Runs: one migration and one fault each, cell after cell.
-    #[arg(long, default_value_t = 153)]
+    #[arg(long, default_value_t = 153, value_parser = some::<u64>)]
     runs: u64,
     /// First seed.
     #[arg(long, default_value_t = 0)]
@@ -183,9 +185,7 @@ pub(crate) fn run(args: &Args, context: &mut Context) -> Result<(), Failure> {
 
 /// A signal that would end the program ends it after the runs that are under way: they have disks and daemons.
 fn end_on_signal() -> Result<Arc<AtomicBool>, Failure> {
-    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
-        .into_iter()
-        .collect();
+    let signals: SigSet = ENDING.into_iter().collect();
     signals.thread_block().map_err(Failure::other)?;
     let is_ended = Arc::new(AtomicBool::new(false));
     let ends = Arc::clone(&is_ended);

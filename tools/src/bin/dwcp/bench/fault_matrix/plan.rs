@@ -11,14 +11,23 @@ use crate::bench::draws::Draws;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Fault {
+    /// The source's data plane is killed and started anew.
     KillSourceDataPlane,
+    /// The source's control plane is killed and started anew.
     KillSourceControlPlane,
+    /// The destination's data plane is killed and started anew.
     KillDestinationDataPlane,
+    /// The destination's control plane is killed and started anew.
     KillDestinationControlPlane,
+    /// The destination's VMM is killed.
     KillDestinationVmm,
+    /// The source's data plane is stopped for a while.
     StopSourceDataPlane,
+    /// The source's control plane is stopped for a while.
     StopSourceControlPlane,
+    /// The destination's data plane is stopped for a while.
     StopDestinationDataPlane,
+    /// The destination's control plane is stopped for a while.
     StopDestinationControlPlane,
     /// The link is cut both ways.
     CutLink,
@@ -30,6 +39,7 @@ pub(super) enum Fault {
     Corrupt,
     /// The source's state folder is on a disk that is full.
     FullDiskSource,
+    /// The destination's state folder is.
     FullDiskDestination,
     /// The destination's data plane gets no more memory.
     OutOfMemoryDestination,

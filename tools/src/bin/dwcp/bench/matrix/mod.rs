@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use dwcp_controlplane::config::{self, Dimension};
 
+use super::numbers::some;
 use super::run::Record;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -84,7 +85,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TIME", default_value = "10min")]
     time_limit: String,
     /// Seeds of a simulated scenario.
-    #[arg(long, value_name = "N", default_value_t = 2000)]
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = some::<u64>)]
     seeds: u64,
     /// Change a key of every link's profile; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]

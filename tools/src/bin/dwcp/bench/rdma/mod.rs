@@ -14,6 +14,7 @@ use dwcp_tools::lab::{Ends, GuestSpec};
 use serde::Serialize;
 
 use self::perftest::{PERFTEST, write_bandwidth};
+use super::numbers::{size_mib, some};
 use super::run::{Guest, Record as RecordOf, by_case, move_once};
 use super::stat::median;
 use crate::context::Context;
@@ -45,13 +46,13 @@ pub(crate) struct Args {
     #[arg(long = "system", value_enum, value_delimiter = ',')]
     systems: Vec<System>,
     /// RAM of the guest, MiB. A synthetic one is filled, one of QEMU to two thirds.
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, value_parser = size_mib)]
     size_mib: u64,
     /// Pages rewritten per second.
     #[arg(long, default_value_t = 0, value_name = "PAGES/S")]
     dirty_rate: u64,
     /// How often each is measured.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = some::<u32>)]
     rounds: u32,
     /// Change a key of the profile; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]

@@ -14,6 +14,7 @@ use dwcp_testbed::peers::PeerSystem;
 
 pub(super) use self::road::Road;
 use self::runs::{Run, SEEDS, by_dwcp, by_qemu};
+use super::numbers::{size_mib, some};
 use crate::context::{Context, print_text};
 use crate::failure::Failure;
 
@@ -58,7 +59,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "RECORD")]
     show: Vec<PathBuf>,
     /// RAM of the guest, MiB.
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = size_mib)]
     size_mib: u64,
     /// RAM filled with data, percent.
     #[arg(long, default_value_t = 55, value_parser = clap::value_parser!(u64).range(1..=90))]
@@ -67,13 +68,13 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 100, value_name = "PAGES/S")]
     dirty_rate: u64,
     /// How often each system moves it.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = some::<u32>)]
     rounds: u32,
     /// Seconds that the guest stays before it goes back.
     #[arg(long, default_value_t = 10)]
     stay_s: u64,
     /// Seconds after which a migration is given up.
-    #[arg(long, default_value_t = 150)]
+    #[arg(long, default_value_t = 150, value_parser = some::<u64>)]
     timeout_s: u64,
     /// Which of them; all when not given.
     #[arg(long = "system", value_enum, value_delimiter = ',')]
