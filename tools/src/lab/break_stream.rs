@@ -1,11 +1,13 @@
 //! Breaking one data stream of a data plane: its socket is taken from the process and shut down. That is
 //! what a middlebox does, as both ends see it, and nothing else of the migration is touched.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use rustix::fs::fstat;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use socket2::SockRef;
 
@@ -30,7 +32,8 @@ fn data_streams(pid: u32) -> io::Result<Vec<OwnedFd>> {
     let process = Pid::from_raw(pid as i32).ok_or(io::ErrorKind::NotFound)?;
     let process = pidfd_open(process, PidfdFlags::empty())?;
     let folder = Path::new("/proc").join(pid.to_string());
-    let mut streams = vec![];
+    // A socket may have several descriptors, and in this process itself those that are taken here.
+    let (mut streams, mut known) = (vec![], HashSet::new());
     for entry in folder.join("fd").read_dir()? {
         let number = entry?.file_name();
         // One that was closed since is no stream.
@@ -47,7 +50,8 @@ fn data_streams(pid: u32) -> io::Result<Vec<OwnedFd>> {
             continue;
         };
         let peer = SockRef::from(&socket).peer_addr();
-        if peer.is_ok_and(|peer| peer.as_socket().is_some()) {
+        let is_connected = peer.is_ok_and(|peer| peer.as_socket().is_some());
+        if is_connected && known.insert(fstat(&socket)?.st_ino) {
             streams.push(socket);
         }
     }
