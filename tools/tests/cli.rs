@@ -327,7 +327,7 @@ fn a_dry_run_foretells() {
     for (mbit, words) in [
         (
             Some(200.0),
-            "at 200 Mbit/s, by the limit that is set: 2 more rounds in 2.2 s to 2.9 s, then a pause of 31.0 ms",
+            "at 200 Mbit/s, by the limit that is set: 2 more rounds in 2.2 s to 2.9 s, then a pause of 31.0 ms to 40.0 ms beside device state",
         ),
         (
             None,

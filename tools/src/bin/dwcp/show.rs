@@ -260,7 +260,7 @@ fn lies_ahead(ahead: &Forecast) -> String {
         rounds => format!("{rounds} more rounds"),
     };
     let time = range(ahead.ms, ahead.ms_p90);
-    format!("{rounds} in {time}, then a pause of {pause}")
+    format!("{rounds} in {time}, then a pause of {pause} beside device state")
 }
 
 /// What a dry run foretells.
