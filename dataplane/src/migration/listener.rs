@@ -17,6 +17,7 @@ use super::meter::Meter;
 use super::node::{Node, NodeError};
 use super::peer::{self, PeerError};
 use super::secure::{Admitted, admit};
+use super::seldom::Seldom;
 use super::{recall, recovery};
 use crate::tls::Connection;
 use crate::transport::hasten_losses;
@@ -69,22 +70,27 @@ impl Listener {
         if let Err(error) = thread.spawn(move || queue_pairs.take_queue_pairs()) {
             tracing::error!(%error, "no thread for queue pairs");
         }
-        let greeting = Arc::new(());
+        let (greeting, seldom) = (Arc::new(()), Arc::new(Seldom::new()));
         for stream in self.socket.incoming() {
             let Ok(stream) = stream else {
                 std::thread::sleep(Duration::from_millis(50));
                 continue;
             };
             if Arc::strong_count(&greeting) > GREETING_MAX {
-                tracing::warn!("too many connections at once, one is dropped");
+                if let Some(left_out) = seldom.line(Instant::now()) {
+                    tracing::warn!(left_out, "too many connections at once, one is dropped");
+                }
                 continue;
             }
             let (node, settings, turn) =
                 (Arc::clone(node), settings.clone(), Arc::clone(&greeting));
+            let seldom = Arc::clone(&seldom);
             let serve = move || {
                 let peer = stream.peer_addr();
-                if let Err(reason) = greet(&node, stream, settings, turn) {
-                    tracing::warn!(?peer, "connection refused: {reason}");
+                if let Err(reason) = greet(&node, stream, settings, turn)
+                    && let Some(left_out) = seldom.line(Instant::now())
+                {
+                    tracing::warn!(?peer, left_out, "connection refused: {reason}");
                 }
             };
             if let Err(error) = std::thread::Builder::new()

@@ -52,6 +52,7 @@ mod relay;
 mod reread;
 mod room;
 mod secure;
+mod seldom;
 mod settle;
 mod shares;
 mod source;
