@@ -7,7 +7,7 @@ mod check;
 
 use std::net::SocketAddr;
 
-use check::{check, limit};
+use check::{check, limit, make_printable};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{CONTROL_BYTES_MAX, PAGE_BYTES};
@@ -370,6 +370,12 @@ pub enum ControlError {
         /// Value or length.
         value: u64,
     },
+    /// A name would be a command to a terminal.
+    #[error("control message field {field} has control characters")]
+    Unprintable {
+        /// Which.
+        field: &'static str,
+    },
 }
 
 /// A message's payload bytes.
@@ -389,10 +395,11 @@ pub fn encode_control(message: &Control) -> Result<Vec<u8>, ControlError> {
 /// [`ControlError`].
 pub fn decode_control(payload: &[u8]) -> Result<Control, ControlError> {
     limit("message", payload.len() as u64, CONTROL_BYTES_MAX as u64)?;
-    let (message, rest) = postcard::take_from_bytes(payload)?;
+    let (mut message, rest) = postcard::take_from_bytes(payload)?;
     if !rest.is_empty() {
         return Err(ControlError::Trailing(rest.len()));
     }
     check(&message)?;
+    make_printable(&mut message);
     Ok(message)
 }

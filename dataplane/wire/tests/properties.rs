@@ -416,6 +416,26 @@ fn messages_beyond_a_limit_are_refused_both_ways() {
     assert!(decode_control(&vec![0; CONTROL_BYTES_MAX + 1]).is_err());
 }
 
+/// What the other node says in words comes to terminals and logs.
+#[test]
+fn words_of_the_other_node_are_no_commands_to_a_terminal() {
+    let said = |reason: &str| Control::Abort {
+        code: AbortCode::Other,
+        reason: reason.into(),
+    };
+    let bytes = encode_control(&said("no room\x1b[2J\nweb: completed\u{9b}31m")).unwrap();
+    let heard = decode_control(&bytes).unwrap();
+    assert_eq!(heard, said("no room [2J web: completed 31m"));
+    let again = encode_control(&heard).unwrap();
+    assert_eq!(decode_control(&again).unwrap(), heard);
+    let query = Control::OwnerQuery {
+        migration: 1,
+        vm: "web\x1b[2J".into(),
+        epoch: 1,
+    };
+    assert!(encode_control(&query).is_err());
+}
+
 /// A length that promises gigabytes must not be believed before the bytes are there.
 #[test]
 fn a_lying_length_allocates_nothing() {

@@ -462,7 +462,8 @@ const fn parameters(queue_pair: u32, private_data: &[u8]) -> ConnectParameters<'
 /// The other end's words, behind which the network puts zeros.
 fn refused(private_data: &[u8], status: i32) -> io::Error {
     let said = private_data.split(|byte| *byte == 0).next();
-    let said = String::from_utf8_lossy(said.unwrap_or_default());
+    // For terminals and logs: nothing in it may be a command to these.
+    let said = String::from_utf8_lossy(said.unwrap_or_default()).replace(char::is_control, " ");
     let text = match said.is_empty() {
         true => format!("nobody takes queue pairs there ({status})"),
         false => format!("refused: {said}"),

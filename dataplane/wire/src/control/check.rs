@@ -173,7 +173,27 @@ fn name(field: &'static str, text: &str) -> Result<(), ControlError> {
     if text.is_empty() {
         return Err(ControlError::Field { field, value: 0 });
     }
+    if text.contains(char::is_control) {
+        return Err(ControlError::Unprintable { field });
+    }
     limit(field, text.len() as u64, NAME_BYTES_MAX as u64)
+}
+
+/// Words of the other node come to terminals and logs: nothing in them may be a command to these.
+pub(super) fn make_printable(message: &mut Control) {
+    let (Control::Refuse { reason, .. }
+    | Control::Abort { reason, .. }
+    | Control::PostcopyRefused { reason }
+    | Control::PagesRead(PagesRead {
+        broke: Some(reason),
+        ..
+    })) = message
+    else {
+        return;
+    };
+    if reason.contains(char::is_control) {
+        *reason = reason.replace(char::is_control, " ");
+    }
 }
 
 pub(super) const fn limit(field: &'static str, value: u64, most: u64) -> Result<(), ControlError> {
