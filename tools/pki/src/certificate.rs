@@ -58,7 +58,7 @@ impl CertificateFacts {
     /// [`CertificateError::X509`].
     pub fn from_der(der: &[u8]) -> Result<Self, CertificateError> {
         let wrong = |error: String| CertificateError::X509(error);
-        let (_, parsed) = X509Certificate::from_der(der).map_err(|e| wrong(e.to_string()))?;
+        let parsed = parsed(der)?;
         let names = parsed.subject_alternative_name();
         let names = names.map_err(|error| wrong(error.to_string()))?;
         let names = names.map_or(&[][..], |extension| &extension.value.general_names);
@@ -152,7 +152,6 @@ fn first(pem: &str) -> Result<CertificateDer<'static>, CertificateError> {
     }
 }
 
-#[cfg(feature = "issue")]
 fn parsed(der: &[u8]) -> Result<X509Certificate<'_>, CertificateError> {
     let parsed = X509Certificate::from_der(der);
     let (_, parsed) = parsed.map_err(|error| CertificateError::X509(error.to_string()))?;
