@@ -16,6 +16,7 @@ use miette::NamedSource;
 pub use doc::{explain, markdown};
 
 use crate::config::{self, ConfigErrors, Key, Source, Value, Values};
+use crate::mode::Mode;
 
 /// Name and text of the built-in profiles.
 const BUILT_IN: &[(&str, &str)] = &[
@@ -149,7 +150,7 @@ pub fn parse(name: &str, text: &str) -> Result<TransferSettings, ProfileError> {
 fn contradiction(
     settings: &TransferSettings,
 ) -> Option<(&'static str, &'static str, &'static str)> {
-    let is_internet = settings.mode == "internet";
+    let is_internet = settings.mode == Mode::Internet.name();
     if is_internet && settings.tls == TlsChoice::Off {
         return Some((
             "transfer.tls",

@@ -95,7 +95,7 @@ impl ControlWriter {
 
     /// How long words are on their way at least: half of the shortest round trip that the kernel has seen.
     pub(super) fn half_trip(&self) -> Duration {
-        TcpInfo::of(self.stream.socket()).map_or(Duration::ZERO, |info| info.min_rtt / 2)
+        self.round_trip().0 / 2
     }
 
     /// The shortest round trip that the kernel has seen, and what it takes one for now.

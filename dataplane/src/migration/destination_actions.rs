@@ -36,13 +36,17 @@ impl DestinationDriver {
     }
 
     pub(super) fn vm_is_ready(&mut self, token: u128, content_seed: Option<u64>) {
-        let streams = self.offer.streams.min(self.settings.streams.max(1));
         let event = DestinationEvent::VmReady {
             token,
-            streams,
+            streams: self.granted_streams(),
             content_seed,
         };
         self.pending.push_back(event);
+    }
+
+    /// Data streams that the source may open.
+    pub(super) fn granted_streams(&self) -> u16 {
+        self.offer.streams.min(self.settings.streams.max(1))
     }
 
     fn try_prepare_vm(&mut self) -> Result<u128, Refusal> {

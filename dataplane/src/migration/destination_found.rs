@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use dwcp_simd::PAGE_BYTES;
 use dwcp_wire::limits::WANTED_UNANSWERED_MAX;
@@ -11,7 +11,7 @@ use dwcp_wire::{AbortCode, Capabilities, Control, PageQuestion, RefuseCode};
 
 use super::destination::{DestinationDriver, DestinationInput};
 use super::destination_actions::Refusal;
-use super::node::Node;
+use super::node::{Node, lock};
 use super::readers::{read_on, reader_count};
 use super::source::random;
 use crate::engine::{Finder, Found, Session, keep_allocated};
@@ -68,8 +68,7 @@ impl DestinationDriver {
         let (node, vm) = (Arc::clone(&self.node), self.offer.vm.clone());
         let meter = Arc::clone(&self.recorder.meter);
         let (ask, asked) = sync_channel(WANTED_UNANSWERED_MAX);
-        let streams = self.offer.streams.min(self.settings.streams.max(1));
-        let threads = reader_count(&self.settings, streams);
+        let threads = reader_count(&self.settings, self.granted_streams());
         let look = move || {
             let mut helper = meter.helper();
             let looked = look(&node, &vm, &session);
@@ -265,10 +264,6 @@ impl<A, G: FnMut(A) -> bool> Answers<A, G> {
         }
         true
     }
-}
-
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,13 +1,12 @@
 //! Lines in the log that strangers can cause: some at once, then one a second, with how many were left out.
 
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use super::node::lock;
 
 /// Lines at once.
 const BURST: u32 = 32;
-
-/// A further line comes after so long.
-const PERIOD: Duration = Duration::from_secs(1);
 
 /// Decides which lines are written.
 #[derive(Debug)]
@@ -33,10 +32,10 @@ impl Seldom {
 
     /// Whether a line may be written, and how many were left out before it.
     pub(super) fn line(&self, now: Instant) -> Option<u64> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let periods = now.saturating_duration_since(state.grown).as_secs() / PERIOD.as_secs();
-        if periods > 0 {
-            let more = u32::try_from(periods).unwrap_or(BURST);
+        let mut state = lock(&self.0);
+        let seconds = now.saturating_duration_since(state.grown).as_secs();
+        if seconds > 0 {
+            let more = u32::try_from(seconds).unwrap_or(BURST);
             state.may = state.may.saturating_add(more).min(BURST);
             state.grown = now;
         }
@@ -51,6 +50,8 @@ impl Seldom {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

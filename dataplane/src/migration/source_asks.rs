@@ -102,16 +102,16 @@ impl SourceDriver {
                 by_hash: &asks_by_hash,
                 stop: &stops,
             };
-            let ask = |asker: &Asker<'_>| {
-                let mut helper = meter.helper();
-                asker.ask(|question| {
-                    helper.lap();
-                    permit.send(()).is_ok() && mailbox.push(SourceInput::Question(question)).is_ok()
+            let asker = Asker::new(&session, &asking).map_err(|error| error.to_string());
+            let asked = asker.and_then(|asker| {
+                let read = read_on("dwcp-ask", threads, || {
+                    let mut helper = meter.helper();
+                    asker.ask(|question| {
+                        helper.lap();
+                        permit.send(()).is_ok()
+                            && mailbox.push(SourceInput::Question(question)).is_ok()
+                    });
                 });
-            };
-            let asked = Asker::new(&session, &asking).map_err(|error| error.to_string());
-            let asked = asked.and_then(|asker| {
-                let read = read_on("dwcp-ask", threads, || ask(&asker));
                 read.map_err(|error| format!("no thread: {error}"))
             });
             let _ = mailbox.push(SourceInput::AllAsked(asked));

@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -30,7 +30,16 @@ type Stamp = [Option<(i64, i64, u64, u64)>; 3];
 pub struct TlsNode {
     files: TlsFiles,
     name: String,
-    read: Mutex<(Stamp, Arc<Identity>)>,
+    read: Mutex<Read>,
+}
+
+/// What was read.
+#[derive(Debug)]
+struct Read {
+    stamp: Stamp,
+    identity: Arc<Identity>,
+    /// Why it is not of the files as they are now.
+    fault: Option<TlsError>,
 }
 
 impl TlsNode {
@@ -45,7 +54,11 @@ impl TlsNode {
         let node = Self {
             files,
             name: name.to_owned(),
-            read: Mutex::new((stamp, identity)),
+            read: Mutex::new(Read {
+                stamp,
+                identity,
+                fault: None,
+            }),
         };
         for doubt in node.doubts() {
             tracing::warn!(doubt, "certificate");
@@ -57,35 +70,40 @@ impl TlsNode {
     /// one before.
     #[must_use]
     pub fn identity(&self) -> Arc<Identity> {
+        Arc::clone(&self.read().identity)
+    }
+
+    /// Reads the files again if they are others.
+    fn read(&self) -> MutexGuard<'_, Read> {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let stamp = self.files.stamp();
-        if stamp != read.0 {
-            read.0 = stamp;
+        if stamp != read.stamp {
+            read.stamp = stamp;
             match self.files.read(&self.name) {
                 Ok(identity) => {
                     tracing::info!("certificate, key and CA were read again");
-                    read.1 = Arc::new(identity);
+                    (read.identity, read.fault) = (Arc::new(identity), None);
                 }
-                Err(error) => tracing::warn!(%error, "the certificate stays the one before"),
+                Err(error) => {
+                    tracing::warn!(%error, "the certificate stays the one before");
+                    read.fault = Some(error);
+                }
             }
         }
-        Arc::clone(&read.1)
+        read
     }
 
     /// What an operator should know of the files, as they are now; a line each.
     #[must_use]
     pub fn doubts(&self) -> Vec<String> {
         let mut doubts = vec![];
-        let identity = match self.files.read(&self.name) {
-            Ok(identity) => Arc::new(identity),
-            Err(error) => {
-                doubts.push(format!(
-                    "{error}; what was read before is used until a restart"
-                ));
-                self.identity()
-            }
-        };
-        if !identity.is_trusted_by_itself() {
+        let read = self.read();
+        if let Some(error) = &read.fault {
+            doubts.push(format!(
+                "{error}; what was read before is used until a restart"
+            ));
+        }
+        if !read.identity.is_trusted_by_itself() {
             let ca = self.files.ca.display();
             doubts.push(format!(
                 "it is not of a CA in {ca}: nodes with these refuse it"
@@ -161,31 +179,13 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use dwcp_pki::{Authority, AuthorityOptions, NodeOptions, SECONDS_PER_DAY};
+    use dwcp_pki::SECONDS_PER_DAY;
 
     use super::*;
-
-    fn issue(folder: &Path, seconds: i64) -> TlsFiles {
-        let options = AuthorityOptions {
-            name: "test".into(),
-            seconds: SECONDS_PER_DAY,
-            force: true,
-        };
-        let authority = Authority::init(folder, &options).unwrap();
-        let options = NodeOptions {
-            seconds,
-            ..Default::default()
-        };
-        let files = authority.issue("a", &options).unwrap();
-        TlsFiles {
-            ca: files.ca,
-            certificate: files.certificate,
-            key: files.key,
-        }
-    }
+    use crate::tls::testing::issue;
 
     fn doubts(files: &TlsFiles) -> String {
-        TlsNode::new(files.clone(), "a")
+        TlsNode::new(files.clone(), "b")
             .unwrap()
             .doubts()
             .join("; ")
@@ -195,7 +195,7 @@ mod tests {
     fn files_that_are_not_as_they_should_be_are_told_of() {
         let folder = tempfile::tempdir().unwrap();
         let files = issue(&folder.path().join("one"), SECONDS_PER_DAY);
-        let node = TlsNode::new(files.clone(), "a").unwrap();
+        let node = TlsNode::new(files.clone(), "b").unwrap();
         assert_eq!(node.doubts(), Vec::<String>::new());
         fs::set_permissions(&files.key, PermissionsExt::from_mode(0o644)).unwrap();
         assert!(doubts(&files).contains("chmod 600"));

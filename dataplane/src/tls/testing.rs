@@ -1,6 +1,7 @@
 //! Identities and streams for tests.
 
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::time::Duration;
 
 use dwcp_pki::{Authority, AuthorityOptions, NodeOptions, SECONDS_PER_DAY};
@@ -9,22 +10,32 @@ use rustls::{CipherSuiteCommon, SupportedCipherSuite, Tls13CipherSuite};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
-use super::{DataStream, Identity, accept, connect};
+use super::{DataStream, Identity, TlsFiles, accept, connect};
 
-/// The node `b`, which is here both sides at once.
-pub(crate) fn identity(provider: CryptoProvider) -> Identity {
-    let folder = tempfile::tempdir().unwrap();
+/// Files of the node `b`, good for `seconds`, of a CA that begins in `folder`.
+pub(super) fn issue(folder: &Path, seconds: i64) -> TlsFiles {
     let options = AuthorityOptions {
         name: "test".into(),
         seconds: SECONDS_PER_DAY,
         force: false,
     };
     let options_of_node = NodeOptions {
-        seconds: SECONDS_PER_DAY,
+        seconds,
         ..NodeOptions::default()
     };
-    let authority = Authority::init(folder.path(), &options).unwrap();
+    let authority = Authority::init(folder, &options).unwrap();
     let files = authority.issue("b", &options_of_node).unwrap();
+    TlsFiles {
+        ca: files.ca,
+        certificate: files.certificate,
+        key: files.key,
+    }
+}
+
+/// The node `b`, which is here both sides at once.
+pub(crate) fn identity(provider: CryptoProvider) -> Identity {
+    let folder = tempfile::tempdir().unwrap();
+    let files = issue(folder.path(), SECONDS_PER_DAY);
     let trusted = CertificateDer::from_pem_file(files.ca).unwrap();
     let own = CertificateDer::from_pem_file(files.certificate).unwrap();
     let key = PrivateKeyDer::from_pem_file(files.key).unwrap();
