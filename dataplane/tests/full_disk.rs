@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::disk::{fill_the_disk, free_the_disk};
+use common::disk::{FullDisk, fill_the_disk};
 use common::proxy::{Harm, Plan, Proxy, Way};
 use common::{TwoNodes, settings, small, until, wait};
 use dwcp_api::{MigrationId, Role, RunResult};
@@ -18,6 +18,7 @@ use dwcp_wire::Control;
 fn a_refused_copy_does_not_stay_loaded() {
     let TwoNodes { a, b, old, new, .. } =
         &TwoNodes::start(&settings(), |incoming| small(1, incoming));
+    let disk = FullDisk;
     let plan = Plan {
         connections: 0..1,
         way: Way::ToDestination,
@@ -44,7 +45,7 @@ fn a_refused_copy_does_not_stay_loaded() {
     );
     let mut copy = new.client();
 
-    free_the_disk();
+    drop(disk);
     let report = wait(&a.node, id);
     assert_eq!(report.result, RunResult::Aborted, "{}", report.reason);
     let there = wait(&b.node, id);

@@ -10,7 +10,12 @@ pub(crate) fn fill_the_disk() {
     setrlimit(Resource::RLIMIT_FSIZE, 1, most).unwrap();
 }
 
-pub(crate) fn free_the_disk() {
-    let (_, most) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
-    setrlimit(Resource::RLIMIT_FSIZE, most, most).unwrap();
+/// Has room again once this is dropped: by a failing test, too, or what it says could not be written either.
+pub(crate) struct FullDisk;
+
+impl Drop for FullDisk {
+    fn drop(&mut self) {
+        let (_, most) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+        setrlimit(Resource::RLIMIT_FSIZE, most, most).unwrap();
+    }
 }
