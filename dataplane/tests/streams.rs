@@ -278,6 +278,38 @@ fn in_the_pause_the_guest_does_not_wait_long_for_a_stream() {
     assert!(waits);
 }
 
+/// A way that carries nothing any more and does not say so. The destination may be silent for half a minute, but not while
+/// the guest stands.
+#[test]
+fn in_the_pause_the_guest_does_not_wait_long_for_a_word() {
+    let settings = TransferSettings {
+        peer_silence_ms: 30_000,
+        ..settings()
+    };
+    let plan = Plan {
+        connections: proxy::CONTROL..proxy::CONTROL + 1,
+        way: Way::ToSource,
+        harm: Harm::Before {
+            message: |message| matches!(message, Control::DeviceLoaded),
+            act: |_| loop {
+                std::thread::park();
+            },
+        },
+    };
+    let (report, nodes, proxy) = moves(&settings, &plan);
+    assert!(proxy.has_harmed());
+    assert_eq!(report.result, RunResult::Aborted, "{}", report.reason);
+    let (start, end) = ("destination silent for 2", "ms while the guest stood");
+    let reason = &report.reason;
+    assert!(
+        reason.starts_with(start) && reason.ends_with(end),
+        "{reason}"
+    );
+    assert!(report.connection_lost);
+    assert!(nodes.old.is_running() && !nodes.new.is_running());
+    assert_eq!(nodes.old.bad_pages(), 0);
+}
+
 /// The end of the device connection overtakes the destination's last message.
 #[test]
 fn the_source_reports_what_a_destination_that_gives_up_says() {

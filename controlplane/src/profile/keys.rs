@@ -278,7 +278,7 @@ pub(super) const KEYS: &[Key] = &[
         "timeouts.peer_silence",
         time(100, 3_600_000),
         "A peer that says nothing for so long counts as lost. Before the handover the guest then \
-         runs on at the source. Until then it stands, if it was paused already: a stream that breaks in the pause is waited for \
-         no longer than 2 s, or twice switchover.downtime_limit.",
+         runs on at the source. While it stands, until the handover is sent, neither a destination that says nothing nor a stream \
+         that breaks is waited for longer than 2 s, or twice switchover.downtime_limit.",
     ),
 ];

@@ -33,7 +33,7 @@ pub use recovery::{
 };
 pub use source::{
     RESUME_TRIES_MAX, RoundMeasure, Source, SourceAction, SourceConfig, SourceEvent,
-    TRIES_WHILE_PAUSED_MAX, floor_char,
+    TRIES_WHILE_PAUSED_MAX, floor_char, patience_in_pause_ns,
 };
 
 /// Nanoseconds since the driver's own beginning of time. Our own type, so that a simulation can

@@ -1,9 +1,12 @@
-//! The paused part at the source, and giving the guest back.
+//! The paused part at both ends, and giving the guest back.
 
 mod common;
 
 use common::*;
-use dwcp_proto::{Ending, JournalEntry, Phase, RESUME_TRIES_MAX, SourceAction, SourceEvent};
+use dwcp_proto::{
+    Destination, DestinationAction, DestinationConfig, DestinationEvent, Ending, Instant,
+    JournalEntry, Phase, RESUME_TRIES_MAX, Source, SourceAction, SourceConfig, SourceEvent,
+};
 use dwcp_wire::{AbortCode, Control, PageRange};
 
 const SUSPECT: PageRange = PageRange {
@@ -146,4 +149,114 @@ fn after_the_handover_only_the_answer_counts() {
         [SourceAction::QueryOwner { epoch }]
     );
     assert!(source.is_in_doubt());
+}
+
+const S: u64 = 1_000_000_000;
+
+/// One whose destination may say nothing for half a minute, and `speaks` in a pause or does not promise it.
+fn patient_source(speaks: bool) -> Source {
+    let config = SourceConfig {
+        silence_ns: 30 * S,
+        ..source_config()
+    };
+    let mut source = source_in_precopy_with(config);
+    if speaks {
+        let _ = source.on_event(NOW, SourceEvent::SpeaksInPause);
+    }
+    source
+}
+
+/// Its guest stands from `at` on.
+fn pause(source: &mut Source, at: u64) {
+    for event in [
+        SourceEvent::RoundSent(measure()),
+        SourceEvent::Peer(round_report(0, vec![], false)),
+        SourceEvent::Journaled(JournalEntry::Prepared),
+    ] {
+        let _ = source.on_event(NOW, event);
+    }
+    let _ = source.on_event(Instant(at), SourceEvent::Paused);
+    assert_eq!(source.phase(), Phase::Switchover);
+}
+
+/// Half a minute of silence is nothing while the guest runs, and far too long while it stands.
+#[test]
+fn a_guest_does_not_stand_for_a_destination_that_says_nothing() {
+    let mut source = patient_source(true);
+    let _ = source.on_event(Instant(20 * S), SourceEvent::Tick);
+    assert_eq!(source.phase(), Phase::Precopy);
+    pause(&mut source, 20 * S);
+    // What it said before the pause is long ago; the pause is not.
+    let _ = source.on_event(Instant(20 * S + 1), SourceEvent::Tick);
+    let _ = source.on_event(Instant(21 * S), SourceEvent::Peer(Control::Alive));
+    let _ = source.on_event(Instant(23 * S), SourceEvent::Tick);
+    assert_eq!(source.phase(), Phase::Switchover);
+    let actions = source.on_event(Instant(23 * S + 1), SourceEvent::Tick);
+    assert!(tells_source(&actions), "{actions:?}");
+    assert!(actions.contains(&SourceAction::ResumeVm), "{actions:?}");
+}
+
+/// An older one says that it lives every quarter of the silence only.
+#[test]
+fn one_that_does_not_promise_to_speak_is_waited_for() {
+    let mut source = patient_source(false);
+    pause(&mut source, S);
+    let _ = source.on_event(Instant(29 * S), SourceEvent::Tick);
+    assert_eq!(source.phase(), Phase::Switchover);
+    let _ = source.on_event(Instant(31 * S), SourceEvent::Tick);
+    assert_eq!(source.phase(), Phase::Aborted);
+}
+
+#[test]
+fn patience_in_a_pause_follows_its_limit_and_not_beyond_the_silence() {
+    let patience_s = |silence_s: u64, downtime_s: u64| {
+        dwcp_proto::patience_in_pause_ns(silence_s * S, downtime_s * S) / S
+    };
+    assert_eq!(patience_s(30, 0), 2);
+    assert_eq!(patience_s(30, 1), 2);
+    assert_eq!(patience_s(30, 5), 10);
+    assert_eq!(patience_s(30, 20), 30);
+    assert_eq!(patience_s(1, 0), 1);
+    assert_eq!(dwcp_proto::patience_in_pause_ns(S, u64::MAX), S);
+}
+
+#[test]
+fn a_destination_speaks_while_the_guest_stands() {
+    let mut destination = Destination::new(DestinationConfig { silence_ns: S });
+    let offer = dwcp_wire::Offer {
+        peer_silence_ms: 30_000,
+        ..offer()
+    };
+    let ready = DestinationEvent::VmReady {
+        token: 5,
+        streams: 2,
+        content_seed: None,
+    };
+    for event in [
+        DestinationEvent::Peer(Control::Offer(offer)),
+        ready,
+        DestinationEvent::StreamsJoined,
+    ] {
+        let _ = destination.on_event(NOW, event);
+    }
+    let alive = [DestinationAction::Send(Control::Alive)];
+    let later = |ms: u64| Instant(NOW.0 + ms * S / 1000);
+    assert_eq!(
+        destination.on_event(later(7000), DestinationEvent::Tick),
+        []
+    );
+    let start = DestinationEvent::Peer(Control::SwitchoverStart);
+    assert_eq!(destination.on_event(later(7000), start), []);
+    assert_eq!(
+        destination.on_event(later(7050), DestinationEvent::Tick),
+        alive
+    );
+    assert_eq!(
+        destination.on_event(later(7300), DestinationEvent::Tick),
+        []
+    );
+    assert_eq!(
+        destination.on_event(later(7350), DestinationEvent::Tick),
+        alive
+    );
 }

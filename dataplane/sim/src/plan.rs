@@ -59,6 +59,8 @@ pub(crate) struct Plan {
     pub(crate) delay_ns: (u64, u64),
     /// Silence after which a peer is lost.
     pub(crate) silence_ns: u64,
+    /// The destination has promised to say that it lives while the guest stands.
+    pub(crate) speaks_in_pause: bool,
     pub(crate) deadline_ns: u64,
     /// Convergence.
     pub(crate) limits: RoundLimits,
@@ -97,6 +99,7 @@ impl Plan {
             sample_pages: rng.range(0, pages as u64) as u32,
             delay_ns: (delay_least, delay_least + rng.skewed(0, 100 * MS)),
             silence_ns: rng.range(1_500, 4_000) * MS,
+            speaks_in_pause: false,
             deadline_ns: rng.range(0, 1) * rng.skewed(MS, 20_000 * MS),
             limits: RoundLimits {
                 downtime_ns_max: rng.skewed(MS, 2_000 * MS),
@@ -118,6 +121,7 @@ impl Plan {
             shape.apply(&mut plan);
         }
         plan.faults = Fault::draw_all(rng, &plan);
+        plan.speaks_in_pause = rng.chance(70);
         plan
     }
 

@@ -247,7 +247,7 @@ impl SourceDriver {
                 self.recorder.pause.paused = Some(paused.unwrap_or(now));
                 self.session.pace.lift();
                 self.tell_paths();
-                self.hasten_streams();
+                self.hasten();
                 self.pending.push_back(SourceEvent::Paused);
             }
             Err(error) => self.fail(AbortCode::Vmm, format!("pause: {error}")),

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use dwcp_proto::Phase;
-use dwcp_wire::StreamRole;
+use dwcp_proto::{Phase, SourceEvent, patience_in_pause_ns};
+use dwcp_wire::{Capabilities, StreamRole};
 
 use super::dial;
 use super::peer::LAST_WORDS;
@@ -13,9 +13,6 @@ use super::source_streams::EndedConnection;
 
 /// Tries to replace a stream, in one migration: a peer does not make a source connect for ever.
 const TRIES_MAX: u32 = 2048;
-
-/// While the guest is paused a broken stream is waited for so long, or twice the pause that is accepted.
-const PAUSE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Between two tries to replace a stream, at most; a quarter of it before the second.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -109,16 +106,24 @@ impl SourceDriver {
     /// How long a stream may stay broken: as long as a peer may be silent, but not where the guest waits for it.
     fn patience(&self) -> Duration {
         let settings = &self.request.settings;
-        let silence = Duration::from_millis(settings.peer_silence_ms.into());
-        let downtime = Duration::from_millis(settings.downtime_limit_ms.into());
-        match self.recorder.pause.paused {
-            None => silence,
-            Some(_) => silence.min(PAUSE_PATIENCE.max(2 * downtime)),
-        }
+        let ns = |ms: u32| u64::from(ms) * 1_000_000;
+        let silence_ns = ns(settings.peer_silence_ms);
+        let patience_ns = match self.recorder.pause.paused {
+            None => silence_ns,
+            Some(_) => patience_in_pause_ns(silence_ns, ns(settings.downtime_limit_ms)),
+        };
+        Duration::from_nanos(patience_ns)
     }
 
-    /// The guest is paused: a stream that carries nothing is known to be broken sooner.
-    pub(super) fn hasten_streams(&self) {
+    /// The guest is paused: a stream that carries nothing is known to be broken sooner, and so is a destination that says
+    /// nothing. Not one that has pages placed by an adapter: it gives back the registration of all of RAM meanwhile.
+    pub(super) fn hasten(&mut self) {
+        let speaks = self
+            .can
+            .is_some_and(|can| can.contains(Capabilities::SPEAKS_IN_PAUSE));
+        if speaks && self.streams.rdma.memory().is_none() {
+            self.pending.push_back(SourceEvent::SpeaksInPause);
+        }
         let patience = self.patience();
         for socket in self.streams.sockets() {
             dial::bound_silence(socket, patience);

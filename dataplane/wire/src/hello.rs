@@ -39,6 +39,8 @@ impl Capabilities {
     pub const POSTCOPY_READ: Self = Self(1 << 7);
     /// Beside `WINDOW`: pages in it may be shuffled ([`crate::FrameHeader::shuffles_window`]).
     pub const SHUFFLE: Self = Self(1 << 8);
+    /// As a destination it says `Alive` four times a second from `SwitchoverStart` to `Handover`.
+    pub const SPEAKS_IN_PAUSE: Self = Self(1 << 9);
 
     /// Bits in both.
     #[must_use]
@@ -63,7 +65,8 @@ pub const CAPABILITIES: Capabilities = Capabilities(
         | Capabilities::RECALL.0
         | Capabilities::BASELINE.0
         | Capabilities::POSTCOPY_READ.0
-        | Capabilities::SHUFFLE.0,
+        | Capabilities::SHUFFLE.0
+        | Capabilities::SPEAKS_IN_PAUSE.0,
 );
 
 /// Payload of `Hello` and `HelloReply`; 64 bytes, frozen.

@@ -19,6 +19,9 @@ use crate::phase::{Phase, is_transition_valid};
 use crate::source::{floor_char, message_name};
 use crate::{Ending, Instant, JournalEntry, Outcome};
 
+/// So often, at least, it says that it lives while the guest stands at the source.
+const SPEAK_IN_PAUSE_NS: u64 = 250_000_000;
+
 /// The destination's machine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Destination {
@@ -283,11 +286,21 @@ impl Destination {
             let reason = format!("source silent for {} ms", silent / 1_000_000);
             return give_up(&state, AbortCode::Connection, reason);
         }
-        (state, self.say_alive(now))
+        let actions = if matches!(state, State::Switchover(_)) {
+            self.speak_after(now, SPEAK_IN_PAUSE_NS.min(self.silence_ns / 4))
+        } else {
+            self.say_alive(now)
+        };
+        (state, actions)
     }
 
     fn say_alive(&self, now: Instant) -> Actions {
-        let due = now.since(self.spoke) > self.silence_ns / 4;
+        self.speak_after(now, self.silence_ns / 4)
+    }
+
+    /// Says that it lives, unless something was said within this time.
+    fn speak_after(&self, now: Instant, quiet_ns: u64) -> Actions {
+        let due = now.since(self.spoke) > quiet_ns;
         Vec::from_iter(due.then_some(DestinationAction::Send(Control::Alive)))
     }
 }

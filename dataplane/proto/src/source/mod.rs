@@ -24,6 +24,16 @@ pub const TRIES_WHILE_PAUSED_MAX: u32 = 4;
 /// So often a VMM is asked to run the guest again, once per tick, before it is said to stand.
 pub const RESUME_TRIES_MAX: u32 = 5;
 
+/// A guest that stands waits no longer than this for a destination or a stream that says nothing, or twice as long as it
+/// may stand.
+const PAUSE_PATIENCE_NS: u64 = 2_000_000_000;
+
+/// How long somebody may say nothing for whom the guest stands, where anybody may for `silence_ns`.
+#[must_use]
+pub fn patience_in_pause_ns(silence_ns: u64, downtime_ns_max: u64) -> u64 {
+    silence_ns.min(PAUSE_PATIENCE_NS.max(downtime_ns_max.saturating_mul(2)))
+}
+
 /// Time between questions to a destination that does not answer.
 const QUERY_INTERVAL_NS: u64 = 1_000_000_000;
 
@@ -33,6 +43,8 @@ pub struct Source {
     config: SourceConfig,
     /// The operator wants post-copy as soon as a round has ended.
     go_postcopy: bool,
+    /// See [`SourceEvent::SpeaksInPause`].
+    speaks_in_pause: bool,
     /// When the destination took it.
     accepted: Instant,
     state: State,
@@ -89,7 +101,8 @@ struct Switchover {
     tries: u32,
     again: Vec<PageRange>,
     prepared: bool,
-    paused: bool,
+    /// Since when the guest stands.
+    paused: Option<Instant>,
     measure: Option<RoundMeasure>,
     /// The round's end was sent: its report may come.
     ended: bool,
@@ -134,6 +147,7 @@ impl Source {
         Self {
             config,
             go_postcopy: false,
+            speaks_in_pause: false,
             accepted: Instant(0),
             state: State::Idle,
             heard: None,
@@ -196,6 +210,10 @@ impl Source {
             self.go_postcopy = true;
             return vec![];
         }
+        if matches!(event, SourceEvent::SpeaksInPause) {
+            self.speaks_in_pause = true;
+            return vec![];
+        }
         if matches!(event, SourceEvent::Peer(Control::Accept { .. })) {
             self.accepted = now;
         }
@@ -224,6 +242,7 @@ impl Source {
         self.spoke = now;
         match &mut self.state {
             State::Precopy(at) => at.began = now,
+            State::Switchover(at) => at.paused = at.paused.map(|_| now),
             State::Handover(at) => at.asked = at.asked.map(|_| now),
             State::Resuming(at) => at.outcome.reason.clear(),
             _ => {}
@@ -254,7 +273,7 @@ impl Source {
             (State::Negotiate, event) => self.negotiate(event),
             (State::Setup(setup), event) => self.setup(now, setup, event),
             (State::Precopy(precopy), event) => self.precopy(now, precopy, event),
-            (State::Switchover(switchover), event) => self.switchover(switchover, event),
+            (State::Switchover(switchover), event) => self.switchover(now, switchover, event),
             (state @ State::Idle, event) => self.unexpected(&state, &event),
         }
     }
@@ -263,10 +282,16 @@ impl Source {
         if matches!(state, State::Idle) {
             return (state, vec![]);
         }
-        let silence = self.config.silence_ns;
         let silent = self.silent_ns(now);
-        if silent > silence {
+        if silent > self.config.silence_ns {
             let reason = format!("destination silent for {} ms", silent / 1_000_000);
+            return self.give_up(&state, AbortCode::Connection, reason);
+        }
+        if let Some(silent) = self.silent_too_long_in_pause(now, &state) {
+            let reason = format!(
+                "destination silent for {} ms while the guest stood",
+                silent / 1_000_000
+            );
             return self.give_up(&state, AbortCode::Connection, reason);
         }
         let precedes_pause = matches!(state, State::Setup(_) | State::Precopy(_));

@@ -235,7 +235,7 @@ fn begin_switchover(round: u32, suspects: Vec<PageRange>, postcopy: bool) -> (St
         tries: 0,
         again: suspects,
         prepared: false,
-        paused: false,
+        paused: None,
         measure: None,
         ended: false,
         missed: false,

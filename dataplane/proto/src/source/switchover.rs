@@ -4,12 +4,17 @@ use dwcp_wire::{AbortCode, Control, PageRange};
 
 use super::{
     Actions, Handover, Source, SourceAction, SourceEvent, State, Switchover,
-    TRIES_WHILE_PAUSED_MAX, start_round,
+    TRIES_WHILE_PAUSED_MAX, patience_in_pause_ns, start_round,
 };
-use crate::JournalEntry;
+use crate::{Instant, JournalEntry};
 
 impl Source {
-    pub(super) fn switchover(&self, mut at: Switchover, event: SourceEvent) -> (State, Actions) {
+    pub(super) fn switchover(
+        &self,
+        now: Instant,
+        mut at: Switchover,
+        event: SourceEvent,
+    ) -> (State, Actions) {
         let mut actions = vec![];
         match event {
             SourceEvent::Journaled(JournalEntry::Prepared | JournalEntry::PreparedPostcopy)
@@ -23,8 +28,8 @@ impl Source {
                 | Control::MissingAheadTaken
                 | Control::PostcopyRefused { .. }),
             ) if at.postcopy && !at.peer_ready => return self.postcopy_prepared(at, answer),
-            SourceEvent::Paused if at.prepared && !at.paused => {
-                at.paused = true;
+            SourceEvent::Paused if at.prepared && at.paused.is_none() => {
+                at.paused = Some(now);
                 let (round, again) = (at.round, std::mem::take(&mut at.again));
                 actions.push(if at.postcopy {
                     SourceAction::NameMissing { round }
@@ -32,12 +37,12 @@ impl Source {
                     start_round(round, again, false)
                 });
             }
-            SourceEvent::RoundSent(measure) if at.paused && at.measure.is_none() => {
+            SourceEvent::RoundSent(measure) if at.paused.is_some() && at.measure.is_none() => {
                 at.measure = Some(measure);
                 actions.push(SourceAction::ReadSample);
             }
             // A stream broke with pages of the round, which were sent again.
-            SourceEvent::RoundSent(measure) if at.paused && !at.proven => {
+            SourceEvent::RoundSent(measure) if at.paused.is_some() && !at.proven => {
                 at.measure = Some(measure);
                 if at.ended {
                     actions.push(round_end(&at));
@@ -75,6 +80,21 @@ impl Source {
             return (State::Handover(handover), vec![send]);
         }
         (State::Switchover(at), actions)
+    }
+
+    /// For how long a destination that speaks in the pause has said nothing in it, where that is too long.
+    pub(super) fn silent_too_long_in_pause(&self, now: Instant, state: &State) -> Option<u64> {
+        let State::Switchover(Switchover {
+            paused: Some(paused),
+            ..
+        }) = state
+        else {
+            return None;
+        };
+        let limits = &self.config.limits;
+        let patience = patience_in_pause_ns(self.config.silence_ns, limits.downtime_ns_max);
+        let silent = self.silent_ns(now).min(now.since(*paused));
+        (self.speaks_in_pause && silent > patience).then_some(silent)
     }
 
     /// The destination can do without pages, or cannot; and what is dirty is out of its RAM.
