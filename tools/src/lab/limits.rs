@@ -9,6 +9,9 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 /// Where the kernel has its first memory controller; nothing of it is needed where it has not.
 const CAGES: &str = "/sys/fs/cgroup/memory";
 
+/// A process that grows may be larger than what was to be its limit when that is set.
+const CLOSE_TRIES: u32 = 16;
+
 /// A disk in memory under a folder. Dropping it takes it away, with what is on it.
 #[derive(Debug)]
 pub struct SmallDisk {
@@ -83,6 +86,17 @@ impl MemoryCage {
     /// # Errors
     /// From the system.
     pub fn close(&self, left_bytes: u64) -> io::Result<()> {
+        for _ in 0..CLOSE_TRIES {
+            match self.try_close(left_bytes) {
+                // It took more than that meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+                closed => return closed,
+            }
+        }
+        self.try_close(left_bytes)
+    }
+
+    fn try_close(&self, left_bytes: u64) -> io::Result<()> {
         let path = self.folder.join("memory.usage_in_bytes");
         let used = std::fs::read_to_string(path)?;
         let used: u64 = used.trim().parse().map_err(io::Error::other)?;
