@@ -11,8 +11,9 @@ use dwcp_journal::{RecordKind, Unfinished};
 use dwcp_proto::{Ending, LastRecord, Outcome, Phase, SourceRecovery, recover_source};
 use dwcp_wire::Control;
 
+use super::handle::MigrationHandle;
 use super::meter::Meter;
-use super::node::{JournalScope, MigrationHandle, Node};
+use super::node::{JournalScope, Node};
 use super::peer::{self, PeerError};
 use super::recorder::{End, Recorder, Subject};
 use super::recovery::{Reached, fail, note, reach, reach_at_last, recover_serving, resume_here};

@@ -33,6 +33,7 @@ mod dial;
 mod doubt;
 mod early;
 mod eta;
+mod handle;
 mod itself;
 mod journal_scope;
 mod kept;
@@ -74,7 +75,8 @@ mod stream_count;
 mod vms;
 mod vms_look;
 
+pub use handle::MigrationHandle;
 pub use listener::Listener;
-pub use node::{MigrationHandle, Node, NodeError, NodeOptions, PeerNode};
+pub use node::{Node, NodeError, NodeOptions, PeerNode};
 pub use recovery::recover;
 pub use source_path::probe_path;

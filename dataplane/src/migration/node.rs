@@ -1,24 +1,23 @@
 //! One node's data plane: its VMs, its journal, its migrations.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use dwcp_api::counters::{Counters, CountersPage};
 use dwcp_api::{
-    ApiError, ErrorCode, MigrationId, MigrationReport, MigrationStatus, PhaseName, Role,
-    TransferSettings, Tune,
+    ApiError, ErrorCode, MigrationId, MigrationStatus, PhaseName, Role, TransferSettings, Tune,
 };
 use dwcp_journal::Journal;
 use dwcp_pki::CertificateFacts;
 
 use super::admission::Admission;
 use super::destination::DestinationInput;
+use super::handle::MigrationHandle;
 pub(super) use super::journal_scope::JournalScope;
 use super::placement;
-use super::settle::{Settled, Settlement};
 use super::shares::Shares;
 use super::vms::{self, VmTable};
 use super::vms_look::Looking;
@@ -101,89 +100,6 @@ pub enum NodeError {
         /// The failure.
         source: std::io::Error,
     },
-}
-
-/// A migration as others see it.
-#[derive(Debug)]
-pub struct MigrationHandle {
-    /// Which.
-    pub id: MigrationId,
-    /// VM name.
-    pub vm: String,
-    cancelled: AtomicBool,
-    /// What is to change, until the driver takes it.
-    tunes: Mutex<VecDeque<Tune>>,
-    /// What an operator has decided, until whoever waits for the other node takes it.
-    settlement: Mutex<Option<Settlement>>,
-    /// What was done of it, until the migration has ended.
-    settled: Mutex<Option<Settled>>,
-    /// Why the other node has not answered yet, in words.
-    trouble: Mutex<String>,
-    slot: usize,
-    status: Mutex<MigrationStatus>,
-}
-
-impl MigrationHandle {
-    /// As it is now.
-    #[must_use]
-    pub fn status(&self) -> MigrationStatus {
-        lock(&self.status).clone()
-    }
-
-    /// Asks for the guest back.
-    fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Release);
-    }
-
-    /// Whether that was asked; true once.
-    pub(super) fn take_cancel(&self) -> bool {
-        self.cancelled.swap(false, Ordering::AcqRel)
-    }
-
-    /// What is to change, in the order in which it was asked for.
-    pub(super) fn take_tune(&self) -> Option<Tune> {
-        lock(&self.tunes).pop_front()
-    }
-
-    /// Lets the driver, or the question, carry out what an operator has decided.
-    pub(super) fn settle(&self, settlement: Settlement) {
-        *lock(&self.settlement) = Some(settlement);
-    }
-
-    pub(super) fn has_settlement(&self) -> bool {
-        lock(&self.settlement).is_some()
-    }
-
-    pub(super) fn take_settlement(&self) -> Option<Settlement> {
-        lock(&self.settlement).take()
-    }
-
-    /// Answers an operator's decision once the migration has ended by it: what he asks next finds it ended.
-    pub(super) fn answer_at_end(&self, settled: Settled) {
-        *lock(&self.settled) = Some(settled);
-    }
-
-    /// Notes why the other node has not answered yet.
-    pub(super) fn note_trouble(&self, text: String) {
-        *lock(&self.trouble) = text;
-    }
-
-    /// Why the other node has not answered yet; empty when it was not asked.
-    pub(super) fn trouble(&self) -> String {
-        lock(&self.trouble).clone()
-    }
-
-    pub(super) fn publish(&self, status: MigrationStatus) {
-        *lock(&self.status) = status;
-    }
-
-    pub(super) fn finish(&self, mut status: MigrationStatus, report: MigrationReport) {
-        status.report = Some(report);
-        self.publish(status);
-        if let Some(settled) = lock(&self.settled).take() {
-            settled.answer();
-        }
-    }
 }
 
 /// Nodes whose ways are remembered.
@@ -318,17 +234,8 @@ impl Node {
         id: MigrationId,
         status: MigrationStatus,
     ) -> Arc<MigrationHandle> {
-        let handle = Arc::new(MigrationHandle {
-            id,
-            vm: status.vm.clone(),
-            cancelled: AtomicBool::new(false),
-            tunes: Mutex::default(),
-            settlement: Mutex::default(),
-            settled: Mutex::default(),
-            trouble: Mutex::default(),
-            slot: self.next_slot.fetch_add(1, Ordering::Relaxed),
-            status: Mutex::new(status),
-        });
+        let slot = self.next_slot.fetch_add(1, Ordering::Relaxed);
+        let handle = Arc::new(MigrationHandle::new(id, slot, status));
         let mut migrations = lock(&self.migrations);
         // Old ends are history: the journal has them.
         if migrations.len() >= MIGRATIONS_SHOWN {
@@ -409,10 +316,7 @@ impl Node {
             return Err(refusal);
         }
         if let Some(handle) = self.migration(id) {
-            let mut tunes = lock(&handle.tunes);
-            // A driver that is busy needs the last of them only.
-            tunes.retain(|other| std::mem::discriminant(other) != std::mem::discriminant(&tune));
-            tunes.push_back(tune);
+            handle.tune(tune);
         }
         Ok(())
     }

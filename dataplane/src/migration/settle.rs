@@ -13,7 +13,8 @@ use dwcp_proto::Ending;
 use dwcp_wire::SourceStands;
 
 use super::doubt::{ASK_TIME, ask_once};
-use super::node::{JournalScope, MigrationHandle, Node};
+use super::handle::MigrationHandle;
+use super::node::{JournalScope, Node};
 use super::{recall, recovery};
 use crate::vmm::{RunState, Vm, VmmError};
 

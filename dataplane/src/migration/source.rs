@@ -20,7 +20,8 @@ use dwcp_wire::{AbortCode, Capabilities, Control};
 
 use super::admission::{Turn, at_once};
 use super::control_writer::ControlWriter;
-use super::node::{JournalScope, MigrationHandle, Node, PeerNode};
+use super::handle::MigrationHandle;
+use super::node::{JournalScope, Node, PeerNode};
 use super::peer::PeerError;
 use super::recorder::{BeforeRound, Recorder};
 use super::relay::Relay;
