@@ -278,7 +278,8 @@ pub(super) const KEYS: &[Key] = &[
         "timeouts.peer_silence",
         time(100, 3_600_000),
         "A peer that says nothing for so long counts as lost. Before the handover the guest then \
-         runs on at the source. While it stands, until the handover is sent, neither a destination that says nothing nor a stream \
-         that breaks is waited for longer than 2 s, or twice switchover.downtime_limit.",
+         runs on at the source. While it stands, until the handover is sent, a destination that says nothing and a \
+         connection that breaks are waited for no longer than 2 s or twice switchover.downtime_limit, whichever is more, and never longer \
+         than this. Queue pairs and destinations of an older version have this time.",
     ),
 ];

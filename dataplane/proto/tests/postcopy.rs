@@ -18,6 +18,11 @@ const EMPTY: RoundSummary = RoundSummary {
 
 /// A source that has decided for post-copy, and what it wants done.
 fn source_that_goes() -> (Source, Vec<SourceAction>) {
+    source_that_goes_and_bears(source_config().silence_ns)
+}
+
+/// One whose destination may be silent for so long.
+fn source_that_goes_and_bears(silence_ns: u64) -> (Source, Vec<SourceAction>) {
     let config = SourceConfig {
         limits: RoundLimits {
             downtime_ns_max: 1,
@@ -26,6 +31,7 @@ fn source_that_goes() -> (Source, Vec<SourceAction>) {
             rounds_max: 9,
             if_not_converged: IfNotConverged::PostCopy,
         },
+        silence_ns,
         ..source_config()
     };
     let mut source = source_in_precopy_with(config);
@@ -123,6 +129,40 @@ fn a_write_that_the_tracker_missed_gives_the_guest_back() {
     }
     let actions = source.on_event(NOW, SourceEvent::SampleRead { missed: 1 });
     assert!(actions.contains(&SourceAction::ResumeVm), "{actions:?}");
+}
+
+/// The destination takes out of its RAM what was named, and says nothing meanwhile.
+#[test]
+fn in_the_pause_a_destination_may_be_silent_until_ram_is_proven() {
+    const S: u64 = 1_000_000_000;
+    let (mut source, _) = source_that_goes_and_bears(30 * S);
+    let mut measure = measure();
+    measure.sent = EMPTY;
+    for event in [
+        SourceEvent::SpeaksInPause,
+        SourceEvent::Journaled(JournalEntry::PreparedPostcopy),
+        SourceEvent::Peer(Control::PostcopyReady),
+        SourceEvent::Peer(Control::MissingAheadTaken),
+        SourceEvent::Paused,
+        SourceEvent::RoundSent(measure),
+        SourceEvent::SampleRead { missed: 0 },
+    ] {
+        let _ = source.on_event(NOW, event);
+    }
+    let _ = source.on_event(Instant(20 * S), SourceEvent::Tick);
+    assert_eq!(source.phase(), Phase::Switchover);
+    let report = Control::RoundReport {
+        round: 1,
+        applied: EMPTY,
+        suspects: vec![],
+        root: ROOT,
+        pages_proven: Some(8),
+    };
+    let _ = source.on_event(Instant(20 * S), SourceEvent::Peer(report));
+    let _ = source.on_event(Instant(22 * S), SourceEvent::Tick);
+    assert_eq!(source.phase(), Phase::Switchover);
+    let _ = source.on_event(Instant(23 * S), SourceEvent::Tick);
+    assert_eq!(source.phase(), Phase::Aborted);
 }
 
 /// What a guest needs is here: no failure is a reason to end.

@@ -44,14 +44,20 @@ impl ControlWriter {
         silence: Duration,
         meter: &Arc<Meter>,
     ) -> io::Result<Self> {
-        stream.set_write_timeout(Some(silence))?;
-        Ok(Self {
+        let writer = Self {
             stream,
             sequence: 1,
             meter: Arc::clone(meter),
             followers: 0,
             said: Instant::now(),
-        })
+        };
+        writer.bound_silence(silence)?;
+        Ok(writer)
+    }
+
+    /// From now on a peer that takes nothing for so long is lost.
+    pub(super) fn bound_silence(&self, silence: Duration) -> io::Result<()> {
+        self.stream.set_write_timeout(Some(silence))
     }
 
     /// As [`Self::send`], in a phase of the migration: what the guest stands for is to be followed.

@@ -13,11 +13,13 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use dwcp_wire::FrameKind;
 use dwcp_wire::limits::DEVICE_BYTES_MAX;
 
 use super::control_writer::{FOLLOW_TIME, FOLLOWERS};
+use super::dial;
 use super::meter::{Helper, Meter};
 use super::peer::{PeerError, read_frame, write_frame};
 use crate::tls::Connection;
@@ -107,6 +109,11 @@ impl Relay {
                 write_frame(&mut peer, FrameKind::Padding, 0, sequence, &padding, meter)
             });
         })
+    }
+
+    /// The guest stands: a connection whose bytes are not acknowledged for so long is broken.
+    pub(super) fn bound_silence(&self, silence: Duration) {
+        dial::bound_silence(self.peer.socket(), silence);
     }
 
     /// Connects the VMM: what was held goes to it, and what it says goes to the other node.
@@ -286,6 +293,8 @@ fn follow(peer: &mut Connection, end: u64, meter: &Meter) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{TcpListener, TcpStream};
+
     use super::*;
 
     /// Whatever a VMM says comes out as it went in; a bomb does not go off.
@@ -304,6 +313,20 @@ mod tests {
         inflate(&small).unwrap_err();
         inflate(&small[..small.len() - 1]).unwrap_err();
         inflate(b"no zstd").unwrap_err();
+    }
+
+    /// Nothing else ends a connection whose other end has vanished: it carries nothing before the pause.
+    #[test]
+    fn a_connection_that_is_not_acknowledged_is_bounded() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = socket2::Socket::from(ours.try_clone().unwrap());
+        let relay =
+            Relay::start(Connection::from(ours), Arc::new(|_| {}), &Arc::default()).unwrap();
+        let time = Duration::from_millis(2000);
+        relay.bound_silence(time);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(time));
+        assert!(socket.keepalive().unwrap());
     }
 
     #[test]

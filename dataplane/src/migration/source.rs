@@ -48,6 +48,9 @@ pub(super) use begin::{random, start};
 /// Between looks at the clock, at cancel requests, and updates of what is shown.
 const TICK: Duration = Duration::from_millis(50);
 
+/// This node was busy with something else, or stopped, if so much time lies between two looks.
+const STALL: Duration = Duration::from_millis(500);
+
 /// What is asked of a source.
 #[derive(Clone, Debug)]
 pub(super) struct Request {
@@ -167,7 +170,7 @@ impl SourceDriver {
     }
 
     fn drive(mut self) {
-        let mut ticked = Instant::now();
+        let (mut ticked, mut stalled) = (Instant::now(), false);
         while self.outcome.is_none() {
             while let Some(event) = self.pending.pop_front() {
                 self.feed(event);
@@ -181,9 +184,14 @@ impl SourceDriver {
                 self.take(input);
             }
             // However much comes: the other side must hear that this one lives.
-            if ticked.elapsed() >= TICK {
+            let since = ticked.elapsed();
+            if since >= TICK {
                 ticked = Instant::now();
-                self.feed(SourceEvent::Tick);
+                // Whoever was stopped, or busy for long, judges nobody's silence before it has listened.
+                stalled = since >= STALL && !stalled;
+                if !stalled {
+                    self.feed(SourceEvent::Tick);
+                }
                 self.check_streams();
                 self.pace();
             }

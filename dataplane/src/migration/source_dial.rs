@@ -122,7 +122,7 @@ impl SourceDriver {
     ) -> impl FnOnce() -> Result<Joined, PeerError> + Send + 'static {
         let settings = &self.request.settings;
         let time = Duration::from_millis(settings.connect_timeout_ms.into());
-        let silence = Duration::from_millis(settings.peer_silence_ms.into());
+        let silence = self.patience();
         let connect = self.connecting(route);
         let is_encoded = settings.codec != Codec::Raw;
         let (node, way) = (Arc::clone(&self.node), self.way.clone());
@@ -137,11 +137,9 @@ impl SourceDriver {
                 Early::Connection(connection) => connection,
             };
             let socket = connection.socket();
-            if hello.role != StreamRole::Device {
-                dial::bound_silence(socket, silence);
-                if is_encoded {
-                    dial::bound_unsent(socket);
-                }
+            dial::bound_silence(socket, silence);
+            if is_encoded && hello.role != StreamRole::Device {
+                dial::bound_unsent(socket);
             }
             peer::say_stream_hello(&mut connection, hello, &meter)?;
             Ok(Joined {

@@ -103,20 +103,22 @@ impl SourceDriver {
         self.recorder.stream_broke(text);
     }
 
-    /// How long a stream may stay broken: as long as a peer may be silent, but not where the guest waits for it.
-    fn patience(&self) -> Duration {
+    /// How long a stream may stay broken: as long as a peer may be silent, but not where the guest stands until it is mended.
+    pub(super) fn patience(&self) -> Duration {
         let settings = &self.request.settings;
         let ns = |ms: u32| u64::from(ms) * 1_000_000;
         let silence_ns = ns(settings.peer_silence_ms);
-        let patience_ns = match self.recorder.pause.paused {
-            None => silence_ns,
-            Some(_) => patience_in_pause_ns(silence_ns, ns(settings.downtime_limit_ms)),
+        let stands = self.recorder.pause.paused.is_some() && self.machine.phase() < Phase::Handover;
+        let patience_ns = if stands {
+            patience_in_pause_ns(silence_ns, ns(settings.downtime_limit_ms))
+        } else {
+            silence_ns
         };
         Duration::from_nanos(patience_ns)
     }
 
-    /// The guest is paused: a stream that carries nothing is known to be broken sooner, and so is a destination that says
-    /// nothing. Not one that has pages placed by an adapter: it gives back the registration of all of RAM meanwhile.
+    /// The guest is paused: a connection that carries nothing is known to be broken sooner, and so is a destination that says
+    /// nothing. Not one that would have pages placed by an adapter: it may give back the registration of all of RAM meanwhile.
     pub(super) fn hasten(&mut self) {
         let speaks = self
             .can
@@ -125,6 +127,14 @@ impl SourceDriver {
             self.pending.push_back(SourceEvent::SpeaksInPause);
         }
         let patience = self.patience();
+        if let Some(relay) = &self.relay {
+            relay.bound_silence(patience);
+        }
+        if let Some(control) = &self.control
+            && let Err(error) = control.bound_silence(patience)
+        {
+            tracing::warn!(%error, "the control connection keeps its time limit");
+        }
         for socket in self.streams.sockets() {
             dial::bound_silence(socket, patience);
         }

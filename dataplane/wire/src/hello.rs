@@ -39,7 +39,8 @@ impl Capabilities {
     pub const POSTCOPY_READ: Self = Self(1 << 7);
     /// Beside `WINDOW`: pages in it may be shuffled ([`crate::FrameHeader::shuffles_window`]).
     pub const SHUFFLE: Self = Self(1 << 8);
-    /// As a destination it says `Alive` four times a second from `SwitchoverStart` to `Handover`.
+    /// As a destination it says `Alive`, if it has said nothing else, three times a second and more from `SwitchoverStart` to
+    /// `Handover`, but in post-copy while it takes out what was named.
     pub const SPEAKS_IN_PAUSE: Self = Self(1 << 9);
 
     /// Bits in both.

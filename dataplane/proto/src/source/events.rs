@@ -37,7 +37,7 @@ pub enum SourceEvent {
     Start,
     /// The control connection stands and the hellos agree. In post-copy: it stands again.
     Connected,
-    /// The destination says that it lives four times a second while the guest stands: its silence means more then.
+    /// The destination says that it lives several times a second while the guest stands: its silence means more then.
     SpeaksInPause,
     /// A control message came.
     Peer(Control),

@@ -24,8 +24,8 @@ pub const TRIES_WHILE_PAUSED_MAX: u32 = 4;
 /// So often a VMM is asked to run the guest again, once per tick, before it is said to stand.
 pub const RESUME_TRIES_MAX: u32 = 5;
 
-/// A guest that stands waits no longer than this for a destination or a stream that says nothing, or twice as long as it
-/// may stand.
+/// A guest that stands waits no longer than this for a destination or a stream that says nothing, or twice its
+/// `switchover.downtime_limit`.
 const PAUSE_PATIENCE_NS: u64 = 2_000_000_000;
 
 /// How long somebody may say nothing for whom the guest stands, where anybody may for `silence_ns`.

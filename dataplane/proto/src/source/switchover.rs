@@ -86,6 +86,8 @@ impl Source {
     pub(super) fn silent_too_long_in_pause(&self, now: Instant, state: &State) -> Option<u64> {
         let State::Switchover(Switchover {
             paused: Some(paused),
+            postcopy,
+            proven,
             ..
         }) = state
         else {
@@ -94,7 +96,9 @@ impl Source {
         let limits = &self.config.limits;
         let patience = patience_in_pause_ns(self.config.silence_ns, limits.downtime_ns_max);
         let silent = self.silent_ns(now).min(now.since(*paused));
-        (self.speaks_in_pause && silent > patience).then_some(silent)
+        // Taking pages out of RAM that were named as missing is one step there.
+        let speaks = self.speaks_in_pause && (*proven || !postcopy);
+        (speaks && silent > patience).then_some(silent)
     }
 
     /// The destination can do without pages, or cannot; and what is dirty is out of its RAM.
