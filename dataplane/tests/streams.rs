@@ -47,6 +47,30 @@ fn check_moved(report: &MigrationReport, nodes: &TwoNodes, place: &str) {
     assert_eq!(nodes.new.bad_pages(), 0, "{place}");
 }
 
+/// Given back, and whole.
+fn check_stays(report: &MigrationReport, nodes: &TwoNodes) {
+    assert_eq!(report.result, RunResult::Aborted, "{}", report.reason);
+    assert!(nodes.old.is_running() && !nodes.new.is_running());
+    assert_eq!(nodes.old.bad_pages(), 0);
+}
+
+/// While the guest runs the other side may be silent for half a minute.
+fn patient() -> TransferSettings {
+    TransferSettings {
+        peer_silence_ms: 30_000,
+        ..settings()
+    }
+}
+
+/// Something is done before a word on the control connection goes on.
+const fn at_word(way: Way, message: fn(&Control) -> bool, act: fn(&Progress)) -> Plan {
+    Plan {
+        connections: proxy::CONTROL..proxy::CONTROL + 1,
+        way,
+        harm: Harm::Before { message, act },
+    }
+}
+
 #[test]
 fn a_stream_that_breaks_before_all_are_there_is_replaced() {
     // Its hello does not arrive; it arrives, and that is all.
@@ -234,45 +258,34 @@ fn a_stream_that_cannot_be_replaced_ends_the_migration_at_the_source() {
         harm: Harm::Last { bytes: 4 << 20 },
     };
     let (report, nodes, _proxy) = moves(&settings, &plan);
-    assert_eq!(report.result, RunResult::Aborted, "{}", report.reason);
     assert!(
         report.reason.contains("could not be replaced in 1000 ms"),
         "{}",
         report.reason
     );
     assert!(report.connection_lost);
-    assert!(nodes.old.is_running() && !nodes.new.is_running());
-    assert_eq!(nodes.old.bad_pages(), 0);
+    check_stays(&report, &nodes);
 }
 
 #[test]
 fn in_the_pause_the_guest_does_not_wait_long_for_a_stream() {
-    let settings = TransferSettings {
-        peer_silence_ms: 30_000,
-        ..settings()
-    };
-    let plan = Plan {
-        connections: proxy::CONTROL..proxy::CONTROL + 1,
-        way: Way::ToDestination,
-        harm: Harm::Before {
-            message: |message| matches!(message, Control::SwitchoverStart),
-            act: |progress| {
-                progress.refuse();
-                progress.close(|number| number == proxy::data(1));
-            },
+    let plan = at_word(
+        Way::ToDestination,
+        |message| matches!(message, Control::SwitchoverStart),
+        |progress| {
+            progress.refuse();
+            progress.close(|number| number == proxy::data(1));
         },
-    };
+    );
     // The stream may have carried all that it was to carry before it was closed: then nothing waits for it.
     let waits = (0..8).any(|_| {
-        let (report, nodes, _proxy) = moves(&settings, &plan);
+        let (report, nodes, _proxy) = moves(&patient(), &plan);
         if report.result == RunResult::Completed {
             return false;
         }
-        assert_eq!(report.result, RunResult::Aborted, "{}", report.reason);
         let reason = "could not be replaced in 2000 ms";
         assert!(report.reason.contains(reason), "{}", report.reason);
-        assert!(nodes.old.is_running() && !nodes.new.is_running());
-        assert_eq!(nodes.old.bad_pages(), 0);
+        check_stays(&report, &nodes);
         true
     });
     assert!(waits);
@@ -282,23 +295,15 @@ fn in_the_pause_the_guest_does_not_wait_long_for_a_stream() {
 /// the guest stands.
 #[test]
 fn in_the_pause_the_guest_does_not_wait_long_for_a_word() {
-    let settings = TransferSettings {
-        peer_silence_ms: 30_000,
-        ..settings()
-    };
-    let plan = Plan {
-        connections: proxy::CONTROL..proxy::CONTROL + 1,
-        way: Way::ToSource,
-        harm: Harm::Before {
-            message: |message| matches!(message, Control::DeviceLoaded),
-            act: |_| loop {
-                std::thread::park();
-            },
+    let plan = at_word(
+        Way::ToSource,
+        |message| matches!(message, Control::DeviceLoaded),
+        |_| loop {
+            std::thread::park();
         },
-    };
-    let (report, nodes, proxy) = moves(&settings, &plan);
+    );
+    let (report, nodes, proxy) = moves(&patient(), &plan);
     assert!(proxy.has_harmed());
-    assert_eq!(report.result, RunResult::Aborted, "{}", report.reason);
     let reason = &report.reason;
     let silent_ms = reason
         .strip_prefix("destination silent for ")
@@ -306,26 +311,18 @@ fn in_the_pause_the_guest_does_not_wait_long_for_a_word() {
         .and_then(|ms| ms.parse::<u32>().ok());
     assert!(silent_ms.is_some_and(|ms| ms < 15_000), "{reason}");
     assert!(report.connection_lost);
-    assert!(nodes.old.is_running() && !nodes.new.is_running());
-    assert_eq!(nodes.old.bad_pages(), 0);
+    check_stays(&report, &nodes);
 }
 
 /// One that speaks is waited for, however long what it waits for takes.
 #[test]
 fn in_the_pause_a_destination_that_speaks_is_waited_for() {
-    let settings = TransferSettings {
-        peer_silence_ms: 30_000,
-        ..settings()
-    };
-    let plan = Plan {
-        connections: proxy::CONTROL..proxy::CONTROL + 1,
-        way: Way::ToDestination,
-        harm: Harm::Before {
-            message: |message| matches!(message, Control::RoundEnd { paused: true, .. }),
-            act: |_| std::thread::sleep(Duration::from_secs(3)),
-        },
-    };
-    let (report, nodes, proxy) = moves(&settings, &plan);
+    let plan = at_word(
+        Way::ToDestination,
+        |message| matches!(message, Control::RoundEnd { paused: true, .. }),
+        |_| std::thread::sleep(Duration::from_secs(3)),
+    );
+    let (report, nodes, proxy) = moves(&patient(), &plan);
     assert!(proxy.has_harmed());
     check_moved(&report, &nodes, "held for 3 s");
     assert!(report.downtime_ms > 3000.0);
@@ -338,17 +335,14 @@ fn the_source_reports_what_a_destination_that_gives_up_says() {
         bandwidth_limit_mbit: 50,
         ..settings()
     };
-    let plan = Plan {
-        connections: proxy::CONTROL..proxy::CONTROL + 1,
-        way: Way::ToSource,
-        harm: Harm::Before {
-            message: |message| matches!(message, Control::Abort { .. }),
-            act: |progress| {
-                progress.close(|number| number == proxy::DEVICE);
-                std::thread::sleep(Duration::from_millis(40));
-            },
+    let plan = at_word(
+        Way::ToSource,
+        |message| matches!(message, Control::Abort { .. }),
+        |progress| {
+            progress.close(|number| number == proxy::DEVICE);
+            std::thread::sleep(Duration::from_millis(40));
         },
-    };
+    );
     let (nodes, _proxy) = begins(&settings, &plan);
     let is_under_way = || {
         let status = nodes.b.node.status(ID);

@@ -280,6 +280,6 @@ pub(super) const KEYS: &[Key] = &[
         "A peer that says nothing for so long counts as lost. Before the handover the guest then \
          runs on at the source. While it stands, until the handover is sent, a destination that says nothing and a \
          connection that breaks are waited for no longer than 2 s or twice switchover.downtime_limit, whichever is more, and never longer \
-         than this. Queue pairs and destinations of an older version have this time.",
+         than this. Queue pairs, post-copy until RAM is proven and destinations of an older version have this time.",
     ),
 ];

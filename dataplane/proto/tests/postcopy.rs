@@ -43,16 +43,8 @@ fn source_that_goes_and_bears(silence_ns: u64) -> (Source, Vec<SourceAction>) {
     (source, actions)
 }
 
-/// A source whose guest runs there.
-fn source_in_postcopy() -> Source {
-    let (mut source, _) = source_that_goes();
-    let report = Control::RoundReport {
-        round: 1,
-        applied: EMPTY,
-        suspects: vec![],
-        root: ROOT,
-        pages_proven: Some(8),
-    };
+/// Its guest stands, and what is missing is named.
+fn name_missing(source: &mut Source) {
     let mut measure = measure();
     measure.sent = EMPTY;
     for event in [
@@ -62,8 +54,29 @@ fn source_in_postcopy() -> Source {
         SourceEvent::Paused,
         SourceEvent::RoundSent(measure),
         SourceEvent::SampleRead { missed: 0 },
+    ] {
+        let _ = source.on_event(NOW, event);
+    }
+}
+
+/// The destination's answer to that.
+fn nothing_missed() -> Control {
+    Control::RoundReport {
+        round: 1,
+        applied: EMPTY,
+        suspects: vec![],
+        root: ROOT,
+        pages_proven: Some(8),
+    }
+}
+
+/// A source whose guest runs there.
+fn source_in_postcopy() -> Source {
+    let (mut source, _) = source_that_goes();
+    name_missing(&mut source);
+    for event in [
         SourceEvent::DeviceSent,
-        SourceEvent::Peer(report),
+        SourceEvent::Peer(nothing_missed()),
         SourceEvent::Peer(Control::DeviceLoaded),
         SourceEvent::Peer(Control::Committed { epoch: EPOCH + 1 }),
         SourceEvent::Peer(Control::Resumed),
@@ -136,29 +149,11 @@ fn a_write_that_the_tracker_missed_gives_the_guest_back() {
 fn in_the_pause_a_destination_may_be_silent_until_ram_is_proven() {
     const S: u64 = 1_000_000_000;
     let (mut source, _) = source_that_goes_and_bears(30 * S);
-    let mut measure = measure();
-    measure.sent = EMPTY;
-    for event in [
-        SourceEvent::SpeaksInPause,
-        SourceEvent::Journaled(JournalEntry::PreparedPostcopy),
-        SourceEvent::Peer(Control::PostcopyReady),
-        SourceEvent::Peer(Control::MissingAheadTaken),
-        SourceEvent::Paused,
-        SourceEvent::RoundSent(measure),
-        SourceEvent::SampleRead { missed: 0 },
-    ] {
-        let _ = source.on_event(NOW, event);
-    }
+    let _ = source.on_event(NOW, SourceEvent::SpeaksInPause);
+    name_missing(&mut source);
     let _ = source.on_event(Instant(20 * S), SourceEvent::Tick);
     assert_eq!(source.phase(), Phase::Switchover);
-    let report = Control::RoundReport {
-        round: 1,
-        applied: EMPTY,
-        suspects: vec![],
-        root: ROOT,
-        pages_proven: Some(8),
-    };
-    let _ = source.on_event(Instant(20 * S), SourceEvent::Peer(report));
+    let _ = source.on_event(Instant(20 * S), SourceEvent::Peer(nothing_missed()));
     let _ = source.on_event(Instant(22 * S), SourceEvent::Tick);
     assert_eq!(source.phase(), Phase::Switchover);
     let _ = source.on_event(Instant(23 * S), SourceEvent::Tick);

@@ -350,7 +350,7 @@ impl World {
             && self.network_down_until <= self.now + wait;
         if reachable {
             self.source_to(attempt, wait, SourceEvent::Connected);
-            if self.plan.speaks_in_pause {
+            if self.plan.speaks_in_pause() {
                 self.source_to(attempt, wait, SourceEvent::SpeaksInPause);
             }
             self.destination_accepts(attempt);

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `source.rs`, `source_actions.rs` | the source's driver |
 //! | `destination.rs`, `destination_actions.rs`, `destination_rounds.rs` | the destination's |
-//! | `node.rs`, `vms.rs` | what all migrations of a node share; who has which VM to himself |
+//! | `node.rs`, `handle.rs`, `vms.rs` | what all migrations of a node share; how others see one; who has which VM to himself |
 //! | `admission.rs`, `placement.rs`, `network_card.rs`, `room.rs` | when a migration may begin, where its workers run, whether it fits |
 //! | `dial.rs`, `peer.rs`, `control_writer.rs` | connecting to another node; the control connection |
 //! | `source_streams.rs`, `destination_streams.rs` | the further connections: made, given to workers, made anew |

@@ -149,8 +149,8 @@ impl SourceDriver {
         stream.set_read_timeout(Some(time))?;
         let meter = Arc::clone(&self.recorder.meter);
         peer::say_hello(&mut stream, &meter)?;
-        let silence = Duration::from_millis(self.request.settings.peer_silence_ms.into());
-        self.control = Some(ControlWriter::new(stream.try_clone()?, silence, &meter)?);
+        let patience = self.patience();
+        self.control = Some(ControlWriter::new(stream.try_clone()?, patience, &meter)?);
         let (mailbox, codec) = (self.mailbox.clone(), self.request.settings.codec);
         let post_copy = self.request.settings.if_not_converged == NotConverged::PostCopy;
         let hear = move |stream: &mut Connection, meter: &Meter| {

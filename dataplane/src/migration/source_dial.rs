@@ -122,7 +122,7 @@ impl SourceDriver {
     ) -> impl FnOnce() -> Result<Joined, PeerError> + Send + 'static {
         let settings = &self.request.settings;
         let time = Duration::from_millis(settings.connect_timeout_ms.into());
-        let silence = self.patience();
+        let patience = self.patience();
         let connect = self.connecting(route);
         let is_encoded = settings.codec != Codec::Raw;
         let (node, way) = (Arc::clone(&self.node), self.way.clone());
@@ -137,7 +137,7 @@ impl SourceDriver {
                 Early::Connection(connection) => connection,
             };
             let socket = connection.socket();
-            dial::bound_silence(socket, silence);
+            dial::bound_silence(socket, patience);
             if is_encoded && hello.role != StreamRole::Device {
                 dial::bound_unsent(socket);
             }

@@ -277,11 +277,11 @@ impl SourceDriver {
             connection.shut();
             return self.serve_again();
         }
-        let silence = Duration::from_millis(self.request.settings.peer_silence_ms.into());
+        let patience = self.patience();
         let meter = Arc::clone(&self.recorder.meter);
         let listened = connection.try_clone().and_then(|writer| {
             self.peer = Some(connection.peer_addr()?);
-            self.control = Some(ControlWriter::new(writer, silence, &meter)?);
+            self.control = Some(ControlWriter::new(writer, patience, &meter)?);
             self.listen(connection, |_, _| true)
         });
         // Given up while nobody could be sent anything.

@@ -103,7 +103,7 @@ impl SourceDriver {
         self.recorder.stream_broke(text);
     }
 
-    /// How long a stream may stay broken: as long as a peer may be silent, but not where the guest stands until it is mended.
+    /// How long the other node may say or take nothing, and a stream may stay broken: not as long where the guest stands.
     pub(super) fn patience(&self) -> Duration {
         let settings = &self.request.settings;
         let ns = |ms: u32| u64::from(ms) * 1_000_000;
